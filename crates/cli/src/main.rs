@@ -1,0 +1,3 @@
+//! The command `crtools`.
+#![forbid(unsafe_code)]
+fn main() {}

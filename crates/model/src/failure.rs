@@ -1,0 +1,195 @@
+//! The one error type that crosses crate borders: which object, whose, what was attempted, why it
+//! failed, and what would help.
+
+use crate::options::OptionSpec;
+use std::borrow::Cow;
+use std::fmt;
+
+/// Everything that stands in the way of one tree, reported together.
+pub type Failures = Vec<Failure>;
+
+/// What a failure is about, in the words a user would use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// The tree as a whole, or the run.
+    Tree,
+    /// The process named by [`Failure::pid`].
+    Task,
+    /// One thread of the process, by its tid.
+    Thread(i32),
+    /// A descriptor, with what it is ("tcp socket 10.0.0.1:443").
+    Fd { number: i32, what: String },
+    /// A range of memory, with what it is.
+    Vma { start: u64, end: u64, what: String },
+    /// A record of an image file; `entry` counts from zero.
+    Image { file: String, entry: Option<usize> },
+    /// A path on this host.
+    Path(String),
+    /// Something else that has a name of its own ("pid namespace", "timer 3").
+    Named(String),
+}
+
+/// Why it failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The kernel refused `call`.
+    Errno { call: &'static str, errno: i32 },
+    /// Not carried by this version.
+    Unsupported(Cow<'static, str>),
+    /// Carried only when the user asks for it.
+    Policy(Cow<'static, str>),
+    /// An image that cannot be what a dump wrote.
+    Corrupt(Cow<'static, str>),
+    /// The world is not as it has to be (a file changed, a pid is taken).
+    Conflict(Cow<'static, str>),
+}
+
+/// What would help.
+#[derive(Debug, Clone, Copy)]
+pub enum Remedy {
+    /// An option of this program: the definition, so that a renamed one cannot leave a stale hint.
+    Option(&'static OptionSpec),
+    /// A newer or otherwise configured kernel.
+    Kernel(&'static str),
+    /// Something the user can do.
+    Advice(&'static str),
+}
+
+/// Why one object could not be dumped or restored.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub object: Object,
+    /// As the user sees it: in the pid namespace of the tree.
+    pub pid: Option<i32>,
+    /// Lower case, no full stop: "read the registers".
+    pub doing: Cow<'static, str>,
+    pub cause: Cause,
+    pub remedy: Option<Remedy>,
+}
+
+impl Failure {
+    pub fn new(object: Object, doing: impl Into<Cow<'static, str>>, cause: Cause) -> Failure {
+        Failure { object, pid: None, doing: doing.into(), cause, remedy: None }
+    }
+
+    /// An object that this version does not carry.
+    pub fn unsupported(object: Object, why: impl Into<Cow<'static, str>>) -> Failure {
+        Failure::new(object, "", Cause::Unsupported(why.into()))
+    }
+
+    /// An object that is carried only with an option.
+    pub fn policy(object: Object, why: impl Into<Cow<'static, str>>, option: &'static OptionSpec) -> Failure {
+        Failure::new(object, "", Cause::Policy(why.into())).help(Remedy::Option(option))
+    }
+
+    /// A record that no dump writes.
+    pub fn corrupt(
+        file: impl Into<String>,
+        entry: Option<usize>,
+        why: impl Into<Cow<'static, str>>,
+    ) -> Failure {
+        Failure::new(Object::Image { file: file.into(), entry }, "", Cause::Corrupt(why.into()))
+    }
+
+    pub fn conflict(
+        object: Object,
+        doing: impl Into<Cow<'static, str>>,
+        why: impl Into<Cow<'static, str>>,
+    ) -> Failure {
+        Failure::new(object, doing, Cause::Conflict(why.into()))
+    }
+
+    pub fn errno(
+        object: Object,
+        doing: impl Into<Cow<'static, str>>,
+        call: &'static str,
+        errno: i32,
+    ) -> Failure {
+        Failure::new(object, doing, Cause::Errno { call, errno })
+    }
+
+    pub fn of(mut self, pid: i32) -> Failure {
+        self.pid.get_or_insert(pid);
+        self
+    }
+
+    pub fn help(mut self, remedy: Remedy) -> Failure {
+        self.remedy = Some(remedy);
+        self
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Tree => write!(f, "tree"),
+            Object::Task => write!(f, "process"),
+            Object::Thread(tid) => write!(f, "thread {tid}"),
+            Object::Fd { number, what } => write!(f, "fd {number} ({what})"),
+            Object::Vma { start, end, what } => write!(f, "mapping {start:#x}-{end:#x} ({what})"),
+            Object::Image { file, entry: Some(n) } => write!(f, "{file}#{n}"),
+            Object::Image { file, entry: None } => write!(f, "{file}"),
+            Object::Path(path) => write!(f, "{path}"),
+            Object::Named(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Errno { call, errno } => {
+                write!(f, "{call}: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            Cause::Unsupported(why) | Cause::Policy(why) | Cause::Corrupt(why) | Cause::Conflict(why) => {
+                write!(f, "{why}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, &self.object) {
+            (Some(pid), Object::Task) => write!(f, "pid {pid}: ")?,
+            (Some(pid), object) => write!(f, "pid {pid}: {object}: ")?,
+            (None, object) => write!(f, "{object}: ")?,
+        }
+        match (&self.cause, &*self.doing) {
+            (cause, "") => write!(f, "{cause}")?,
+            (cause, doing) => write!(f, "cannot {doing}: {cause}")?,
+        }
+        match self.remedy {
+            Some(Remedy::Option(option)) => write!(f, "; --{} allows it", option.long),
+            Some(Remedy::Kernel(what)) => write!(f, "; needs {what}"),
+            Some(Remedy::Advice(what)) => write!(f, "; {what}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Failure> for Failures {
+    fn from(failure: Failure) -> Failures {
+        vec![failure]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options;
+
+    #[test]
+    fn a_refusal_names_process_object_reason_and_option() {
+        let object = Object::Fd { number: 7, what: "tcp socket 10.0.0.1:443".into() };
+        let failure =
+            Failure::policy(object, "has an established connection", &options::TCP_ESTABLISHED).of(412);
+        assert_eq!(
+            failure.to_string(),
+            "pid 412: fd 7 (tcp socket 10.0.0.1:443): has an established connection; \
+             --tcp-established allows it"
+        );
+    }
+}

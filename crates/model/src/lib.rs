@@ -1,0 +1,8 @@
+//! What every part of crtools shares: failures and what helps against them, the table of options.
+#![forbid(unsafe_code)]
+
+pub mod failure;
+pub mod options;
+
+pub use failure::{Cause, Failure, Failures, Object, Remedy};
+pub use options::Options;
