@@ -8,6 +8,28 @@ use std::fmt;
 /// Everything that stands in the way of one tree, reported together.
 pub type Failures = Vec<Failure>;
 
+/// A system call that failed: its name and the error number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errno {
+    pub call: &'static str,
+    pub code: i32,
+}
+
+impl Errno {
+    /// Says which object it hit and what was attempted.
+    pub fn on(self, object: Object, doing: impl Into<Cow<'static, str>>) -> Failure {
+        Failure::errno(object, doing, self.call, self.code)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, std::io::Error::from_raw_os_error(self.code))
+    }
+}
+
+impl std::error::Error for Errno {}
+
 /// What a failure is about, in the words a user would use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {

@@ -4,5 +4,5 @@
 pub mod failure;
 pub mod options;
 
-pub use failure::{Cause, Failure, Failures, Object, Remedy};
+pub use failure::{Cause, Errno, Failure, Failures, Object, Remedy};
 pub use options::Options;

@@ -1,0 +1,139 @@
+//! `pagemap-*.img`: which pages are in which part of the pages file.
+
+use crate::records::{PagemapEntry, PagemapHead};
+use crate::{Reader, Writer, kind};
+use model::Failure;
+use std::ops::Range;
+
+/// The data are in the snapshot before this one.
+pub const PARENT: u32 = 1 << 0;
+/// May be restored when it is first touched.
+pub const LAZY: u32 = 1 << 1;
+/// The data are in this pages file.
+pub const PRESENT: u32 = 1 << 2;
+
+/// Bytes of a page, here and in every image of this architecture.
+pub const PAGE: u64 = 4096;
+
+/// A run of pages and where its content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Address of the first byte and of the byte after the last.
+    pub range: Range<u64>,
+    pub flags: u32,
+    /// Offset of the content in the pages file; only where `PRESENT`.
+    pub offset: u64,
+}
+
+impl Run {
+    pub fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+/// The page map of one address space or one shared object: sorted, without overlap.
+#[derive(Debug, Clone, Default)]
+pub struct Pagemap {
+    pub pages_id: u32,
+    pub runs: Vec<Run>,
+}
+
+impl Pagemap {
+    /// Reads and checks a page map; `pages_len` is the length of its pages file in bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` for runs that overlap, wrap, are unaligned, or lie beyond the pages file.
+    pub fn parse(
+        name: &str,
+        bytes: &[u8],
+        pages_len: impl FnOnce(u32) -> Result<u64, Failure>,
+    ) -> Result<Pagemap, Failure> {
+        let mut reader = Reader::open(kind::PAGEMAP, name, bytes)?;
+        let head: PagemapHead = reader.one()?;
+        let mut map = Pagemap { pages_id: head.pages_id, runs: Vec::new() };
+        let (mut last, mut offset) = (0, 0u64);
+        while let Some(entry) = reader.record::<PagemapEntry>()? {
+            let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
+            let count = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
+            let end = count.checked_mul(PAGE).and_then(|length| entry.vaddr.checked_add(length));
+            let Some(end) = end.filter(|_| entry.vaddr % PAGE == 0 && entry.vaddr >= last) else {
+                return Err(
+                    reader.corrupt(format!("{count} pages at {:#x} are no run in order", entry.vaddr))
+                );
+            };
+            let run = Run { range: entry.vaddr..end, flags, offset };
+            last = end;
+            if flags & PRESENT != 0 {
+                // No overflow: the sum of runs without overlap is below 2^64.
+                offset += run.len();
+            }
+            // A dump for CRIU may hold empty runs; they say nothing.
+            if !run.is_empty() {
+                map.runs.push(run);
+            }
+        }
+        let have = if offset == 0 { 0 } else { pages_len(map.pages_id)? };
+        if offset > have {
+            return Err(reader
+                .corrupt(format!("needs {offset} bytes of pages-{}.img, which has {have}", map.pages_id)));
+        }
+        Ok(map)
+    }
+
+    /// The bytes of the file.
+    pub fn encode(&self) -> Writer {
+        let mut writer = Writer::new(kind::PAGEMAP);
+        writer.record(&PagemapHead { pages_id: self.pages_id });
+        for run in &self.runs {
+            let pages = run.len() / PAGE;
+            writer.record(&PagemapEntry {
+                vaddr: run.range.start,
+                // Readers older than 4.2 know this field alone.
+                compat_nr_pages: u32::try_from(pages).unwrap_or(0),
+                in_parent: None,
+                flags: Some(run.flags),
+                nr_pages: Some(pages),
+            });
+        }
+        writer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(vaddr: u64, pages: u32, flags: u32) -> PagemapEntry {
+        PagemapEntry { vaddr, compat_nr_pages: pages, in_parent: None, flags: Some(flags), nr_pages: None }
+    }
+
+    fn parse(entries: &[PagemapEntry], length: u64) -> Result<Pagemap, Failure> {
+        let mut writer = Writer::new(kind::PAGEMAP);
+        writer.record(&PagemapHead { pages_id: 3 });
+        for entry in entries {
+            writer.record(entry);
+        }
+        Pagemap::parse("pagemap-1.img", writer.bytes(), |_| Ok(length))
+    }
+
+    #[test]
+    fn offsets_count_present_runs_only() {
+        let map =
+            parse(&[entry(0x1000, 2, PRESENT), entry(0x4000, 1, PARENT), entry(0x5000, 1, PRESENT)], 0x3000)
+                .unwrap();
+        assert_eq!(map.runs[2], Run { range: 0x5000..0x6000, flags: PRESENT, offset: 0x2000 });
+        assert_eq!(Pagemap::parse("x", map.encode().bytes(), |_| Ok(0x3000)).unwrap().runs, map.runs);
+    }
+
+    #[test]
+    fn runs_that_overlap_wrap_or_reach_beyond_the_file_are_corrupt() {
+        assert!(parse(&[entry(0x1000, 2, PRESENT), entry(0x2000, 1, PRESENT)], 1 << 20).is_err());
+        assert!(parse(&[entry(0xffff_ffff_ffff_f000, 2, PRESENT)], 1 << 20).is_err());
+        assert!(parse(&[entry(0x1001, 1, PRESENT)], 1 << 20).is_err());
+        assert!(parse(&[entry(0x1000, 2, PRESENT)], 0x1000).is_err());
+    }
+}

@@ -1,0 +1,230 @@
+//! Descriptors: flags, positions, metadata, ioctls.
+
+use crate::call::check;
+use model::Errno;
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Takes ownership of a number that the kernel returned.
+fn owned(call: &'static str, result: i64) -> Result<OwnedFd, Errno> {
+    let fd = check(call, result)?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// fstat(2).
+pub fn stat(fd: impl AsFd) -> Result<libc::stat, Errno> {
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel writes one stat on this stack.
+    check("fstat", unsafe { libc::fstat(fd.as_fd().as_raw_fd(), stat.as_mut_ptr()) }.into())?;
+    // SAFETY: zeroed integers, filled by the kernel.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// stat(2), following symbolic links only with `follow`.
+pub fn stat_path(path: &Path, follow: bool) -> Result<libc::stat, Errno> {
+    let path = c_path(path)?;
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    let flags = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    // SAFETY: the kernel reads the path and writes one stat on this stack.
+    check("stat", unsafe { libc::fstatat(libc::AT_FDCWD, path.as_ptr(), stat.as_mut_ptr(), flags) }.into())?;
+    // SAFETY: zeroed integers, filled by the kernel.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// The id of the mount that `fd` was opened through, as in `mountinfo`. Source: statx(2) STATX_MNT_ID.
+pub fn mount_id(fd: impl AsFd) -> Result<i32, Errno> {
+    let mut buf = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the kernel reads an empty path and writes one statx on this stack.
+    let result = unsafe {
+        libc::statx(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
+            libc::STATX_MNT_ID,
+            buf.as_mut_ptr(),
+        )
+    };
+    check("statx", result.into())?;
+    // SAFETY: zeroed integers, filled by the kernel.
+    Ok(unsafe { buf.assume_init() }.stx_mnt_id as i32)
+}
+
+/// Status flags, as F_GETFL gives them. Source: fcntl(2).
+pub fn status_flags(fd: impl AsFd) -> Result<u32, Errno> {
+    fcntl(fd, libc::F_GETFL, 0).map(|flags| flags as u32)
+}
+
+/// A command of fcntl(2) that takes an integer.
+pub fn fcntl(fd: impl AsFd, command: i32, argument: i32) -> Result<i32, Errno> {
+    // SAFETY: the callers' commands take integers.
+    check("fcntl", unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, argument) }.into())
+        .map(|result| result as i32)
+}
+
+/// Who gets the file's signals: kind (F_OWNER_*) and id; zero id for nobody. Source: fcntl(2) F_GETOWN_EX.
+pub fn owner(fd: impl AsFd) -> Result<(u32, i32), Errno> {
+    const F_GETOWN_EX: i32 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: the kernel writes two integers on this stack.
+    check("fcntl", unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) }.into())?;
+    Ok((owner[0] as u32, owner[1]))
+}
+
+/// Real and effective uid of who set the owner. Source: fcntl(2) F_GETOWNER_UIDS.
+pub fn owner_uids(fd: impl AsFd) -> Result<(u32, u32), Errno> {
+    const F_GETOWNER_UIDS: i32 = 17;
+    let mut uids = [0u32; 2];
+    // SAFETY: the kernel writes two integers on this stack.
+    check(
+        "fcntl",
+        unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWNER_UIDS, uids.as_mut_ptr()) }.into(),
+    )?;
+    Ok((uids[0], uids[1]))
+}
+
+/// The position, or `None` for what has none. Source: lseek(2).
+pub fn position(fd: impl AsFd) -> Option<u64> {
+    seek(fd, 0, libc::SEEK_CUR).ok()
+}
+
+/// lseek(2).
+pub fn seek(fd: impl AsFd, offset: i64, whence: i32) -> Result<u64, Errno> {
+    // SAFETY: integers only.
+    check("lseek", unsafe { libc::lseek(fd.as_fd().as_raw_fd(), offset, whence) }).map(|at| at as u64)
+}
+
+/// What `/proc/self/fd/N` points to.
+pub fn link(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
+        .map(|path| path.as_os_str().as_bytes().to_vec())
+        .map_err(|error| crate::memory::io_errno("readlink", &error))
+}
+
+/// An ioctl that writes one integer.
+pub fn ioctl_read(fd: impl AsFd, request: u64) -> Result<i32, Errno> {
+    let mut value = 0i32;
+    // SAFETY: the callers' requests write one int, which lives on this stack.
+    check(
+        "ioctl",
+        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, &mut value) }.into(),
+    )?;
+    Ok(value)
+}
+
+/// An ioctl that reads or writes the bytes of `argument`, whose length the request knows.
+pub fn ioctl_bytes(fd: impl AsFd, request: u64, argument: &mut [u8]) -> Result<i32, Errno> {
+    // Requests of unknown length would be unsound: the length encoded in the request must fit, and the
+    // old terminal requests, which encode none, take at most a termios of 64 bytes.
+    let encoded = (request >> 16 & 0x3fff) as usize;
+    assert!(argument.len() >= if encoded == 0 { 64 } else { encoded });
+    // SAFETY: the kernel touches at most the bytes asserted above.
+    check(
+        "ioctl",
+        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, argument.as_mut_ptr()) }.into(),
+    )
+    .map(|result| result as i32)
+}
+
+fn c_path(path: &Path) -> Result<CString, Errno> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno { call: "open", code: libc::EINVAL })
+}
+
+/// open(2) without following it into this process's controlling terminal.
+pub fn open(path: &Path, flags: i32) -> Result<OwnedFd, Errno> {
+    let path = c_path(path)?;
+    // SAFETY: the kernel reads the path, which lives for the call.
+    owned("open", unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC | libc::O_NOCTTY, 0) }.into())
+}
+
+/// eventfd2(2).
+pub fn eventfd(initial: u32, flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    owned("eventfd", unsafe { libc::eventfd(initial, flags | libc::EFD_CLOEXEC) }.into())
+}
+
+/// epoll_create1(2).
+pub fn epoll() -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    owned("epoll_create1", unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }.into())
+}
+
+/// signalfd4(2).
+pub fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
+    const SFD_CLOEXEC: u64 = libc::SFD_CLOEXEC as u64;
+    // SAFETY: the kernel reads eight bytes of mask on this stack.
+    let fd = unsafe { libc::syscall(libc::SYS_signalfd4, -1i64, &raw const mask, 8u64, SFD_CLOEXEC) };
+    owned("signalfd4", fd)
+}
+
+/// timerfd_create(2).
+pub fn timerfd(clock: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    owned("timerfd_create", unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) }.into())
+}
+
+/// pipe2(2): the read end and the write end.
+pub fn pipe(flags: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: the kernel writes two integers on this stack.
+    check("pipe2", unsafe { libc::pipe2(ends.as_mut_ptr(), flags | libc::O_CLOEXEC) }.into())?;
+    // SAFETY: two descriptors that the kernel just made for us alone.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Copies what is in the pipe `from` to the end of the pipe `to`, and leaves it there; returns the
+/// number of bytes. Source: tee(2).
+pub fn tee(from: impl AsFd, to: impl AsFd, len: usize) -> Result<usize, Errno> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    // SAFETY: integers only.
+    check("tee", unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) } as i64).map(|n| n as usize)
+}
+
+/// read(2).
+pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel writes at most the length of the borrowed buffer.
+    check("read", unsafe { libc::read(fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) }
+        as i64)
+    .map(|n| n as usize)
+}
+
+/// write(2).
+pub fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel reads the borrowed bytes.
+    check("write", unsafe { libc::write(fd.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64)
+        .map(|n| n as usize)
+}
+
+/// Makes `number` another name of `fd`, without close-on-exec: for a program about to be executed.
+///
+/// # Safety
+/// Nobody in this process may own `number`.
+pub unsafe fn dup_to(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: the caller vouches that closing what `number` was harms nobody.
+    check("dup3", unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, 0) }.into()).map(drop)
+}
+
+/// Names of the numbers in a `/proc/PID/fd` or `/proc/PID/task` folder, sorted.
+pub fn numbers(path: &str) -> Result<Vec<i32>, Errno> {
+    let entries = std::fs::read_dir(path).map_err(|error| crate::memory::io_errno("readdir", &error))?;
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| crate::memory::io_errno("readdir", &error))?;
+        if let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// timerfd's way to set expirations that were not read yet. Source: fs/timerfd.c TFD_IOC_SET_TICKS.
+pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<(), Errno> {
+    const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400_u32 as libc::Ioctl;
+    // SAFETY: the kernel reads eight bytes on this stack.
+    check("ioctl", unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }.into())
+        .map(drop)
+}

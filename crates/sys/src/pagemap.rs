@@ -1,0 +1,146 @@
+//! Which pages of an address space hold something: `PAGEMAP_SCAN`, and `/proc/PID/pagemap` on kernels
+//! before 6.7.
+
+use crate::call::last;
+use model::Errno;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+pub const WRITTEN: u64 = 1 << 1;
+/// Part of a file or of shared memory, so not copied for this process alone.
+pub const FILE: u64 = 1 << 2;
+pub const PRESENT: u64 = 1 << 3;
+pub const SWAPPED: u64 = 1 << 4;
+/// The kernel's one page of zeros.
+pub const ZERO: u64 = 1 << 5;
+/// Mapped by a huge page.
+pub const HUGE: u64 = 1 << 6;
+/// A guard marker (MADV_GUARD_INSTALL), Linux 6.15.
+pub const GUARD: u64 = 1 << 8;
+
+/// A page matches when `(categories ^ inverted)` has all bits of `all` and, unless it is zero, one of `any`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query {
+    pub inverted: u64,
+    pub all: u64,
+    pub any: u64,
+    /// The categories that tell one returned range from the next.
+    pub report: u64,
+}
+
+#[repr(C)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Region>() == 24);
+
+/// _IOWR('f', 16, struct pm_scan_arg)
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+
+/// Calls `found` with each run of pages in `range` that match, and their categories.
+///
+/// # Errors
+/// `ENOTTY` before Linux 6.7; `EINVAL` for a category that the kernel does not know.
+///
+/// Source: Documentation/admin-guide/mm/pagemap.rst; fs/proc/task_mmu.c.
+pub fn scan(
+    pagemap: &File,
+    range: Range<u64>,
+    query: Query,
+    mut found: impl FnMut(Range<u64>, u64),
+) -> Result<(), Errno> {
+    let mut regions = [Region::default(); 512];
+    let mut start = range.start;
+    while start < range.end {
+        let mut arg = Scan {
+            size: size_of::<Scan>() as u64,
+            flags: 0,
+            start,
+            end: range.end,
+            walk_end: 0,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            max_pages: 0,
+            category_inverted: query.inverted,
+            category_mask: query.all,
+            category_anyof_mask: query.any,
+            return_mask: query.report,
+        };
+        // SAFETY: the kernel reads and writes `arg` and writes at most `vec_len` regions, both on this stack.
+        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+        if count < 0 {
+            return Err(last("ioctl(PAGEMAP_SCAN)"));
+        }
+        let count = count as usize;
+        for region in &regions[..count] {
+            found(region.start..region.end, region.categories);
+        }
+        // A scan that was not cut short by the vector is complete, whatever walk_end says.
+        if count < regions.len() {
+            return Ok(());
+        }
+        start = arg.walk_end.max(regions[count - 1].end);
+    }
+    Ok(())
+}
+
+/// [`scan`] for kernels without it: reads eight bytes for each page.
+///
+/// Knows PRESENT, SWAPPED, FILE; the page of zeros looks like any other.
+pub fn read(pagemap: &File, range: Range<u64>, mut found: impl FnMut(Range<u64>, u64)) -> Result<(), Errno> {
+    let mut words = vec![0u8; 1 << 16];
+    let mut at = range.start;
+    let mut run: Option<(Range<u64>, u64)> = None;
+    while at < range.end {
+        let want = (((range.end - at) / 4096 * 8) as usize).min(words.len());
+        let got = pagemap
+            .read_at(&mut words[..want], at / 4096 * 8)
+            .map_err(|error| crate::memory::io_errno("read(pagemap)", &error))?;
+        if got < 8 {
+            break;
+        }
+        for word in words[..got].chunks_exact(8) {
+            let word = u64::from_le_bytes(word.try_into().unwrap());
+            let bit = |n: u32, category| if word >> n & 1 != 0 { category } else { 0 };
+            let categories = bit(63, PRESENT) | bit(62, SWAPPED) | bit(61, FILE);
+            match &mut run {
+                Some((run, same)) if *same == categories && run.end == at => run.end += 4096,
+                _ => {
+                    if let Some((run, categories)) = run.take() {
+                        found(run, categories);
+                    }
+                    if categories != 0 {
+                        run = Some((at..at + 4096, categories));
+                    }
+                }
+            }
+            at += 4096;
+        }
+    }
+    if let Some((run, categories)) = run {
+        found(run, categories);
+    }
+    Ok(())
+}

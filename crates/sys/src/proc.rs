@@ -1,0 +1,453 @@
+//! Pure parsers of `/proc` text over bytes.
+//!
+//! They answer `None` for text that the kernel does not write, and never panic: that is all that the
+//! callers need to know, who name the file in the error.
+
+/// One mapping, from `/proc/PID/smaps` (or `maps`, which has no flags).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vma {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_READ, PROT_WRITE, PROT_EXEC.
+    pub prot: u32,
+    pub is_shared: bool,
+    /// Bytes into the file.
+    pub offset: u64,
+    /// Major and minor number of the device.
+    pub dev: (u32, u32),
+    pub inode: u64,
+    /// As the kernel names it: a path, `[heap]`, or nothing. The escape of newlines is undone.
+    pub name: Vec<u8>,
+    pub flags: VmFlags,
+}
+
+/// The `VmFlags:` of a mapping: two letters each. Source: Documentation/filesystems/proc.rst.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmFlags(u64);
+
+/// The flags that something is done about; the place in this list is the bit.
+const FLAGS: [&[u8; 2]; 24] = [
+    b"gd", b"lo", b"dc", b"de", b"mg", b"hg", b"nh", b"dd", b"wf", b"ht", b"nr", b"um", b"uw", b"ui", b"ss",
+    b"dp", b"sl", b"sr", b"rr", b"io", b"pf", b"lf", b"mm", b"sd",
+];
+
+impl VmFlags {
+    /// `flag` is one of the two-letter names.
+    pub fn has(self, flag: &str) -> bool {
+        FLAGS.iter().position(|known| *known == flag.as_bytes()).is_some_and(|bit| self.0 >> bit & 1 != 0)
+    }
+
+    fn parse(line: &[u8]) -> VmFlags {
+        let mut flags = 0;
+        for word in line.split(|byte| *byte == b' ') {
+            if let Some(bit) = FLAGS.iter().position(|known| *known == word) {
+                flags |= 1 << bit;
+            }
+        }
+        VmFlags(flags)
+    }
+}
+
+fn hex(bytes: &[u8]) -> Option<u64> {
+    if bytes.is_empty() || bytes.len() > 16 {
+        return None;
+    }
+    bytes.iter().try_fold(0u64, |value, byte| Some(value << 4 | u64::from((*byte as char).to_digit(16)?)))
+}
+
+/// A decimal number, the whole of `bytes`.
+pub fn decimal<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let place = bytes.iter().position(|byte| *byte == at)?;
+    Some((&bytes[..place], &bytes[place + 1..]))
+}
+
+/// Undoes `\012` and its like, which seq_file writes for characters that would break a line.
+pub fn unescape(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\' && tail.len() >= 3).then(|| {
+            tail[..3].iter().try_fold(0u32, |value, byte| Some(value * 8 + (*byte as char).to_digit(8)?))
+        });
+        match octal.flatten().and_then(|value| u8::try_from(value).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// One header line of `maps` or `smaps`.
+pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
+    let (start, rest) = split_once(line, b'-')?;
+    let (end, rest) = split_once(rest, b' ')?;
+    let (perms, rest) = split_once(rest, b' ')?;
+    let (offset, rest) = split_once(rest, b' ')?;
+    let (dev, rest) = split_once(rest, b' ')?;
+    let (inode, name) = split_once(rest, b' ').unwrap_or((rest, b""));
+    let (major, minor) = split_once(dev, b':')?;
+    let [r, w, x, shared] = *perms.first_chunk()?;
+    let bit = |have, letter, bit| if have == letter { bit } else { 0 };
+    let name = &name[name.iter().position(|byte| *byte != b' ').unwrap_or(name.len())..];
+    let vma = Vma {
+        start: hex(start)?,
+        end: hex(end)?,
+        prot: bit(r, b'r', 1) | bit(w, b'w', 2) | bit(x, b'x', 4),
+        is_shared: shared == b's',
+        offset: hex(offset)?,
+        dev: (u32::try_from(hex(major)?).ok()?, u32::try_from(hex(minor)?).ok()?),
+        inode: decimal(inode)?,
+        name: unescape(name),
+        flags: VmFlags::default(),
+    };
+    (vma.start < vma.end).then_some(vma)
+}
+
+/// Collects mappings from `smaps` as the text arrives, piece by piece: for thousands of mappings it is
+/// far larger than what it says.
+#[derive(Debug, Default)]
+pub struct SmapsParser {
+    vmas: Vec<Vma>,
+    partial: Vec<u8>,
+    is_broken: bool,
+}
+
+impl SmapsParser {
+    pub fn feed(&mut self, mut text: &[u8]) {
+        while let Some((line, rest)) = split_once(text, b'\n') {
+            if self.partial.is_empty() {
+                self.line(line);
+            } else {
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(line);
+                self.line(&whole);
+            }
+            text = rest;
+        }
+        self.partial.extend_from_slice(text);
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        // Details start with a capital letter, a mapping with a hexadecimal digit in lower case.
+        if !line.first().is_some_and(u8::is_ascii_uppercase) {
+            match parse_vma_line(line) {
+                Some(vma) => self.vmas.push(vma),
+                None => self.is_broken = true,
+            }
+        } else if let Some(flags) = line.strip_prefix(b"VmFlags:")
+            && let Some(vma) = self.vmas.last_mut()
+        {
+            vma.flags = VmFlags::parse(flags);
+        }
+    }
+
+    pub fn finish(self) -> Option<Vec<Vma>> {
+        (!self.is_broken && self.partial.is_empty()).then_some(self.vmas)
+    }
+}
+
+/// What `/proc/PID/task/TID/status` says of a thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    pub state: u8,
+    pub umask: Option<u32>,
+    pub tgid: i32,
+    pub ppid: i32,
+    pub tracer: i32,
+    /// Real, effective, saved, file system.
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    /// The tid in each pid namespace, ours first.
+    pub ns_pid: Vec<i32>,
+    pub cap_inherited: u64,
+    pub cap_permitted: u64,
+    pub cap_effective: u64,
+    pub cap_bounding: u64,
+    pub cap_ambient: u64,
+    pub no_new_privs: u32,
+    /// 0 disabled, 1 strict, 2 filter.
+    pub seccomp: u32,
+    pub thp_enabled: Option<bool>,
+}
+
+fn numbers<T: std::str::FromStr>(value: &[u8]) -> Option<Vec<T>> {
+    value.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty()).map(decimal).collect()
+}
+
+pub fn parse_status(text: &[u8]) -> Option<Status> {
+    let mut status = Status::default();
+    for line in text.split(|byte| *byte == b'\n') {
+        let Some((key, value)) = split_once(line, b':') else { continue };
+        let value = value.trim_ascii();
+        match key {
+            b"State" => status.state = *value.first()?,
+            b"Umask" => status.umask = Some(u32::from_str_radix(std::str::from_utf8(value).ok()?, 8).ok()?),
+            b"Tgid" => status.tgid = decimal(value)?,
+            b"PPid" => status.ppid = decimal(value)?,
+            b"TracerPid" => status.tracer = decimal(value)?,
+            b"Uid" => status.uid = numbers(value)?.try_into().ok()?,
+            b"Gid" => status.gid = numbers(value)?.try_into().ok()?,
+            b"Groups" => status.groups = numbers(value)?,
+            b"NSpid" => status.ns_pid = numbers(value)?,
+            b"CapInh" => status.cap_inherited = hex(value)?,
+            b"CapPrm" => status.cap_permitted = hex(value)?,
+            b"CapEff" => status.cap_effective = hex(value)?,
+            b"CapBnd" => status.cap_bounding = hex(value)?,
+            b"CapAmb" => status.cap_ambient = hex(value)?,
+            b"NoNewPrivs" => status.no_new_privs = decimal(value)?,
+            b"Seccomp" => status.seccomp = decimal(value)?,
+            b"THP_enabled" => status.thp_enabled = Some(decimal::<u32>(value)? != 0),
+            _ => {}
+        }
+    }
+    (status.state != 0 && status.tgid != 0).then_some(status)
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stat {
+    /// At most 15 bytes, of any value but zero.
+    pub comm: Vec<u8>,
+    pub state: u8,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub tty: i32,
+    /// PF_* of the kernel.
+    pub flags: u32,
+    /// Clock ticks after boot.
+    pub start_time: u64,
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_stack: u64,
+    pub exit_signal: i32,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    /// As in wait(2).
+    pub exit_code: i32,
+}
+
+/// Source: proc_pid_stat(5). The name may hold spaces and parentheses: its end is the last of those.
+pub fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let open = text.iter().position(|byte| *byte == b'(')?;
+    let close = text.iter().rposition(|byte| *byte == b')')?;
+    let comm = text.get(open + 1..close)?.to_vec();
+    let fields: Vec<&[u8]> = text[close + 1..].trim_ascii().split(|byte| *byte == b' ').collect();
+    // proc(5) counts the first field after the name as the third.
+    let field = |number: usize| fields.get(number - 3).copied();
+    let word = |number: usize| decimal::<u64>(field(number)?);
+    let int = |number: usize| decimal::<i32>(field(number)?);
+    Some(Stat {
+        comm,
+        state: *field(3)?.first()?,
+        ppid: int(4)?,
+        pgid: int(5)?,
+        sid: int(6)?,
+        tty: int(7)?,
+        flags: decimal(field(9)?)?,
+        start_time: word(22)?,
+        start_code: word(26)?,
+        end_code: word(27)?,
+        start_stack: word(28)?,
+        exit_signal: int(38)?,
+        start_data: word(45)?,
+        end_data: word(46)?,
+        start_brk: word(47)?,
+        arg_start: word(48)?,
+        arg_end: word(49)?,
+        env_start: word(50)?,
+        env_end: word(51)?,
+        exit_code: int(52)?,
+    })
+}
+
+/// One POSIX timer, from `/proc/PID/timers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    pub id: i32,
+    pub signal: i32,
+    /// The value that goes with the signal.
+    pub value: u64,
+    /// SIGEV_* without the thread bit.
+    pub notify: u32,
+    /// The thread that is told, for SIGEV_THREAD_ID.
+    pub tid: Option<i32>,
+    pub clock: i32,
+}
+
+/// Source: fs/proc/base.c, show_timer.
+pub fn parse_timers(text: &[u8]) -> Option<Vec<Timer>> {
+    let mut timers: Vec<Timer> = Vec::new();
+    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let (key, value) = split_once(line, b':')?;
+        let value = value.trim_ascii();
+        match key {
+            b"ID" => timers.push(Timer {
+                id: decimal(value)?,
+                signal: 0,
+                value: 0,
+                notify: 0,
+                tid: None,
+                clock: 0,
+            }),
+            b"signal" => {
+                let (signal, value) = split_once(value, b'/')?;
+                let timer = timers.last_mut()?;
+                timer.signal = decimal(signal)?;
+                timer.value = hex(value.strip_prefix(b"0x").unwrap_or(value))?;
+            }
+            b"notify" => {
+                let (how, who) = split_once(value, b'/')?;
+                let timer = timers.last_mut()?;
+                timer.notify = match how {
+                    b"signal" => 0,
+                    b"none" => 1,
+                    b"thread" => 2,
+                    _ => return None,
+                };
+                timer.tid = match who.strip_prefix(b"tid.") {
+                    Some(tid) => Some(decimal(tid)?),
+                    None => None,
+                };
+            }
+            b"ClockID" => timers.last_mut()?.clock = decimal(value)?,
+            _ => {}
+        }
+    }
+    Some(timers)
+}
+
+/// `/proc/PID/fdinfo/N`: the value of the first line with this key.
+pub fn fdinfo<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    text.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = split_once(line, b':')?;
+        (name.trim_ascii() == key.as_bytes()).then(|| value.trim_ascii())
+    })
+}
+
+/// A hexadecimal value of `fdinfo`, with or without `0x`.
+pub fn fdinfo_hex(text: &[u8], key: &str) -> Option<u64> {
+    let value = fdinfo(text, key)?;
+    hex(value.strip_prefix(b"0x").unwrap_or(value))
+}
+
+/// One watched descriptor of an epoll set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpollTarget {
+    pub fd: u32,
+    pub events: u32,
+    pub data: u64,
+    pub position: u64,
+    pub inode: u64,
+    pub dev: u32,
+}
+
+/// The `tfd:` lines of an epoll set's `fdinfo`. Source: fs/eventpoll.c, ep_show_fdinfo.
+pub fn parse_epoll(text: &[u8]) -> Option<Vec<EpollTarget>> {
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(b"tfd:"))
+        .map(|line| {
+            // "tfd:        5 events:       19 data:                5  pos:0 ino:1 sdev:2", keys glued or not.
+            let text = std::str::from_utf8(line).ok()?;
+            let value = |key: &str| {
+                let rest = text[text.find(key)? + key.len()..].trim_start();
+                Some(rest.split(' ').next().unwrap_or(rest))
+            };
+            let number = |key: &str| hex(value(key)?.as_bytes());
+            Some(EpollTarget {
+                fd: value("tfd:")?.parse().ok()?,
+                events: u32::try_from(number("events:")?).ok()?,
+                data: number("data:")?,
+                position: value("pos:")?.parse().ok()?,
+                inode: number("ino:")?,
+                dev: u32::try_from(number("sdev:")?).ok()?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_with_flags_and_an_odd_name_is_understood() {
+        let text = b"7f00-7f01 rw-s 00002000 fe:01 77     /tmp/a\\012b (deleted)\n\
+            Size:  4 kB\nVmFlags: rd wr sh gd lo dc\n";
+        let mut parser = SmapsParser::default();
+        for piece in text.chunks(7) {
+            parser.feed(piece);
+        }
+        let vmas = parser.finish().unwrap();
+        assert_eq!(vmas.len(), 1);
+        let vma = &vmas[0];
+        assert_eq!((vma.start, vma.end, vma.prot, vma.is_shared), (0x7f00, 0x7f01, 3, true));
+        assert_eq!((vma.offset, vma.dev, vma.inode), (0x2000, (0xfe, 1), 77));
+        assert_eq!(vma.name, b"/tmp/a\nb (deleted)");
+        assert!(vma.flags.has("gd") && vma.flags.has("lo") && vma.flags.has("dc") && !vma.flags.has("mg"));
+    }
+
+    #[test]
+    fn own_proc_files_are_understood() {
+        let mut parser = SmapsParser::default();
+        parser.feed(&std::fs::read("/proc/self/smaps").unwrap());
+        let vmas = parser.finish().unwrap();
+        assert!(vmas.iter().any(|vma| vma.name == b"[vdso]" && vma.flags.has("de")));
+        let status = parse_status(&std::fs::read("/proc/self/status").unwrap()).unwrap();
+        assert_eq!(status.tgid, std::process::id() as i32);
+        let stat = parse_stat(&std::fs::read("/proc/self/stat").unwrap()).unwrap();
+        assert_eq!(stat.ppid, status.ppid);
+        assert!(stat.arg_start < stat.arg_end);
+    }
+
+    #[test]
+    fn a_comm_may_hold_parentheses_and_spaces() {
+        let fields: Vec<String> = (4..=52).map(|number| number.to_string()).collect();
+        let text = format!("12 (a) b (c)) S {}", fields.join(" "));
+        let stat = parse_stat(text.as_bytes()).unwrap();
+        assert_eq!(stat.comm, b"a) b (c)");
+        assert_eq!((stat.ppid, stat.exit_code), (4, 52));
+    }
+
+    #[test]
+    fn timers_and_epoll_sets_are_understood() {
+        let text = b"ID: 1\nsignal: 60/00007fff\nnotify: signal/tid.33\nClockID: 1\nID: 2\nsignal: 0/0\nnotify: none/pid.3\nClockID: 0\n";
+        let timers = parse_timers(text).unwrap();
+        assert_eq!(timers[0], Timer { id: 1, signal: 60, value: 0x7fff, notify: 0, tid: Some(33), clock: 1 });
+        assert_eq!((timers[1].notify, timers[1].tid), (1, None));
+        let text = b"pos:\t0\nflags:\t02\ntfd:        5 events:       1d data: ffffffffffffffff  pos:0 ino:61af sdev:7\n";
+        let targets = parse_epoll(text).unwrap();
+        let target = EpollTarget { fd: 5, events: 0x1d, data: u64::MAX, position: 0, inode: 0x61af, dev: 7 };
+        assert_eq!(targets, [target]);
+    }
+
+    #[test]
+    fn nonsense_is_no_panic() {
+        for text in
+            [&b"\\"[..], b"-", b"1-2 ", b"\xff\xfe:", b"ID: x", b"tfd:", b"1-0 r--p 0 0:0 0", b")(", b"() "]
+        {
+            parse_vma_line(text);
+            parse_status(text);
+            parse_stat(text);
+            parse_timers(text);
+            parse_epoll(text);
+            unescape(text);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Processes: pidfds, comparison, limits, scheduling, waiting, killing.
+
+use crate::call::{check, syscall};
+use model::Errno;
+use std::cmp::Ordering;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// A descriptor that names a process. Source: pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    let fd = unsafe { syscall("pidfd_open", libc::SYS_pidfd_open, &[pid as u64, 0]) }?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A duplicate of descriptor `fd` of the process, with close-on-exec set here.
+///
+/// # Errors
+/// `EBADF` when the process has no such descriptor; `EPERM` without PTRACE_MODE_ATTACH_REALCREDS.
+///
+/// Source: pidfd_getfd(2).
+pub fn pidfd_getfd(pidfd: impl AsFd, fd: i32) -> Result<OwnedFd, Errno> {
+    let args = [pidfd.as_fd().as_raw_fd() as u64, fd as u64, 0];
+    // SAFETY: integers only.
+    let fd = unsafe { syscall("pidfd_getfd", libc::SYS_pidfd_getfd, &args) }?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// What [`kcmp`] compares.
+#[derive(Debug, Clone, Copy)]
+#[repr(i32)]
+pub enum Kcmp {
+    File = 0,
+    Vm = 1,
+    Files = 2,
+    Fs = 3,
+    Sighand = 4,
+}
+
+/// Compares kernel objects of two processes; `a` and `b` are descriptors for `Kcmp::File`, else unused.
+///
+/// The order is total and stable while both objects live, so that objects can be sorted by it.
+///
+/// # Errors
+/// `EPERM` without PTRACE_MODE_READ_REALCREDS over both; `EBADF`; `ENOSYS` without `CONFIG_KCMP`.
+///
+/// Source: kcmp(2); kernel/kcmp.c.
+pub fn kcmp(what: Kcmp, (pid_a, a): (i32, i32), (pid_b, b): (i32, i32)) -> Result<Ordering, Errno> {
+    let args = [pid_a as u64, pid_b as u64, what as u64, a as u64, b as u64];
+    // SAFETY: integers only.
+    match unsafe { syscall("kcmp", libc::SYS_kcmp, &args) }? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        _ => Ok(Ordering::Greater),
+    }
+}
+
+/// Does `fd` in the epoll set `epoll` of `pid` refer to the open file `pid`'s descriptor `file`?
+///
+/// `offset` tells apart several entries of one number. Source: kcmp(2) KCMP_EPOLL_TFD.
+pub fn kcmp_epoll(pid: i32, file: i32, epoll: i32, target: u32, offset: u32) -> Result<bool, Errno> {
+    const KCMP_EPOLL_TFD: u64 = 7;
+    let slot = [epoll as u32, target, offset];
+    let args = [pid as u64, pid as u64, KCMP_EPOLL_TFD, file as u64, slot.as_ptr() as u64];
+    // SAFETY: the kernel reads the slot of three words, which lives for the call.
+    unsafe { syscall("kcmp", libc::SYS_kcmp, &args) }.map(|order| order == 0)
+}
+
+/// Sends a signal to a process. Source: kill(2).
+pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("kill", unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// How a child ended, or `None` when it has not.
+///
+/// The status is as in wait(2). Reaps it. Source: waitpid(2).
+pub fn wait(pid: i32, block: bool) -> Result<Option<i32>, Errno> {
+    let mut status = 0;
+    let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: the kernel writes one integer on this stack.
+        match check("waitpid", unsafe { libc::waitpid(pid, &mut status, flags) }.into()) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(status)),
+            Err(error) if error.code == libc::EINTR => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Soft and hard limit. Source: getrlimit(2).
+pub fn own_limit(resource: u32) -> Result<(u64, u64), Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit on this stack.
+    check("getrlimit", unsafe { libc::getrlimit(resource, &mut limit) }.into())?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Sets the soft limit of this process, up to the hard one. Source: setrlimit(2).
+pub fn set_own_soft_limit(resource: u32, soft: u64) -> Result<(), Errno> {
+    let (_, hard) = own_limit(resource)?;
+    let limit = libc::rlimit { rlim_cur: soft.min(hard), rlim_max: hard };
+    // SAFETY: the kernel reads one rlimit on this stack.
+    check("setrlimit", unsafe { libc::setrlimit(resource, &limit) }.into()).map(drop)
+}
+
+/// Scheduling of one thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sched {
+    /// SCHED_OTHER, SCHED_FIFO, ... with SCHED_RESET_ON_FORK.
+    pub policy: u32,
+    /// -20 to 19.
+    pub nice: i32,
+    /// 1 to 99 for the real-time policies, else 0.
+    pub priority: u32,
+}
+
+/// Source: sched_getattr(2).
+pub fn sched(tid: i32) -> Result<Sched, Errno> {
+    let mut attr = [0u32; 14];
+    let args = [tid as u64, attr.as_mut_ptr() as u64, size_of_val(&attr) as u64, 0];
+    // SAFETY: the kernel writes at most the size given into the array on this stack.
+    unsafe { syscall("sched_getattr", libc::SYS_sched_getattr, &args) }?;
+    // size, policy, flags (64 bits), nice, priority, ...
+    let reset_on_fork = if attr[2] & 1 != 0 { libc::SCHED_RESET_ON_FORK as u32 } else { 0 };
+    Ok(Sched { policy: attr[1] | reset_on_fork, nice: attr[4] as i32, priority: attr[5] })
+}
+
+/// Head and length of the robust futex list of a thread. Source: get_robust_list(2).
+pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
+    let (mut head, mut len) = (0u64, 0u64);
+    let args = [tid as u64, &raw mut head as u64, &raw mut len as u64];
+    // SAFETY: the kernel writes two words on this stack.
+    unsafe { syscall("get_robust_list", libc::SYS_get_robust_list, &args) }?;
+    Ok((head, len))
+}
+
+/// This thread's id. Source: gettid(2).
+pub fn own_tid() -> i32 {
+    // SAFETY: takes and touches nothing.
+    unsafe { libc::gettid() }
+}
+
+/// This process's id. Source: getpid(2).
+pub fn own_pid() -> i32 {
+    std::process::id() as i32
+}
+
+/// Session id and process group of this process. Source: getsid(2), getpgid(2).
+pub fn own_session() -> (i32, i32) {
+    // SAFETY: integers only; cannot fail for oneself.
+    unsafe { (libc::getsid(0), libc::getpgid(0)) }
+}

@@ -1,0 +1,147 @@
+//! Sockets: making, asking, and reading queues without emptying them.
+
+use crate::call::check;
+use model::Errno;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// socket(2).
+pub fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    let fd = check("socket", unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) }.into())?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// socketpair(2).
+pub fn socketpair(family: i32, kind: i32, protocol: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: the kernel writes two integers on this stack.
+    let result = unsafe { libc::socketpair(family, kind | libc::SOCK_CLOEXEC, protocol, ends.as_mut_ptr()) };
+    check("socketpair", result.into())?;
+    // SAFETY: two descriptors that the kernel just made for us alone.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Fills `value` with an option; returns its length. Source: getsockopt(2).
+pub fn option(fd: impl AsFd, level: i32, name: i32, value: &mut [u8]) -> Result<usize, Errno> {
+    let mut length = value.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into the borrowed buffer.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length)
+    };
+    check("getsockopt", result.into())?;
+    Ok(length as usize)
+}
+
+/// An option that is one integer.
+pub fn int_option(fd: impl AsFd, level: i32, name: i32) -> Result<i32, Errno> {
+    let mut value = [0u8; 4];
+    option(fd, level, name, &mut value)?;
+    Ok(i32::from_ne_bytes(value))
+}
+
+/// setsockopt(2).
+pub fn set_option(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the borrowed bytes.
+    let result = unsafe {
+        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as u32)
+    };
+    check("setsockopt", result.into()).map(drop)
+}
+
+/// The address of this end, or of the other: `sockaddr` bytes. Source: getsockname(2), getpeername(2).
+pub fn name(fd: impl AsFd, of_peer: bool) -> Result<Vec<u8>, Errno> {
+    let mut address = [0u8; 128];
+    let mut length = address.len() as libc::socklen_t;
+    let (fd, pointer) = (fd.as_fd().as_raw_fd(), address.as_mut_ptr().cast());
+    // SAFETY: the kernel writes at most `length` bytes into the buffer on this stack.
+    let result = unsafe {
+        match of_peer {
+            false => libc::getsockname(fd, pointer, &mut length),
+            true => libc::getpeername(fd, pointer, &mut length),
+        }
+    };
+    check(if of_peer { "getpeername" } else { "getsockname" }, result.into())?;
+    Ok(address[..(length as usize).min(address.len())].to_vec())
+}
+
+/// bind(2), to `sockaddr` bytes.
+pub fn bind(fd: impl AsFd, address: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the borrowed bytes.
+    let result = unsafe { libc::bind(fd.as_fd().as_raw_fd(), address.as_ptr().cast(), address.len() as u32) };
+    check("bind", result.into()).map(drop)
+}
+
+/// connect(2), to `sockaddr` bytes.
+pub fn connect(fd: impl AsFd, address: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the borrowed bytes.
+    let result =
+        unsafe { libc::connect(fd.as_fd().as_raw_fd(), address.as_ptr().cast(), address.len() as u32) };
+    check("connect", result.into()).map(drop)
+}
+
+/// listen(2).
+pub fn listen(fd: impl AsFd, backlog: i32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("listen", unsafe { libc::listen(fd.as_fd().as_raw_fd(), backlog) }.into()).map(drop)
+}
+
+/// shutdown(2).
+pub fn shutdown(fd: impl AsFd, how: i32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("shutdown", unsafe { libc::shutdown(fd.as_fd().as_raw_fd(), how) }.into()).map(drop)
+}
+
+/// A message looked at in a queue.
+#[derive(Debug)]
+pub struct Peeked {
+    /// Bytes of the message that are in the buffer.
+    pub length: usize,
+    /// It was longer than the buffer.
+    pub is_cut: bool,
+    /// It carries control messages (descriptors, credentials).
+    pub has_control: bool,
+    /// Sender's address, `sockaddr` bytes.
+    pub from: Vec<u8>,
+}
+
+/// Looks at what is in the receive queue, at the place where SO_PEEK_OFF stands, and leaves it there.
+///
+/// Descriptors that a message carries are not installed: there is no room for them here, and the
+/// message says so.
+///
+/// # Errors
+/// `EAGAIN` when nothing is left.
+///
+/// Source: recvmsg(2) MSG_PEEK.
+pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
+    let mut from = [0u8; 128];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is integers and pointers, for which zero is valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = from.as_mut_ptr().cast();
+    header.msg_namelen = from.len() as u32;
+    header.msg_iov = &mut iov;
+    header.msg_iovlen = 1;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: everything that the header points to lives for the call, with the lengths given.
+    let length = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
+    let length = check("recvmsg", length as i64)? as usize;
+    Ok(Peeked {
+        length: length.min(buffer.len()),
+        is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
+        has_control: header.msg_flags & libc::MSG_CTRUNC != 0,
+        from: from[..(header.msg_namelen as usize).min(from.len())].to_vec(),
+    })
+}
+
+/// Sends one message, whole, to the peer or to `to`. Source: sendto(2).
+pub fn send(fd: impl AsFd, bytes: &[u8], to: Option<&[u8]>) -> Result<usize, Errno> {
+    let (pointer, length) = to.map_or((std::ptr::null(), 0), |to| (to.as_ptr().cast(), to.len() as u32));
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads the borrowed bytes and address.
+    let count = unsafe {
+        libc::sendto(fd.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, pointer, length)
+    };
+    check("sendto", count as i64).map(|count| count as usize)
+}
