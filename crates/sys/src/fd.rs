@@ -79,10 +79,8 @@ pub fn owner_uids(fd: impl AsFd) -> Result<(u32, u32), Errno> {
     const F_GETOWNER_UIDS: i32 = 17;
     let mut uids = [0u32; 2];
     // SAFETY: the kernel writes two integers on this stack.
-    check(
-        "fcntl",
-        unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWNER_UIDS, uids.as_mut_ptr()) }.into(),
-    )?;
+    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWNER_UIDS, uids.as_mut_ptr()) };
+    check("fcntl", result.into())?;
     Ok((uids[0], uids[1]))
 }
 
@@ -108,10 +106,8 @@ pub fn link(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
 pub fn ioctl_read(fd: impl AsFd, request: u64) -> Result<i32, Errno> {
     let mut value = 0i32;
     // SAFETY: the callers' requests write one int, which lives on this stack.
-    check(
-        "ioctl",
-        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, &mut value) }.into(),
-    )?;
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, &mut value) };
+    check("ioctl", result.into())?;
     Ok(value)
 }
 
@@ -122,11 +118,9 @@ pub fn ioctl_bytes(fd: impl AsFd, request: u64, argument: &mut [u8]) -> Result<i
     let encoded = (request >> 16 & 0x3fff) as usize;
     assert!(argument.len() >= if encoded == 0 { 64 } else { encoded });
     // SAFETY: the kernel touches at most the bytes asserted above.
-    check(
-        "ioctl",
-        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, argument.as_mut_ptr()) }.into(),
-    )
-    .map(|result| result as i32)
+    let result =
+        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as libc::Ioctl, argument.as_mut_ptr()) };
+    check("ioctl", result.into()).map(|result| result as i32)
 }
 
 fn c_path(path: &Path) -> Result<CString, Errno> {

@@ -52,7 +52,9 @@ global_asm!(
     "test rax, rax",
     "jnz 9f",
     "mov r14, [rbx - {config} + 32]",
-    "lea rax, [rdi + {code_at} + crtools_agent_run - crtools_agent_begin]",
+    "lea rax, [rip + crtools_agent_run]",
+    "sub rax, rbx",
+    "lea rax, [rdi + rax + {code_at}]",
     "xor esp, esp",
     "jmp rax",
     // Wait for our turn. Any third value means that the coordinator is gone: the kernel marked the word.
