@@ -16,6 +16,8 @@ const PAGE: usize = 4096;
 global_asm!(
     ".pushsection .rodata.crtools_agent, \"a\"",
     ".balign 16",
+    ".globl crtools_agent_begin, crtools_agent_enter, crtools_agent_run, crtools_agent_end",
+    ".hidden crtools_agent_begin, crtools_agent_enter, crtools_agent_run, crtools_agent_end",
     "crtools_agent_begin:",
     // How a puppet starts: its page is mapped from an executable file, which has to go before
     // /proc/PID/exe can become another. Map the shared area, copy the page, go on in the copy.
