@@ -449,6 +449,15 @@ pub struct VmaEntry {
     pub madv: Option<u64>,
     #[prost(uint32, optional, tag = "10")]
     pub fdflags: Option<u32>,
+    /// Ours: mseal(2) was applied.
+    #[prost(bool, optional, tag = "1000")]
+    pub is_sealed: Option<bool>,
+    /// Ours: the name of anonymous memory, PR_SET_VMA_ANON_NAME.
+    #[prost(bytes = "vec", optional, tag = "1001")]
+    pub anon_name: Option<Vec<u8>>,
+    /// Ours: locked as pages are touched, MLOCK_ONFAULT.
+    #[prost(bool, optional, tag = "1002")]
+    pub is_locked_on_fault: Option<bool>,
 }
 
 /// First record of a `pagemap-*.img`: names its `pages-<pages_id>.img`.

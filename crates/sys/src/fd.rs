@@ -8,6 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// fcntl(2) commands that tell and set which signal a file sends.
+pub const F_SETSIG: i32 = 10;
+pub const F_GETSIG: i32 = 11;
+
 /// Takes ownership of a number that the kernel returned.
 fn owned(call: &'static str, result: i64) -> Result<OwnedFd, Errno> {
     let fd = check(call, result)?;
@@ -221,4 +225,56 @@ pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<(), Errno> {
     // SAFETY: the kernel reads eight bytes on this stack.
     check("ioctl", unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }.into())
         .map(drop)
+}
+
+/// Sets a timer to a time from now and an interval, each in seconds and nanoseconds.
+///
+/// Source: timerfd_settime(2).
+pub fn timerfd_set(fd: impl AsFd, value: (u64, u64), interval: (u64, u64)) -> Result<(), Errno> {
+    let timespec = |(seconds, nanoseconds): (u64, u64)| libc::timespec {
+        tv_sec: seconds as i64,
+        tv_nsec: nanoseconds as i64,
+    };
+    let spec = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
+    // SAFETY: the kernel reads one itimerspec on this stack.
+    let result =
+        unsafe { libc::timerfd_settime(fd.as_fd().as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    check("timerfd_settime", result.into()).map(drop)
+}
+
+/// Is nobody at the other end of this pipe, fifo or socket? Source: poll(2) POLLHUP, POLLERR.
+pub fn hung_up(fd: impl AsFd) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd on this stack.
+    let count = unsafe { libc::poll(&mut poll, 1, 0) };
+    count == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// ftruncate(2).
+pub fn truncate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("ftruncate", unsafe { libc::ftruncate(fd.as_fd().as_raw_fd(), len as i64) }.into()).map(drop)
+}
+
+/// fchmod(2).
+pub fn chmod(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("fchmod", unsafe { libc::fchmod(fd.as_fd().as_raw_fd(), mode) }.into()).map(drop)
+}
+
+/// fchown(2).
+pub fn chown(fd: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check("fchown", unsafe { libc::fchown(fd.as_fd().as_raw_fd(), uid, gid) }.into()).map(drop)
+}
+
+/// Standard input, output or error as a descriptor of its own, when it is a terminal.
+pub fn standard_terminal(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: integers only; the duplicate is new and ours alone.
+    unsafe {
+        if libc::isatty(number) != 1 {
+            return None;
+        }
+        owned("fcntl", libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3).into()).ok()
+    }
 }

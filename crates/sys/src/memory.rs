@@ -244,3 +244,31 @@ pub fn is_zero(page: &[u8]) -> bool {
 pub fn io_errno(call: &'static str, error: &io::Error) -> Errno {
     Errno { call, code: error.raw_os_error().unwrap_or(0) }
 }
+
+/// A memory file that can be sealed. Source: memfd_create(2) MFD_ALLOW_SEALING.
+pub fn sealable_memfd(name: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: the kernel reads the name, a C string that lives for the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = check("memfd_create", fd.into())? as i32;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The file behind a new mapping of MAP_SHARED | MAP_ANONYMOUS.
+///
+/// # Errors
+/// `EPERM` without CAP_CHECKPOINT_RESTORE, which `/proc/PID/map_files` asks for.
+pub fn shared_anonymous(len: u64) -> Result<OwnedFd, Errno> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags | libc::MAP_NORESERVE, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(last("mmap"));
+    }
+    let end = (base as u64 + len).next_multiple_of(PAGE);
+    let path = format!("/proc/self/map_files/{:x}-{end:x}", base as u64);
+    let file = crate::fd::open(std::path::Path::new(&path), libc::O_RDWR);
+    // SAFETY: exactly what was mapped above; nobody else knows of it.
+    unsafe { libc::munmap(base, len as usize) };
+    file
+}

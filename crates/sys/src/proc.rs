@@ -26,9 +26,9 @@ pub struct Vma {
 pub struct VmFlags(u64);
 
 /// The flags that something is done about; the place in this list is the bit.
-const FLAGS: [&[u8; 2]; 24] = [
+const FLAGS: [&[u8; 2]; 25] = [
     b"gd", b"lo", b"dc", b"de", b"mg", b"hg", b"nh", b"dd", b"wf", b"ht", b"nr", b"um", b"uw", b"ui", b"ss",
-    b"dp", b"sl", b"sr", b"rr", b"io", b"pf", b"lf", b"mm", b"sd",
+    b"dp", b"sl", b"sr", b"rr", b"io", b"pf", b"lf", b"mm", b"sd", b"mw",
 ];
 
 impl VmFlags {

@@ -219,7 +219,7 @@ impl Stopped {
     }
 }
 
-/// One BPF program of a thread's seccomp chain, the last installed first; `None` behind the oldest.
+/// One BPF program of a thread's seccomp chain, the first installed first; `None` behind the newest.
 ///
 /// Source: ptrace(2) PTRACE_SECCOMP_GET_FILTER.
 pub fn seccomp_filter(thread: &Stopped, index: u64) -> Result<Option<Vec<u8>>, Errno> {

@@ -1,0 +1,400 @@
+//! What a kind of descriptor has to say, and what it is given to say it with.
+//!
+//! Proven against five unlike kinds: eventfd, pipe, epoll, UNIX socket, listening TCP.
+
+use agent::{Area, List};
+use image::{Dir, FileEntry, FownEntry, Message, Writer};
+use model::{Errno, Failure, Failures, Object, Options};
+use std::any::{Any, TypeId};
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A descriptor of a frozen process, looked at through a duplicate of our own.
+#[derive(Debug)]
+pub struct FdProbe {
+    pub pid: i32,
+    pub number: i32,
+    pub fd: OwnedFd,
+    pub stat: libc::stat,
+    /// As F_GETFL gives them.
+    pub flags: u32,
+    pub position: u64,
+    link: OnceCell<Vec<u8>>,
+    info: OnceCell<Vec<u8>>,
+}
+
+impl FdProbe {
+    pub fn new(pid: i32, number: i32, fd: OwnedFd) -> Result<FdProbe, Errno> {
+        let stat = sys::fd::stat(&fd)?;
+        let flags = sys::fd::status_flags(&fd)?;
+        let position = sys::fd::position(&fd).unwrap_or(0);
+        Ok(FdProbe { pid, number, fd, stat, flags, position, link: OnceCell::new(), info: OnceCell::new() })
+    }
+
+    /// Device and inode.
+    pub fn inode(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
+
+    /// S_IFREG, S_IFIFO, ...; zero for anonymous inodes.
+    pub fn format(&self) -> u32 {
+        self.stat.st_mode & libc::S_IFMT
+    }
+
+    /// Major and minor number of a device node.
+    pub fn device(&self) -> (u32, u32) {
+        (libc::major(self.stat.st_rdev), libc::minor(self.stat.st_rdev))
+    }
+
+    pub fn is_path_only(&self) -> bool {
+        self.flags & libc::O_PATH as u32 != 0
+    }
+
+    /// What `/proc/PID/fd/N` points to; empty when it cannot be read.
+    pub fn link(&self) -> &[u8] {
+        self.link.get_or_init(|| sys::fd::link(&self.fd).unwrap_or_default())
+    }
+
+    /// The name in brackets of an anonymous inode: "eventfd" of `anon_inode:[eventfd]`.
+    pub fn anon_inode(&self) -> Option<&[u8]> {
+        if self.format() != 0 {
+            return None;
+        }
+        let name = self.link().strip_prefix(b"anon_inode:")?;
+        Some(name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]")).unwrap_or(name))
+    }
+
+    /// `/proc/PID/fdinfo/N`.
+    pub fn info(&self) -> &[u8] {
+        self.info.get_or_init(|| {
+            std::fs::read(format!("/proc/{}/fdinfo/{}", self.pid, self.number)).unwrap_or_default()
+        })
+    }
+
+    /// A value of `fdinfo` that has to be there.
+    pub fn info_hex(&self, key: &str) -> Result<u64, Failure> {
+        sys::proc::fdinfo_hex(self.info(), key)
+            .ok_or_else(|| self.refuse(format!("the kernel does not tell its {key}")))
+    }
+
+    /// F_SETOWN and F_SETSIG.
+    pub fn owner(&self) -> Result<FownEntry, Failure> {
+        let none = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+        if self.is_path_only() {
+            return Ok(none);
+        }
+        let explain = |error: Errno| self.fail(error, "read who gets its signals");
+        let (kind, id) = sys::fd::owner(&self.fd).map_err(explain)?;
+        let signum = sys::fd::fcntl(&self.fd, sys::fd::F_GETSIG, 0).map_err(explain)? as u32;
+        if id == 0 {
+            return Ok(FownEntry { signum, ..none });
+        }
+        let (uid, euid) = sys::fd::owner_uids(&self.fd).map_err(explain)?;
+        // On disk is the kernel's `enum pid_type`: 0 thread, 1 thread group, 2 process group.
+        Ok(FownEntry { uid, euid, signum, pid_type: kind, pid: id as u32 })
+    }
+
+    pub fn object(&self) -> Object {
+        let what = match self.link() {
+            b"" => "a descriptor".into(),
+            link => String::from_utf8_lossy(link).into_owned(),
+        };
+        Object::Fd { number: self.number, what }
+    }
+
+    pub fn fail(&self, error: Errno, doing: &'static str) -> Failure {
+        error.on(self.object(), doing).of(self.pid)
+    }
+
+    pub fn refuse(&self, why: impl Into<std::borrow::Cow<'static, str>>) -> Failure {
+        Failure::unsupported(self.object(), why).of(self.pid)
+    }
+}
+
+/// What kinds keep between objects during one run, each under a type of its own.
+#[derive(Debug, Default)]
+pub struct Shelf(HashMap<TypeId, Box<dyn Any>>);
+
+impl Shelf {
+    pub fn of<T: Default + 'static>(&mut self) -> &mut T {
+        let entry = self.0.entry(TypeId::of::<T>()).or_insert_with(|| Box::new(T::default()));
+        entry.downcast_mut().expect("the key is the type")
+    }
+}
+
+/// A dump in progress, as kinds see it.
+#[derive(Debug)]
+pub struct DumpCx<'o> {
+    pub options: &'o Options,
+    pub shelf: Shelf,
+    /// Records of `files.img`.
+    pub files: Vec<FileEntry>,
+    /// Images that belong to one kind, by name.
+    pub images: HashMap<&'static str, Writer>,
+    /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
+    pub contents: Vec<(u64, OwnedFd)>,
+    last_id: u32,
+}
+
+impl<'o> DumpCx<'o> {
+    pub fn new(options: &'o Options) -> DumpCx<'o> {
+        DumpCx {
+            options,
+            shelf: Shelf::default(),
+            files: Vec::new(),
+            images: HashMap::new(),
+            contents: Vec::new(),
+            last_id: 0,
+        }
+    }
+
+    /// A new id for an open file; one counter serves all kinds.
+    pub fn next_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub fn image(&mut self, name: &'static str, kind: image::Kind) -> &mut Writer {
+        self.images.entry(name).or_insert_with(|| Writer::new(kind))
+    }
+}
+
+/// Files being opened by the coordinator of a restore.
+#[allow(missing_debug_implementations)]
+pub struct OpenCx<'r> {
+    pub options: &'r Options,
+    pub images: &'r Dir,
+    pub shelf: Shelf,
+    pub files: &'r FileTable,
+    /// Puts the content of `pagemap-shmem-<n>.img` into a file.
+    pub fill: &'r dyn Fn(u64, &OwnedFd) -> Result<(), Failure>,
+}
+
+/// Operations for one task, and the memory for what they point to.
+#[derive(Debug)]
+pub struct TaskOps<'r> {
+    pub list: &'r mut List,
+    pub area: &'r Area,
+}
+
+impl TaskOps<'_> {
+    /// Puts bytes where a call can read them; returns the address.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<u64, Failure> {
+        self.area.put(bytes).map_err(|error| error.on(Object::Tree, "prepare operations"))
+    }
+
+    pub fn room(&self, len: usize) -> Result<u64, Failure> {
+        self.area.room(len).map_err(|error| error.on(Object::Tree, "prepare operations"))
+    }
+}
+
+/// One kind of file behind descriptors.
+pub trait FdKind: Sync {
+    /// Its record: the field of `files.img` that its type names.
+    type Entry: Message + Default;
+    const NAME: &'static str;
+    /// The number of the type in `fdinfo-*.img`.
+    const TYPE: image::FdTypes;
+    /// The number of the field in `files.img`.
+    const TAG: u32;
+
+    /// Is this object mine? Exactly one kind says yes; the order in which they are asked means nothing.
+    fn claims(&self, probe: &FdProbe) -> bool;
+
+    /// Reads the object, once for each open file.
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<Self::Entry, Failure>;
+
+    /// Looks at all objects of this kind together, when all were read: who is missing?
+    fn settle(&self, _cx: &mut DumpCx) -> Failures {
+        Failures::new()
+    }
+
+    /// Judges the records of an image set, without touching anything: every reason to refuse.
+    fn link(&self, _entries: &[(u32, Self::Entry)], _files: &FileTable) -> Failures {
+        Failures::new()
+    }
+
+    /// Makes the object.
+    fn open(&self, entry: &Self::Entry, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
+
+    /// What has to wait until the descriptors of a task are in place, or is bound to the task: links
+    /// that may be circular, signals. `number` is the descriptor in the first task that has it.
+    fn finish(&self, _entry: &Self::Entry, _number: i32, _ops: &mut TaskOps) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Who gets its signals; set in a task, when tasks have their ids and credentials.
+    fn owner<'e>(&self, _entry: &'e Self::Entry) -> Option<&'e FownEntry> {
+        None
+    }
+
+    /// Sets going what must not run before everything is there.
+    fn arm(&self, _entry: &Self::Entry, _fd: &OwnedFd) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// [`FdKind`] without its type.
+pub trait AnyFdKind: Sync {
+    fn name(&self) -> &'static str;
+    fn file_type(&self) -> i32;
+    fn tag(&self) -> u32;
+    fn claims(&self, probe: &FdProbe) -> bool;
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<FileEntry, Failure>;
+    fn settle(&self, cx: &mut DumpCx) -> Failures;
+    fn link(&self, entries: &[(u32, &[u8])], files: &FileTable) -> Failures;
+    fn open(&self, id: u32, body: &[u8], cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
+    fn finish(&self, body: &[u8], number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
+    fn owner(&self, body: &[u8]) -> Option<FownEntry>;
+    fn arm(&self, body: &[u8], fd: &OwnedFd) -> Result<(), Failure>;
+}
+
+fn decode<K: FdKind>(body: &[u8]) -> Result<K::Entry, Failure> {
+    K::Entry::decode(body).map_err(|error| Failure::corrupt("files.img", None, format!("{}: {error}", K::NAME)))
+}
+
+impl<K: FdKind> AnyFdKind for K {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn file_type(&self) -> i32 {
+        K::TYPE.into()
+    }
+
+    fn tag(&self) -> u32 {
+        K::TAG
+    }
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        FdKind::claims(self, probe)
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<FileEntry, Failure> {
+        Ok(FileEntry::new(K::TYPE.into(), id, K::TAG, &FdKind::dump(self, probe, id, cx)?))
+    }
+
+    fn settle(&self, cx: &mut DumpCx) -> Failures {
+        FdKind::settle(self, cx)
+    }
+
+    fn link(&self, entries: &[(u32, &[u8])], files: &FileTable) -> Failures {
+        let mut failures = Failures::new();
+        let mut decoded = Vec::with_capacity(entries.len());
+        for (id, body) in entries {
+            match decode::<K>(body) {
+                Ok(entry) => decoded.push((*id, entry)),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        failures.extend(FdKind::link(self, &decoded, files));
+        failures
+    }
+
+    fn open(&self, _id: u32, body: &[u8], cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        FdKind::open(self, &decode::<K>(body)?, cx)
+    }
+
+    fn finish(&self, body: &[u8], number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        FdKind::finish(self, &decode::<K>(body)?, number, ops)
+    }
+
+    fn owner(&self, body: &[u8]) -> Option<FownEntry> {
+        decode::<K>(body).ok().and_then(|entry| FdKind::owner(self, &entry).cloned())
+    }
+
+    fn arm(&self, body: &[u8], fd: &OwnedFd) -> Result<(), Failure> {
+        FdKind::arm(self, &decode::<K>(body)?, fd)
+    }
+}
+
+/// The open files of an image set, by id.
+#[derive(Default)]
+pub struct FileTable {
+    files: HashMap<u32, (&'static dyn AnyFdKind, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for FileTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.files.iter().map(|(id, file)| (id, file.0.name()))).finish()
+    }
+}
+
+impl FileTable {
+    /// Sorts the records of `files.img` by kind.
+    ///
+    /// # Errors
+    /// Every record of a kind that is not carried, and every one that is no record of its kind.
+    pub fn new(entries: Vec<FileEntry>) -> Result<FileTable, Failures> {
+        let mut failures = Failures::new();
+        let mut table = FileTable::default();
+        for (index, entry) in entries.into_iter().enumerate() {
+            let corrupt = |why: String| Failure::corrupt("files.img", Some(index), why);
+            let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {
+                let name = image::FdTypes::try_from(entry.kind)
+                    .map_or("unknown".into(), |kind| format!("{kind:?}").to_lowercase());
+                let object = Object::Image { file: "files.img".into(), entry: Some(index) };
+                failures.push(Failure::unsupported(
+                    object,
+                    format!("a file of type {} ({name}) is not carried yet", entry.kind),
+                ));
+                continue;
+            };
+            match entry.body {
+                Some((tag, body)) if tag == kind.tag() => {
+                    if table.files.insert(entry.id, (*kind, body)).is_some() {
+                        failures.push(corrupt(format!("the id {} is taken", entry.id)));
+                    }
+                }
+                _ => failures.push(corrupt(format!("has no body of a {}", kind.name()))),
+            }
+        }
+        for kind in crate::fd::KINDS {
+            let mut entries: Vec<(u32, &[u8])> = table
+                .files
+                .iter()
+                .filter(|(_, file)| file.0.file_type() == kind.file_type())
+                .map(|(id, file)| (*id, &*file.1))
+                .collect();
+            entries.sort_unstable_by_key(|entry| entry.0);
+            failures.extend(kind.link(&entries, &table));
+        }
+        if failures.is_empty() { Ok(table) } else { Err(failures) }
+    }
+
+    pub fn get(&self, id: u32) -> Option<(&'static dyn AnyFdKind, &[u8])> {
+        self.files.get(&id).map(|file| (file.0, &*file.1))
+    }
+
+    /// Every record of one kind.
+    pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = K::Entry> {
+        self.files
+            .values()
+            .filter(|(kind, _)| kind.file_type() == i32::from(K::TYPE))
+            .filter_map(|(_, body)| K::Entry::decode(&**body).ok())
+    }
+
+    /// The record of a file that must be of one kind.
+    pub fn entry<K: FdKind>(&self, id: u32) -> Option<K::Entry> {
+        let (kind, body) = self.get(id)?;
+        (kind.file_type() == i32::from(K::TYPE)).then(|| K::Entry::decode(body).ok()).flatten()
+    }
+}
+
+/// Opens again, with other flags, what `fd` refers to: a new open file of the same object.
+pub fn reopen(fd: impl AsFd, flags: u32) -> Result<OwnedFd, Errno> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    sys::fd::open(std::path::Path::new(&path), open_flags(flags))
+}
+
+/// Flags that open(2) takes again: without those that act on the name at the moment of opening.
+pub fn open_flags(flags: u32) -> i32 {
+    flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC)
+}
+
+/// Status flags that F_SETFL can change, for objects that are not made by open(2).
+pub fn set_status(fd: impl AsFd, flags: u32) -> Result<(), Errno> {
+    sys::fd::fcntl(fd, libc::F_SETFL, flags as i32 & !libc::O_CLOEXEC).map(drop)
+}

@@ -1,0 +1,125 @@
+//! epoll(7): a set of descriptors that are watched together.
+//!
+//! Read from: `fdinfo` (one `tfd:` line for each watch). A watch belongs to an open file, not to a number:
+//! kcmp(2) tells whether the number still is that file.
+//! Rebuilt by: epoll_create1(2); in the task, when its descriptors are there, one epoll_ctl(2) for each watch.
+//! Not kept: EPOLLEXCLUSIVE wake-up order; a watch whose descriptor was closed is refused.
+
+use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, TaskOps, set_status};
+use image::{FdTypes, FownEntry};
+use model::{Failure, Object};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+pub static KIND: Eventpoll = Eventpoll;
+
+#[derive(Debug)]
+pub struct Eventpoll;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EventpollFileEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    #[prost(message, repeated, tag = "4")]
+    pub tfd: Vec<EventpollTfdEntry>,
+}
+
+/// `tfd` is a number in the task that has the set; `events` as for epoll_ctl(2).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EventpollTfdEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub tfd: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub events: u32,
+    #[prost(uint64, required, tag = "4")]
+    pub data: u64,
+    #[prost(uint32, optional, tag = "5")]
+    pub dev: Option<u32>,
+    #[prost(uint64, optional, tag = "6")]
+    pub inode: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub pos: Option<u64>,
+}
+
+
+impl FdKind for Eventpoll {
+    type Entry = EventpollFileEntry;
+    const NAME: &'static str = "eventpoll";
+    const TYPE: FdTypes = FdTypes::Eventpoll;
+    const TAG: u32 = 9;
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        probe.anon_inode() == Some(b"eventpoll")
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<EventpollFileEntry, Failure> {
+        let targets = sys::proc::parse_epoll(probe.info())
+            .ok_or_else(|| probe.refuse("the kernel tells its watches in a way not understood"))?;
+        let mut seen = HashMap::new();
+        let mut tfd = Vec::with_capacity(targets.len());
+        for target in targets {
+            let nth = seen.entry(target.fd).or_insert(0);
+            let same = sys::process::kcmp_epoll(probe.pid, target.fd as i32, probe.number, target.fd, *nth);
+            *nth += 1;
+            match same {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(probe.refuse(format!(
+                        "watches a file that was fd {}, which is another file now",
+                        target.fd
+                    )));
+                }
+                Err(error) if error.code == libc::EBADF || error.code == libc::ENOENT => {
+                    return Err(probe.refuse(format!(
+                        "watches a file that was fd {}, which is closed in this process",
+                        target.fd
+                    )));
+                }
+                Err(error) => return Err(probe.fail(error, "compare a watched file")),
+            }
+            tfd.push(EventpollTfdEntry {
+                id,
+                tfd: target.fd,
+                events: target.events,
+                data: target.data,
+                dev: Some(target.dev),
+                inode: Some(target.inode),
+                pos: Some(target.position),
+            });
+        }
+        Ok(EventpollFileEntry { id, flags: probe.flags, fown: probe.owner()?, tfd })
+    }
+
+    fn open(&self, entry: &EventpollFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        let explain = |error: model::Errno| error.on(Object::Named("epoll set".into()), "make it");
+        let fd = sys::fd::epoll().map_err(explain)?;
+        set_status(&fd, entry.flags).map_err(explain)?;
+        Ok(fd)
+    }
+
+    fn finish(&self, entry: &EventpollFileEntry, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("fill an epoll set");
+        for target in &entry.tfd {
+            // struct epoll_event, which is packed on x86-64 alone.
+            let mut event = target.events.to_ne_bytes().to_vec();
+            if !cfg!(target_arch = "x86_64") {
+                event.extend_from_slice(&[0; 4]);
+            }
+            event.extend_from_slice(&target.data.to_ne_bytes());
+            let event = ops.bytes(&event)?;
+            let add = libc::EPOLL_CTL_ADD.into();
+            ops.list.ok(libc::SYS_epoll_ctl, &[number.into(), add, u64::from(target.tfd).into(), event.into()]);
+        }
+        Ok(())
+    }
+
+    fn owner<'e>(&self, entry: &'e EventpollFileEntry) -> Option<&'e FownEntry> {
+        Some(&entry.fown)
+    }
+}

@@ -1,0 +1,23 @@
+//! The kinds of files behind descriptors.
+
+use crate::contract::{AnyFdKind, FdProbe};
+
+macro_rules! kinds {
+    ($($module:ident),* $(,)?) => {
+        $(pub mod $module;)*
+        /// Every kind that is carried.
+        pub static KINDS: &[&dyn AnyFdKind] = &[$(&$module::KIND),*];
+    };
+}
+
+kinds! { eventfd, eventpoll, fifo, inet, memfd, pipe, regular, signalfd, timerfd, tty, unix }
+
+pub mod socket_options;
+
+/// The kind that an open file is of, if any carries it.
+pub fn kind_of(probe: &FdProbe) -> Option<&'static dyn AnyFdKind> {
+    let mut claims = KINDS.iter().filter(|kind| kind.claims(probe));
+    let kind = claims.next();
+    debug_assert!(claims.next().is_none(), "two kinds claim {:?}", probe.object());
+    kind.copied()
+}

@@ -1,0 +1,200 @@
+//! Files, directories, symbolic links and memory devices, reached by a path; and every O_PATH descriptor.
+//!
+//! Read from: fstat(2), the link in `/proc/PID/fd`, F_GETFL, the position.
+//! Rebuilt by: open(2) of the same path, lseek(2).
+//! Not kept: the content, which stays in the file system. A file that is no longer under its name is
+//! refused, and so is one whose size or mode is another at the restore.
+//! The working directory, the root, the executable and mapped files are records of this kind as well.
+
+use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, open_flags};
+use image::{FdTypes, FileEntry, FownEntry};
+use model::options;
+use model::{Errno, Failure, Object, Remedy};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub static KIND: Regular = Regular;
+
+#[derive(Debug)]
+pub struct Regular;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RegFileEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(uint64, required, tag = "3")]
+    pub pos: u64,
+    #[prost(message, required, tag = "5")]
+    pub fown: FownEntry,
+    #[prost(bytes = "vec", required, tag = "6")]
+    pub name: Vec<u8>,
+    #[prost(sint32, optional, tag = "7")]
+    pub mnt_id: Option<i32>,
+    #[prost(uint64, optional, tag = "8")]
+    pub size: Option<u64>,
+    #[prost(bool, optional, tag = "9")]
+    pub ext: Option<bool>,
+    #[prost(uint32, optional, tag = "10")]
+    pub mode: Option<u32>,
+    #[prost(uint32, repeated, tag = "11", packed = "false")]
+    pub build_id: Vec<u32>,
+    #[prost(uint32, optional, tag = "12")]
+    pub checksum: Option<u32>,
+    #[prost(uint32, optional, tag = "13")]
+    pub checksum_config: Option<u32>,
+    #[prost(uint32, optional, tag = "14")]
+    pub checksum_parameter: Option<u32>,
+}
+
+
+/// Memory devices that hold no state: null, zero, full, random, urandom.
+const MEMORY_DEVICES: [u32; 5] = [3, 5, 7, 8, 9];
+
+fn is_device(probe: &FdProbe, format: u32, major: u32) -> bool {
+    probe.format() == format && probe.device().0 == major
+}
+
+/// Is `path` still a name of the file with this device and inode?
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_name(path: &[u8], stat: &libc::stat) -> Result<(), String> {
+    if path.ends_with(b" (deleted)") {
+        return Err("is deleted".into());
+    }
+    if path.first() != Some(&b'/') {
+        return Err("has no path".into());
+    }
+    let at = Path::new(OsStr::from_bytes(path));
+    match sys::fd::stat_path(at, stat.st_mode & libc::S_IFMT != libc::S_IFLNK) {
+        Ok(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Ok(()),
+        Ok(_) => Err("is another file than the one at its path now".into()),
+        Err(error) => Err(format!("cannot be reached at its path: {error}")),
+    }
+}
+
+/// What would help against a name that is gone.
+fn explain_name(failure: Failure, stat: &libc::stat) -> Failure {
+    match stat.st_nlink {
+        0 => failure.help(Remedy::Advice("unlinked files are not carried yet")),
+        _ => failure.help(Remedy::Option(&options::LINK_REMAP)),
+    }
+}
+
+/// Files recorded for other purposes than a descriptor, by path and flags.
+#[derive(Debug, Default)]
+struct Recorded(HashMap<(Vec<u8>, u32), u32>);
+
+/// Adds a record for a file that a task uses without a descriptor; returns its id.
+///
+/// The same path with the same flags is one record.
+pub fn record(
+    path: &[u8],
+    flags: u32,
+    stat: &libc::stat,
+    object: impl FnOnce() -> Object,
+    cx: &mut DumpCx,
+) -> Result<u32, Failure> {
+    let key = (path.to_vec(), flags);
+    if let Some(id) = cx.shelf.of::<Recorded>().0.get(&key) {
+        return Ok(*id);
+    }
+    if let Err(why) = check_name(path, stat) {
+        return Err(explain_name(Failure::unsupported(object(), why), stat));
+    }
+    let id = cx.next_id();
+    let fown = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+    let entry = entry(id, path, flags, 0, fown, stat);
+    cx.files.push(FileEntry::new(FdTypes::Reg.into(), id, Regular::TAG, &entry));
+    cx.shelf.of::<Recorded>().0.insert(key, id);
+    Ok(id)
+}
+
+fn entry(id: u32, path: &[u8], flags: u32, pos: u64, fown: FownEntry, stat: &libc::stat) -> RegFileEntry {
+    RegFileEntry {
+        id,
+        flags,
+        pos,
+        fown,
+        name: path.to_vec(),
+        mnt_id: None,
+        size: (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then_some(stat.st_size as u64),
+        ext: None,
+        mode: Some(stat.st_mode),
+        build_id: Vec::new(),
+        checksum: None,
+        checksum_config: None,
+        checksum_parameter: None,
+    }
+}
+
+impl FdKind for Regular {
+    type Entry = RegFileEntry;
+    const NAME: &'static str = "regular file";
+    const TYPE: FdTypes = FdTypes::Reg;
+    const TAG: u32 = 3;
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        let is_named = probe.link().first() == Some(&b'/') && !probe.link().starts_with(b"/memfd:");
+        match probe.format() {
+            libc::S_IFREG | libc::S_IFDIR => is_named,
+            libc::S_IFLNK => true,
+            libc::S_IFCHR if is_device(probe, libc::S_IFCHR, 1) && !probe.is_path_only() => {
+                MEMORY_DEVICES.contains(&probe.device().1)
+            }
+            _ => probe.is_path_only() && is_named,
+        }
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<RegFileEntry, Failure> {
+        if let Err(why) = check_name(probe.link(), &probe.stat) {
+            return Err(explain_name(probe.refuse(why), &probe.stat));
+        }
+        Ok(entry(id, probe.link(), probe.flags, probe.position, probe.owner()?, &probe.stat))
+    }
+
+    fn open(&self, entry: &RegFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        open(entry, entry.flags)
+    }
+
+    fn owner<'e>(&self, entry: &'e RegFileEntry) -> Option<&'e FownEntry> {
+        Some(&entry.fown)
+    }
+}
+
+/// Opens the file of a record and checks that it is as it was.
+pub fn open(entry: &RegFileEntry, flags: u32) -> Result<OwnedFd, Failure> {
+    // CRIU names directories of the root without a slash.
+    let mut name = entry.name.clone();
+    if name.first() != Some(&b'/') {
+        name.insert(0, b'/');
+    }
+    let object = || Object::Path(String::from_utf8_lossy(&name).into_owned());
+    let explain = |error: Errno| error.on(object(), "open it again");
+    let fd = sys::fd::open(Path::new(OsStr::from_bytes(&name)), open_flags(flags)).map_err(explain)?;
+    let stat = sys::fd::stat(&fd).map_err(explain)?;
+    let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    if let Some(size) = entry.size
+        && is_file
+        && size != stat.st_size as u64
+    {
+        let why = format!("had {size} bytes when it was dumped and has {} now", stat.st_size);
+        return Err(Failure::conflict(object(), "", why));
+    }
+    if let Some(mode) = entry.mode
+        && mode != stat.st_mode
+    {
+        let why = format!("had the mode {mode:o} when it was dumped and has {:o} now", stat.st_mode);
+        return Err(Failure::conflict(object(), "", why));
+    }
+    let has_position = flags & libc::O_PATH as u32 == 0 && entry.pos != 0;
+    if has_position && entry.pos != u64::MAX {
+        sys::fd::seek(&fd, entry.pos as i64, libc::SEEK_SET).map_err(explain)?;
+    }
+    Ok(fd)
+}

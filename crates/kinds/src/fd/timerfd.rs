@@ -1,0 +1,114 @@
+//! timerfd(2): a timer whose expirations are read from a file.
+//!
+//! Read from: `fdinfo` (clock, ticks that were not read, flags, time left, interval).
+//! Rebuilt by: timerfd_create(2); at the very end TFD_IOC_SET_TICKS and timerfd_settime(2), so that no time
+//! passes for it while the tree is being built. Time left is relative: the clock stands during the freeze.
+//! Not kept: that a timer was set to an absolute time, except by `settime_flags` for its next setting.
+
+use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use image::{FdTypes, FownEntry};
+use model::{Failure, Object};
+use std::os::fd::OwnedFd;
+
+pub static KIND: Timerfd = Timerfd;
+
+#[derive(Debug)]
+pub struct Timerfd;
+
+/// Value and interval, in seconds and nanoseconds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TimerfdEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    #[prost(uint32, required, tag = "4")]
+    pub clockid: u32,
+    #[prost(uint64, required, tag = "5")]
+    pub ticks: u64,
+    #[prost(uint32, required, tag = "6")]
+    pub settime_flags: u32,
+    #[prost(uint64, required, tag = "7")]
+    pub vsec: u64,
+    #[prost(uint64, required, tag = "8")]
+    pub vnsec: u64,
+    #[prost(uint64, required, tag = "9")]
+    pub isec: u64,
+    #[prost(uint64, required, tag = "10")]
+    pub insec: u64,
+}
+
+
+/// "(seconds, nanoseconds)" of an `it_value:` line.
+fn parse_time(text: &[u8]) -> Option<(u64, u64)> {
+    let text = std::str::from_utf8(text).ok()?.trim().strip_prefix('(')?.strip_suffix(')')?;
+    let (seconds, nanoseconds) = text.split_once(',')?;
+    Some((seconds.trim().parse().ok()?, nanoseconds.trim().parse().ok()?))
+}
+
+impl FdKind for Timerfd {
+    type Entry = TimerfdEntry;
+    const NAME: &'static str = "timerfd";
+    const TYPE: FdTypes = FdTypes::Timerfd;
+    const TAG: u32 = 12;
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        probe.anon_inode() == Some(b"timerfd")
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<TimerfdEntry, Failure> {
+        let text = |key: &str| sys::proc::fdinfo(probe.info(), key);
+        let missing = || probe.refuse("the kernel does not tell its state (CONFIG_CHECKPOINT_RESTORE)");
+        let number = |key: &str| text(key).and_then(sys::proc::decimal::<u64>).ok_or_else(missing);
+        let time = |key: &str| text(key).and_then(parse_time).ok_or_else(missing);
+        let flags = text("settime flags").and_then(|flags| {
+            u32::from_str_radix(std::str::from_utf8(flags).ok()?.trim_start_matches("0"), 8).ok().or(Some(0))
+        });
+        let ((vsec, vnsec), (isec, insec)) = (time("it_value")?, time("it_interval")?);
+        Ok(TimerfdEntry {
+            id,
+            flags: probe.flags,
+            fown: probe.owner()?,
+            clockid: number("clockid")? as u32,
+            ticks: number("ticks")?,
+            settime_flags: flags.ok_or_else(missing)?,
+            vsec,
+            vnsec,
+            isec,
+            insec,
+        })
+    }
+
+    fn open(&self, entry: &TimerfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "make it");
+        let fd = sys::fd::timerfd(entry.clockid as i32).map_err(explain)?;
+        set_status(&fd, entry.flags).map_err(explain)?;
+        Ok(fd)
+    }
+
+    fn owner<'e>(&self, entry: &'e TimerfdEntry) -> Option<&'e FownEntry> {
+        Some(&entry.fown)
+    }
+
+    fn arm(&self, entry: &TimerfdEntry, fd: &OwnedFd) -> Result<(), Failure> {
+        let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "arm it");
+        if (entry.vsec, entry.vnsec) != (0, 0) {
+            sys::fd::timerfd_set(fd, (entry.vsec, entry.vnsec), (entry.isec, entry.insec)).map_err(explain)?;
+        }
+        if entry.ticks != 0 {
+            sys::fd::timerfd_set_ticks(fd, entry.ticks).map_err(explain)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_time_in_parentheses_is_understood() {
+        assert_eq!(super::parse_time(b"(12, 345)"), Some((12, 345)));
+        assert_eq!(super::parse_time(b"12, 345"), None);
+    }
+}

@@ -1,0 +1,291 @@
+//! Mappings: what each is, and how it is made again.
+//!
+//! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
+//! Rebuilt by: mmap(2) at the final address, writable as long as its pages are being filled; then
+//! mprotect(2), madvise(2), mlock2(2), names and seals.
+//! Refused for now: huge pages, SysV segments, AIO and io_uring rings, packet rings, device memory,
+//! userfaultfd registrations, shadow stacks.
+
+pub mod mm;
+
+use crate::contract::{DumpCx, TaskOps};
+use crate::fd::{memfd, regular};
+use agent::{Arg, Judge};
+use image::VmaEntry;
+use image::vma as status;
+use model::{Errno, Failure, Object};
+use std::collections::HashMap;
+use std::path::Path;
+use sys::proc::Vma;
+
+const PROT_WRITE: u32 = libc::PROT_WRITE as u32;
+const MAP_SHARED: u32 = libc::MAP_SHARED as u32;
+const MAP_PRIVATE: u32 = libc::MAP_PRIVATE as u32;
+const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS as u32;
+const MAP_GROWSDOWN: u32 = libc::MAP_GROWSDOWN as u32;
+const MAP_LOCKED: u32 = libc::MAP_LOCKED as u32;
+const MAP_NORESERVE: u32 = libc::MAP_NORESERVE as u32;
+const MAP_DROPPABLE: u32 = 8;
+const MAP_TYPE: u32 = 0xf;
+
+/// Advice that is state of the mapping: the letters of `VmFlags` and the MADV_* number.
+const ADVICE: [(&str, i32); 8] = [
+    ("rr", libc::MADV_RANDOM),
+    ("sr", libc::MADV_SEQUENTIAL),
+    ("dc", libc::MADV_DONTFORK),
+    ("mg", libc::MADV_MERGEABLE),
+    ("hg", libc::MADV_HUGEPAGE),
+    ("nh", libc::MADV_NOHUGEPAGE),
+    ("dd", libc::MADV_DONTDUMP),
+    ("wf", libc::MADV_WIPEONFORK),
+];
+const MADV_GUARD_INSTALL: i32 = 102;
+const MLOCK_ONFAULT: u64 = 1;
+const SYS_MSEAL: i64 = 462;
+
+/// Files already looked at, by how the maps name them and how they are to be opened.
+#[derive(Debug, Default)]
+struct Files(HashMap<(u64, Vec<u8>, u32), u32>);
+
+pub fn object(vma: &Vma) -> Object {
+    let what = if vma.name.is_empty() { "anonymous".into() } else { String::from_utf8_lossy(&vma.name).into_owned() };
+    Object::Vma { start: vma.start, end: vma.end, what }
+}
+
+/// Why a mapping cannot be carried, by its name and flags alone.
+fn refusal(vma: &Vma) -> Option<&'static str> {
+    let name = &*vma.name;
+    let is = |prefix: &str| name.starts_with(prefix.as_bytes());
+    let has = |flag| vma.flags.has(flag);
+    if has("um") || has("uw") || has("ui") {
+        Some("is registered with a userfaultfd, which only its handler could answer for")
+    } else if has("ht") {
+        Some("consists of huge pages (hugetlb), which are not carried yet")
+    } else if has("ss") {
+        Some("is a shadow stack, which is not carried yet")
+    } else if is("/SYSV") {
+        Some("is a SysV shared memory segment, which is not carried yet")
+    } else if is("/[aio]") {
+        Some("is the ring of an AIO context, which is not carried yet")
+    } else if is("anon_inode:[io_uring]") {
+        Some("is the ring of an io_uring, which is not carried yet")
+    } else if is("anon_inode:") || is("socket:[") {
+        Some("is memory of a device or a socket, which is not carried yet")
+    } else if is("[uprobes]") {
+        Some("belongs to uprobes set from outside")
+    } else {
+        None
+    }
+}
+
+/// The record of a mapping. Records of the files behind it go to `cx`.
+pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
+    if let Some(why) = refusal(vma) {
+        return Err(Failure::unsupported(object(vma), why).of(pid));
+    }
+    let has = |flag| vma.flags.has(flag);
+    let mut entry = VmaEntry {
+        start: vma.start,
+        end: vma.end,
+        pgoff: 0,
+        shmid: 0,
+        prot: vma.prot,
+        flags: if vma.is_shared { MAP_SHARED } else { MAP_PRIVATE },
+        status: status::REGULAR,
+        fd: -1,
+        madv: None,
+        fdflags: None,
+        is_sealed: has("sl").then_some(true),
+        anon_name: None,
+        is_locked_on_fault: has("lf").then_some(true),
+    };
+    if has("gd") {
+        entry.flags |= MAP_GROWSDOWN;
+    }
+    if has("lo") {
+        entry.flags |= MAP_LOCKED;
+    }
+    if has("nr") {
+        entry.flags |= MAP_NORESERVE;
+    }
+    if has("dp") {
+        entry.flags = entry.flags & !MAP_TYPE | MAP_DROPPABLE;
+    }
+    let advice = ADVICE.iter().filter(|advice| has(advice.0)).fold(0, |bits, advice| bits | 1 << advice.1);
+    entry.madv = (advice != 0).then_some(advice);
+    let anonymous = |entry: &mut VmaEntry, kind: u32| {
+        entry.status |= kind | status::ANON_PRIVATE;
+        entry.flags |= MAP_ANONYMOUS;
+    };
+    match &*vma.name {
+        b"[vdso]" => anonymous(&mut entry, status::VDSO),
+        b"[vsyscall]" => {
+            entry.status = status::VSYSCALL | status::ANON_PRIVATE;
+            entry.flags |= MAP_ANONYMOUS;
+        }
+        name if name.starts_with(b"[vvar") => anonymous(&mut entry, status::VVAR),
+        b"[heap]" => anonymous(&mut entry, status::HEAP),
+        b"[stack]" => anonymous(&mut entry, status::STACK),
+        name if vma.inode == 0 => {
+            anonymous(&mut entry, 0);
+            entry.anon_name = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
+        }
+        _ => dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?,
+    }
+    Ok(entry)
+}
+
+fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Result<(), Failure> {
+    // A shared mapping that may become writable needs a file open for writing.
+    let flags = if vma.is_shared && vma.flags.has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
+    let is_memory = memfd::object_name(&vma.name).is_some();
+    entry.pgoff = vma.offset;
+    entry.fdflags = Some(flags as u32);
+    entry.status |= if vma.is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    if is_memory {
+        entry.status |= status::MEMFD;
+    }
+    let key = (vma.inode, vma.name.clone(), flags as u32);
+    if let Some(id) = cx.shelf.of::<Files>().0.get(&key) {
+        entry.shmid = (*id).into();
+        return Ok(());
+    }
+    let explain = |error: Errno| error.on(object(vma), "open the mapped file");
+    let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
+    let fd = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
+    let stat = sys::fd::stat(&fd).map_err(explain)?;
+    let id = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG if is_memory => memfd::record(fd, &vma.name, &stat, object(vma), cx)?,
+        libc::S_IFREG => regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?,
+        libc::S_IFCHR if &*vma.name == b"/dev/zero" => {
+            regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?
+        }
+        _ => return Err(Failure::unsupported(object(vma), "is memory of a device, which is not carried")),
+    };
+    cx.shelf.of::<Files>().0.insert(key, id);
+    entry.shmid = id.into();
+    Ok(())
+}
+
+/// What a record says of its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// None of its own: shared with a file, provided by the kernel, or not worth keeping.
+    None,
+    /// Pages of this process alone.
+    Private,
+    /// Every page, whatever the kernel says of it.
+    Whole,
+}
+
+pub fn content(entry: &VmaEntry) -> Content {
+    let is = |bit| entry.status & bit != 0;
+    if is(status::VDSO) {
+        Content::Whole
+    } else if is(status::VVAR | status::VSYSCALL | status::GUARD) || entry.flags & MAP_TYPE == MAP_DROPPABLE {
+        Content::None
+    } else if is(status::ANON_PRIVATE | status::FILE_PRIVATE) {
+        Content::Private
+    } else {
+        Content::None
+    }
+}
+
+/// The record of a range of guard markers.
+pub fn guard(start: u64, end: u64) -> VmaEntry {
+    VmaEntry {
+        start,
+        end,
+        status: status::GUARD,
+        flags: MAP_PRIVATE | MAP_ANONYMOUS,
+        fd: -1,
+        ..VmaEntry::default()
+    }
+}
+
+/// Is this a mapping that the kernel provides, rather than one to be made?
+pub fn is_special(entry: &VmaEntry) -> bool {
+    entry.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) != 0
+}
+
+/// The id of the file behind a mapping.
+pub fn file_id(entry: &VmaEntry) -> Option<u32> {
+    let has_file = entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+    has_file.then(|| u32::try_from(entry.shmid).ok()).flatten()
+}
+
+/// Has to be writable while pages are put in?
+fn is_filled(entry: &VmaEntry) -> bool {
+    content(entry) == Content::Private
+}
+
+/// Every reason not to make a mapping of a record.
+pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
+    let corrupt = |why: String| Some(Failure::corrupt(image, Some(index), why));
+    let what = format!("{:#x}-{:#x}", entry.start, entry.end);
+    if entry.start >= entry.end || !entry.start.is_multiple_of(4096) || !entry.end.is_multiple_of(4096) {
+        return corrupt(format!("{what} is no range of pages"));
+    }
+    if entry.prot & !7 != 0 {
+        return corrupt(format!("{what} has the protection {:#x}", entry.prot));
+    }
+    let unknown = entry.status & !status::CARRIED;
+    if unknown != 0 {
+        let object = Object::Vma { start: entry.start, end: entry.end, what: format!("status {unknown:#x}") };
+        return Some(Failure::unsupported(object, "a mapping of this kind is not carried yet"));
+    }
+    None
+}
+
+/// Maps it, at its place, over whatever is there. `file` is the descriptor of its file.
+pub fn map(entry: &VmaEntry, file: Option<Arg>, ops: &mut TaskOps) {
+    let kept = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE;
+    let flags = entry.flags & kept | libc::MAP_FIXED as u32;
+    let prot = if is_filled(entry) { entry.prot | PROT_WRITE } else { entry.prot };
+    let args = [
+        entry.start.into(),
+        (entry.end - entry.start).into(),
+        u64::from(prot).into(),
+        u64::from(flags).into(),
+        file.unwrap_or(Arg::Value(u64::MAX)),
+        entry.pgoff.into(),
+    ];
+    ops.list.call(libc::SYS_mmap, &args, Judge::Equal(entry.start as i64));
+}
+
+/// Gives a mapping its final protection and state, when its pages are there.
+pub fn finish(entry: &VmaEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+    let (start, len) = (entry.start, entry.end - entry.start);
+    if entry.status & status::GUARD != 0 {
+        let args = [start.into(), len.into(), MADV_GUARD_INSTALL.into()];
+        ops.list.ok(libc::SYS_madvise, &args);
+        return Ok(());
+    }
+    if is_filled(entry) && entry.prot & PROT_WRITE == 0 {
+        ops.list.ok(libc::SYS_mprotect, &[start.into(), len.into(), u64::from(entry.prot).into()]);
+    }
+    let madv = entry.madv.unwrap_or(0);
+    for (_, advice) in ADVICE.iter().filter(|advice| madv >> advice.1 & 1 != 0) {
+        // Some advice needs a kernel configuration (KSM, huge pages) that this host may lack; it is advice.
+        let harmless = matches!(*advice, libc::MADV_MERGEABLE | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE);
+        let judge = if harmless { Judge::OkOr(libc::EINVAL) } else { Judge::Ok };
+        ops.list.call(libc::SYS_madvise, &[start.into(), len.into(), (*advice).into()], judge);
+    }
+    if entry.flags & MAP_LOCKED != 0 {
+        let on_fault = if entry.is_locked_on_fault == Some(true) { MLOCK_ONFAULT } else { 0 };
+        ops.list.ok(libc::SYS_mlock2, &[start.into(), len.into(), on_fault.into()]);
+    }
+    if let Some(name) = &entry.anon_name {
+        const PR_SET_VMA: i32 = 0x5356_4d41;
+        let name = ops.bytes(&[name, &[0][..]].concat())?;
+        ops.list.any(libc::SYS_prctl, &[PR_SET_VMA.into(), crate::task::ZERO, start.into(), len.into(), name.into()]);
+    }
+    Ok(())
+}
+
+/// Seals a mapping: nothing can change it any more.
+pub fn seal(entry: &VmaEntry, ops: &mut TaskOps) {
+    if entry.is_sealed == Some(true) {
+        ops.list.ok(SYS_MSEAL, &[entry.start.into(), (entry.end - entry.start).into(), crate::task::ZERO]);
+    }
+}
