@@ -1,2 +1,7 @@
-//! Under construction.
+//! Page contents, and nothing else: which pages are worth keeping, out of a process or a memory file into
+//! `pages-*.img`, and back.
 #![forbid(unsafe_code)]
+
+pub mod put;
+pub mod select;
+pub mod take;

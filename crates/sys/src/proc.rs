@@ -159,6 +159,8 @@ impl SmapsParser {
 /// What `/proc/PID/task/TID/status` says of a thread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
+    /// At most 15 bytes.
+    pub comm: Vec<u8>,
     pub state: u8,
     pub umask: Option<u32>,
     pub tgid: i32,
@@ -185,12 +187,31 @@ fn numbers<T: std::str::FromStr>(value: &[u8]) -> Option<Vec<T>> {
     value.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty()).map(decimal).collect()
 }
 
+/// Undoes the two escapes of a name in `status`. Source: fs/proc/array.c, proc_task_name.
+fn unescape_name(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut bytes = name.iter();
+    while let Some(&byte) = bytes.next() {
+        match (byte, bytes.as_slice().first()) {
+            (b'\\', Some(b'n')) => out.push(b'\n'),
+            (b'\\', Some(b'\\')) => out.push(b'\\'),
+            _ => {
+                out.push(byte);
+                continue;
+            }
+        }
+        bytes.next();
+    }
+    out
+}
+
 pub fn parse_status(text: &[u8]) -> Option<Status> {
     let mut status = Status::default();
     for line in text.split(|byte| *byte == b'\n') {
         let Some((key, value)) = split_once(line, b':') else { continue };
         let value = value.trim_ascii();
         match key {
+            b"Name" => status.comm = unescape_name(value),
             b"State" => status.state = *value.first()?,
             b"Umask" => status.umask = Some(u32::from_str_radix(std::str::from_utf8(value).ok()?, 8).ok()?),
             b"Tgid" => status.tgid = decimal(value)?,

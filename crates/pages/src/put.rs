@@ -1,0 +1,121 @@
+//! Pages from `pages-*.img` back into memory: read by the agents straight to where they belong.
+
+use agent::{Arg, Judge};
+use image::Dir;
+use image::pagemap::{PRESENT, Pagemap, Run};
+use model::{Failure, Object};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+/// iovecs of one preadv(2): IOV_MAX of the kernel.
+const VECTORS: usize = 1024;
+/// Bytes of one preadv(2), well below what the kernel reads at once.
+const BYTES: u64 = 1 << 30;
+
+/// Reads `runs` from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
+/// makes bytes readable for the agent and returns their address.
+pub fn read_runs(
+    runs: &[Run],
+    fd: i32,
+    list: &mut agent::List,
+    mut put: impl FnMut(&[u8]) -> Result<u64, Failure>,
+) -> Result<(), Failure> {
+    let mut at = 0;
+    while at < runs.len() {
+        let first = at;
+        let (mut vectors, mut total) = (Vec::new(), 0u64);
+        let mut count = 0u64;
+        while at < runs.len() && (count as usize) < VECTORS {
+            let run = &runs[at];
+            let is_next = run.offset == runs[first].offset + total;
+            if count > 0 && (!is_next || total + run.len() > BYTES) {
+                break;
+            }
+            vectors.extend_from_slice(&run.range.start.to_ne_bytes());
+            vectors.extend_from_slice(&run.len().to_ne_bytes());
+            total += run.len();
+            count += 1;
+            at += 1;
+        }
+        let vectors = put(&vectors)?;
+        let args: [Arg; 5] =
+            [fd.into(), vectors.into(), count.into(), runs[first].offset.into(), Arg::Value(0)];
+        list.call(libc::SYS_preadv, &args, Judge::Equal(total as i64));
+    }
+    Ok(())
+}
+
+/// Splits runs so that none is longer than one call reads.
+pub fn split(runs: &[Run]) -> Vec<Run> {
+    let mut split = Vec::with_capacity(runs.len());
+    for run in runs {
+        let mut start = run.range.start;
+        while start < run.range.end {
+            let end = run.range.end.min(start + BYTES);
+            split.push(Run { range: start..end, flags: run.flags, offset: run.offset + (start - run.range.start) });
+            start = end;
+        }
+    }
+    split
+}
+
+/// The page map of a task or of a memory file; empty when the dump wrote none.
+pub fn load(dir: &Dir, name: &str) -> Result<Pagemap, Failure> {
+    let Some(bytes) = dir.read(name)? else { return Ok(Pagemap::default()) };
+    let map = Pagemap::parse(name, &bytes, |id| {
+        let file = dir.open_file(&crate::take::pages_name(id))?;
+        let length = file.metadata().map_err(|error| {
+            sys::memory::io_errno("fstat", &error).on(Object::Path(name.into()), "measure the pages")
+        })?;
+        Ok(length.len())
+    })?;
+    if let Some(run) = map.runs.iter().find(|run| run.flags & PRESENT == 0) {
+        let object = Object::Vma { start: run.range.start, end: run.range.end, what: name.into() };
+        let why = "its pages are not in this folder (an incremental or lazy dump), which is not carried yet";
+        return Err(Failure::unsupported(object, why));
+    }
+    Ok(map)
+}
+
+/// Puts the content of a memory file into `to`, which is as large as it was and empty.
+pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
+    let name = format!("pagemap-shmem-{id}.img");
+    let map = load(dir, &name)?;
+    if map.runs.is_empty() {
+        return Ok(());
+    }
+    let explain = |call, error: std::io::Error| {
+        sys::memory::io_errno(call, &error).on(Object::Path(name.clone()), "copy the content of a memory file")
+    };
+    let from = dir.open_file(&crate::take::pages_name(map.pages_id))?;
+    let to = File::from(to.try_clone().map_err(|error| explain("fcntl", error))?);
+    let size = to.metadata().map_err(|error| explain("fstat", error))?.len();
+    let mut buffer = vec![0u8; 1 << 20];
+    for run in &map.runs {
+        let end = run.range.end.min(size);
+        let mut at = run.range.start;
+        while at < end {
+            let length = buffer.len().min((end - at) as usize);
+            let offset = run.offset + (at - run.range.start);
+            from.read_exact_at(&mut buffer[..length], offset).map_err(|error| explain("pread", error))?;
+            to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?;
+            at += length as u64;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_the_file_are_one_call() {
+        let run = |start: u64, offset: u64| Run { range: start..start + 4096, flags: PRESENT, offset };
+        let mut list = agent::List::new();
+        let runs = [run(0x1000, 0), run(0x9000, 4096), run(0x20000, 0x8000)];
+        read_runs(&runs, 9, &mut list, |_| Ok(0)).unwrap();
+        assert_eq!(list.len(), 2);
+    }
+}

@@ -1,0 +1,114 @@
+//! Which pages of an address space hold something of its own.
+
+use model::Errno;
+use std::fs::File;
+use std::ops::Range;
+use sys::pagemap::{self, FILE, GUARD, PRESENT, Query, SWAPPED, ZERO};
+
+/// A mapping, as far as its pages go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    pub range: Range<u64>,
+    /// The process itself may read it, so process_vm_readv(2) can.
+    pub is_readable: bool,
+    /// Every page is kept, whatever the kernel says of it.
+    pub is_whole: bool,
+}
+
+/// What a scan of an address space finds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Pages to keep: sorted, each inside one area.
+    pub runs: Vec<(Range<u64>, bool)>,
+    /// Ranges of guard markers.
+    pub guards: Vec<Range<u64>>,
+    /// Pages that were looked at, which is what the kernel reports as there.
+    pub scanned_pages: u64,
+}
+
+/// Anonymous pages that are there or swapped out, except the page of zeros.
+const OWN: Query = Query { inverted: FILE | ZERO, all: FILE | ZERO, any: PRESENT | SWAPPED, report: 0 };
+const GUARDS: Query = Query { inverted: 0, all: GUARD, any: 0, report: 0 };
+
+/// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
+///
+/// # Errors
+/// Of `PAGEMAP_SCAN` or of reading the page map.
+pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
+    let mut selection = Selection::default();
+    let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
+    let all = first.range.start..last.range.end;
+    let mut found: Vec<Range<u64>> = Vec::new();
+    match pagemap::scan(pagemap, all.clone(), OWN, |run, _| found.push(run)) {
+        Ok(()) => {
+            // Before Linux 6.15 there is no such category, and before 6.13 no such page.
+            match pagemap::scan(pagemap, all, GUARDS, |run, _| selection.guards.push(run)) {
+                Err(error) if error.code != libc::EINVAL => return Err(error),
+                _ => {}
+            }
+        }
+        Err(error) if error.code == libc::ENOTTY => {
+            for area in areas {
+                pagemap::read(pagemap, area.range.clone(), |run, categories| {
+                    if categories & FILE == 0 {
+                        found.push(run);
+                    }
+                })?;
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    selection.scanned_pages = found.iter().map(|run| (run.end - run.start) / 4096).sum();
+    selection.runs = intersect(&found, areas);
+    Ok(selection)
+}
+
+/// The parts of `found` that are inside areas, and the areas that are kept whole.
+fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, bool)> {
+    let mut runs = Vec::with_capacity(found.len());
+    let mut at = 0;
+    for area in areas {
+        if area.is_whole {
+            runs.push((area.range.clone(), area.is_readable));
+            continue;
+        }
+        while found.get(at).is_some_and(|run| run.end <= area.range.start) {
+            at += 1;
+        }
+        // The last one may reach into the next area.
+        for run in found[at..].iter().take_while(|run| run.start < area.range.end) {
+            let part = run.start.max(area.range.start)..run.end.min(area.range.end);
+            runs.push((part, area.is_readable));
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area(range: Range<u64>, is_whole: bool) -> Area {
+        Area { range, is_readable: true, is_whole }
+    }
+
+    #[test]
+    fn runs_are_cut_at_the_borders_of_mappings() {
+        let areas = [area(10..20, false), area(20..30, false), area(40..50, true), area(60..70, false)];
+        let runs = intersect(&[5..12, 15..25, 35..36, 62..80], &areas);
+        let ranges: Vec<Range<u64>> = runs.into_iter().map(|run| run.0).collect();
+        assert_eq!(ranges, [10..12, 15..20, 20..25, 40..50, 62..70]);
+    }
+
+    #[test]
+    fn a_touched_page_is_found_and_an_untouched_one_is_not() {
+        let mut memory = vec![0u8; 64 << 12];
+        let base = (memory.as_ptr() as u64).next_multiple_of(4096);
+        let offset = (base - memory.as_ptr() as u64) as usize;
+        memory[offset + (5 << 12)] = 1;
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let runs = select(&pagemap, &[area(base..base + (32 << 12), false)]).unwrap().runs;
+        assert!(runs.iter().any(|run| run.0.contains(&(base + (5 << 12)))));
+        assert!(!runs.iter().any(|run| run.0.contains(&(base + (9 << 12)))));
+    }
+}

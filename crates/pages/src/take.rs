@@ -1,0 +1,313 @@
+//! Pages out of processes and memory files, into `pages-*.img`.
+//!
+//! All sources are cut into chunks that a few workers read in parallel, each into one buffer of its own:
+//! that is all the memory it takes, whatever the size of the sources. Pages of zeros are dropped on the way.
+//! A file has to hold its pages without gaps and in order, so a worker that has read a chunk waits for its
+//! place in the file before it writes; the writing itself is parallel again.
+
+use image::Dir;
+use image::pagemap::{PRESENT, Pagemap, Run};
+use model::{Errno, Failure, Object};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+
+const PAGE: usize = 4096;
+const CHUNK: usize = 1 << 20;
+/// Ranges of one process_vm_readv(2).
+const RANGES: usize = 512;
+
+/// Where pages come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A frozen process.
+    Process { pid: i32 },
+    /// A memory file; ranges are offsets.
+    File(File),
+}
+
+/// One pages file to be made.
+#[derive(Debug)]
+pub struct Job {
+    pub source: Source,
+    /// Sorted, with whether the process itself may read them.
+    pub runs: Vec<(Range<u64>, bool)>,
+    /// Name of the page map: `pagemap-<pid>.img`.
+    pub pagemap: String,
+    pub pages_id: u32,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub written_pages: u64,
+    pub zero_pages: u64,
+}
+
+/// A part of a job that fits a buffer.
+struct Chunk {
+    job: usize,
+    /// Place in its job.
+    index: usize,
+    runs: Vec<(Range<u64>, bool)>,
+}
+
+/// A file being filled.
+#[derive(Default)]
+struct Progress {
+    file: OnceLock<File>,
+    /// Chunks that have their place, and where the next one goes.
+    place: Mutex<Place>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct Place {
+    index: usize,
+    offset: u64,
+    runs: Vec<Run>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|held| held.into_inner())
+}
+
+/// Writes the page maps and pages files of all jobs. `progress` is told of pages as they are done.
+pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<Taken, Failure> {
+    let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
+    let chunks: Mutex<VecDeque<Chunk>> =
+        Mutex::new(jobs.iter().enumerate().flat_map(|(job, work)| cut(job, &work.runs)).collect());
+    let total = Mutex::new(Taken::default());
+    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let work = || {
+        let mut buffer = Vec::new();
+        loop {
+            let Some(chunk) = lock(&chunks).pop_front() else { return };
+            let state = &states[chunk.job];
+            match copy(&jobs[chunk.job], state, &chunk, dir, &mut buffer) {
+                Ok(done) => {
+                    let mut total = lock(&total);
+                    total.written_pages += done.written_pages;
+                    total.zero_pages += done.zero_pages;
+                    progress(done.written_pages + done.zero_pages);
+                }
+                Err(error) => {
+                    lock(&failure).get_or_insert(error);
+                    lock(&chunks).clear();
+                    // Whoever waits for this chunk's place gets it; the file is not used any more.
+                    lock(&state.place).index = usize::MAX;
+                    state.moved.notify_all();
+                    return;
+                }
+            }
+        }
+    };
+    let workers = match jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum::<u64>() {
+        // A thread costs more than reading a little.
+        bytes if bytes < 2 * CHUNK as u64 => 1,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(work);
+        }
+        work();
+    });
+    if let Some(failure) = failure.into_inner().unwrap_or_else(|held| held.into_inner()) {
+        return Err(failure);
+    }
+    for (job, state) in jobs.iter().zip(states) {
+        let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
+        let pagemap = Pagemap { pages_id: job.pages_id, runs: place.runs };
+        dir.write(&job.pagemap, &pagemap.encode())?;
+        if state.file.get().is_none() {
+            // A page map without pages names a file all the same.
+            dir.create(&pages_name(job.pages_id))?;
+        }
+    }
+    Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
+}
+
+pub fn pages_name(id: u32) -> String {
+    format!("pages-{id}.img")
+}
+
+/// Cuts runs into chunks of at most a buffer.
+fn cut(job: usize, runs: &[(Range<u64>, bool)]) -> Vec<Chunk> {
+    let mut chunks: Vec<Chunk> = Vec::new();
+    let mut room = 0;
+    for (range, is_readable) in runs {
+        let mut start = range.start;
+        while start < range.end {
+            if room == 0 || chunks.last().is_none_or(|chunk| chunk.runs.len() == RANGES) {
+                chunks.push(Chunk { job, index: chunks.len(), runs: Vec::new() });
+                room = CHUNK as u64;
+            }
+            let part = start..range.end.min(start + room);
+            room -= part.end - part.start;
+            start = part.end;
+            // There is one: it was just pushed if not before.
+            chunks.last_mut().unwrap().runs.push((part, *is_readable));
+        }
+    }
+    chunks
+}
+
+fn copy(job: &Job, state: &Progress, chunk: &Chunk, dir: &Dir, buffer: &mut Vec<u8>) -> Result<Taken, Failure> {
+    buffer.resize(CHUNK, 0);
+    let length = read(job, &chunk.runs, buffer)?;
+    let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
+    let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
+
+    let mut place = lock(&state.place);
+    while place.index < chunk.index {
+        place = state.moved.wait(place).unwrap_or_else(|held| held.into_inner());
+    }
+    let offset = place.offset;
+    let mut at = offset;
+    for range in runs {
+        let length = range.end - range.start;
+        match place.runs.last_mut() {
+            Some(last) if last.range.end == range.start => last.range.end = range.end,
+            _ => place.runs.push(Run { range, flags: PRESENT, offset: at }),
+        }
+        at += length;
+    }
+    place.offset = at;
+    place.index = place.index.saturating_add(1);
+    drop(place);
+    state.moved.notify_all();
+
+    if kept > 0 {
+        let name = pages_name(job.pages_id);
+        let file = match state.file.get() {
+            Some(file) => file,
+            None => {
+                let file = dir.create(&name)?;
+                state.file.get_or_init(|| file)
+            }
+        };
+        file.write_all_at(&buffer[..kept], offset).map_err(|error| {
+            sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages")
+        })?;
+    }
+    Ok(done)
+}
+
+/// Fills `buffer` with the runs, one behind the other.
+fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usize, Failure> {
+    let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
+    let explain = |range: &Range<u64>, error: Errno| {
+        let object = Object::Vma { start: range.start, end: range.end, what: job.pagemap.clone() };
+        error.on(object, "read its pages")
+    };
+    match &job.source {
+        Source::Process { pid } if runs.iter().all(|run| run.1) => {
+            let ranges: Vec<(u64, usize)> =
+                runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();
+            let span = runs[0].0.start..runs[runs.len() - 1].0.end;
+            match sys::memory::read_remote_runs(*pid, &ranges, &mut buffer[..total]) {
+                Ok(count) if count == total => Ok(total),
+                Ok(_) => Err(explain(&span, Errno { call: "process_vm_readv", code: libc::EFAULT }).of(*pid)),
+                Err(error) => Err(explain(&span, error).of(*pid)),
+            }
+        }
+        Source::Process { pid } => {
+            // Memory that the process itself may not read: /proc/PID/mem does not ask.
+            let open = |error: &std::io::Error| sys::memory::io_errno("open", error);
+            let mem = File::open(format!("/proc/{pid}/mem")).map_err(|error| explain(&runs[0].0, open(&error)))?;
+            read_file(&mem, runs, buffer).map_err(|(range, error)| explain(&range, error).of(*pid))?;
+            Ok(total)
+        }
+        Source::File(file) => {
+            read_file(file, runs, buffer).map_err(|(range, error)| explain(&range, error))?;
+            Ok(total)
+        }
+    }
+}
+
+fn read_file(file: &File, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<(), (Range<u64>, Errno)> {
+    let mut at = 0;
+    for (range, _) in runs {
+        let length = (range.end - range.start) as usize;
+        let mut filled = 0;
+        while filled < length {
+            match file.read_at(&mut buffer[at + filled..at + length], range.start + filled as u64) {
+                // The last page of a file may be cut: the rest of it is zero.
+                Ok(0) => {
+                    buffer[at + filled..at + length].fill(0);
+                    break;
+                }
+                Ok(count) => filled += count,
+                Err(error) => return Err((range.clone(), sys::memory::io_errno("read", &error))),
+            }
+        }
+        at += length;
+    }
+    Ok(())
+}
+
+/// Moves the pages that hold something together; returns their bytes and where they belong.
+fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, bool)]) -> (usize, Vec<Range<u64>>) {
+    let mut kept = 0;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let addresses = runs.iter().flat_map(|run| run.0.clone().step_by(PAGE));
+    for (at, address) in (0..buffer.len()).step_by(PAGE).zip(addresses) {
+        if sys::memory::is_zero(&buffer[at..at + PAGE]) {
+            continue;
+        }
+        if kept != at {
+            buffer.copy_within(at..at + PAGE, kept);
+        }
+        kept += PAGE;
+        match ranges.last_mut() {
+            Some(last) if last.end == address => last.end += PAGE as u64,
+            _ => ranges.push(address..address + PAGE as u64),
+        }
+    }
+    (kept, ranges)
+}
+
+/// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
+pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, bool)>, Errno> {
+    let mut runs = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match sys::fd::seek(file, at as i64, libc::SEEK_DATA) {
+            Ok(start) => start,
+            Err(error) if error.code == libc::ENXIO => return Ok(runs),
+            Err(error) => return Err(error),
+        };
+        let end = sys::fd::seek(file, start as i64, libc::SEEK_HOLE)?;
+        let page = PAGE as u64;
+        runs.push((start / page * page..end.next_multiple_of(page), true));
+        at = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_no_larger_than_a_buffer_and_lose_nothing() {
+        let runs = [(0..(3 * CHUNK as u64 / 2), true), (1 << 30..(1 << 30) + 4096, false)];
+        let chunks = cut(0, &runs);
+        assert_eq!(chunks.len(), 2);
+        let size = |chunk: &Chunk| chunk.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
+        assert!(chunks.iter().all(|chunk| size(chunk) <= CHUNK as u64));
+        assert_eq!(chunks.iter().map(size).sum::<u64>(), 3 * CHUNK as u64 / 2 + 4096);
+    }
+
+    #[test]
+    fn pages_of_zeros_are_dropped_and_the_others_move_together() {
+        let mut buffer = vec![0u8; 4 * PAGE];
+        buffer[PAGE] = 7;
+        buffer[3 * PAGE] = 9;
+        let (kept, ranges) = drop_zeros(&mut buffer, &[(0x1000..0x3000, true), (0x8000..0xa000, true)]);
+        assert_eq!((kept, ranges), (2 * PAGE, vec![0x2000..0x3000, 0x9000..0xa000]));
+        assert_eq!((buffer[0], buffer[PAGE]), (7, 9));
+    }
+}
