@@ -1,1 +1,4 @@
 //! Under construction.
+
+pub mod inherited;
+pub mod probe;
