@@ -30,6 +30,9 @@ pub fn help() -> String {
             }
         }
     }
+    text.push_str("\nFlags that --no-NAME turns off again\n");
+    let negatable = OPTIONS.iter().filter(|spec| spec.negatable).map(|spec| spec.long);
+    wrapped(&mut text, 2, &negatable.collect::<Vec<_>>().join(" "));
     text.push_str("\nFeatures that check --feature knows\n");
     wrapped(&mut text, 2, &FEATURES.join(" "));
     text.push_str(
