@@ -107,12 +107,23 @@ pub fn inside(dir: &Path) -> Result<(), String> {
 
 /// The program that is saved: it has a number in memory and an open file.
 pub fn count(file: &Path) -> Result<(), String> {
+    close_inherited();
     let mut file = File::create(file).map_err(|error| error.to_string())?;
     for number in 1_u64.. {
         writeln!(file, "{number}").map_err(|error| error.to_string())?;
         sleep(BEAT);
     }
     Ok(())
+}
+
+/// What a terminal or a build tool has left open belongs to the mounts outside, and would be refused.
+fn close_inherited() {
+    let names: Vec<_> = match fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+        Err(_) => return,
+    };
+    let numbers = names.iter().filter_map(|name| name.to_str()?.parse().ok());
+    numbers.filter(|&number| number > 2).for_each(sys::inherited::close);
 }
 
 fn written(file: &Path) -> Vec<u64> {
