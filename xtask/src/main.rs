@@ -4,6 +4,8 @@
 mod completions;
 mod demo;
 mod generate;
+#[cfg(test)]
+mod layout;
 mod man;
 mod test;
 

@@ -90,6 +90,8 @@ impl Logger {
         let text = format!("Error (internal): {panic}\n");
         match self.state.try_lock() {
             Ok(mut state) => {
+                // The panic may have come out of the bar: asking for its lock again would hang.
+                state.bar = None;
                 if !matches!(state.target, Target::Stderr) {
                     state.to_terminal(text.as_bytes());
                 }
@@ -221,6 +223,27 @@ mod tests {
         let time = Some(Duration::from_micros(1_000_002));
         assert_eq!(line(Level::Debug, time), "(01.000002) text\n");
         assert!(line(Level::Error, time).starts_with("(01.000002) Error (crates/"));
+    }
+
+    #[test]
+    fn steps_wait_in_the_buffer_and_an_error_takes_them_along() {
+        let path = std::env::temp_dir().join(format!("crtools-log-{}", std::process::id()));
+        let written = || std::fs::read_to_string(&path).unwrap();
+        let started = Instant::now();
+        let target = Target::File(File::create(&path).unwrap());
+        let state = State { target, has_times: false, buffer: Vec::new(), written: started, bar: None };
+        let logger = Logger { started, state: Mutex::new(state) };
+        let log = |level| logger.log(&Record::builder().level(level).args(format_args!("{level}")).build());
+        log::set_max_level(LevelFilter::Info);
+        log(Level::Info);
+        log(Level::Debug);
+        assert_eq!(written(), "");
+        log(Level::Error);
+        assert_eq!(written(), "INFO\nError (?:0): ERROR\n");
+        log(Level::Info);
+        logger.flush();
+        assert!(written().ends_with("\nINFO\n"));
+        let _ = std::fs::remove_file(&path);
     }
 
     #[test]
