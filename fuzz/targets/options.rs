@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use model::options::config::{self, Environment};
 use model::options::Request;
+use model::options::config::{self, Environment};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 

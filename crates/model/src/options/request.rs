@@ -233,11 +233,11 @@ mod tests {
 
     #[test]
     fn a_dump_has_its_options() {
-        let (command, options, warnings) = run_with("dump -t 42 -D /img -W /work -o d.log -v4 -R -j", &[]);
+        let (command, options, warnings) = run_with("dump -t 42 -D /img -W /var/w -o d.log -v4 -R -j", &[]);
         assert_eq!(command, Command::Dump);
         assert_eq!(options.tree, Some(42));
         assert_eq!(options.images_dir, Path::new("/img"));
-        assert_eq!(options.work_dir, Path::new("/work"));
+        assert_eq!(options.work_dir, Path::new("/var/w"));
         assert_eq!(options.log_file.as_deref(), Some(Path::new("d.log")));
         assert_eq!(options.log_level, 4);
         assert!(options.leave_running && options.shell_job);
