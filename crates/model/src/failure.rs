@@ -1,6 +1,7 @@
 //! The one error type that crosses crate borders: which object, whose, what was attempted, why it
 //! failed, and what would help.
 
+use crate::hooks::Action;
 use crate::options::OptionSpec;
 use std::borrow::Cow;
 use std::fmt;
@@ -64,6 +65,9 @@ pub enum Cause {
     Corrupt(Cow<'static, str>),
     /// The world is not as it has to be (a file changed, a pid is taken).
     Conflict(Cow<'static, str>),
+    /// A script of the user said no. `status` is its exit status, absent when a signal ended it;
+    /// that of a post-dump script becomes our own.
+    Script { action: Action, status: Option<i32> },
 }
 
 /// What would help.
@@ -166,6 +170,10 @@ impl fmt::Display for Cause {
             Cause::Unsupported(why) | Cause::Policy(why) | Cause::Corrupt(why) | Cause::Conflict(why) => {
                 write!(f, "{why}")
             }
+            Cause::Script { action, status: Some(status) } => {
+                write!(f, "{action} ended with status {status}")
+            }
+            Cause::Script { action, status: None } => write!(f, "{action} was ended by a signal"),
         }
     }
 }
@@ -182,6 +190,10 @@ impl fmt::Display for Failure {
             (cause, doing) => write!(f, "cannot {doing}: {cause}")?,
         }
         match self.remedy {
+            // Sending the user to an option that is refused would be worse than no hint.
+            Some(Remedy::Option(option)) if option.is_not_yet() => {
+                write!(f, "; --{} is to allow it, but is not supported yet", option.long)
+            }
             Some(Remedy::Option(option)) => write!(f, "; --{} allows it", option.long),
             Some(Remedy::Kernel(what)) => write!(f, "; needs {what}"),
             Some(Remedy::Advice(what)) => write!(f, "; {what}"),
@@ -205,13 +217,25 @@ mod tests {
 
     #[test]
     fn a_refusal_names_process_object_reason_and_option() {
-        let object = Object::Fd { number: 7, what: "tcp socket 10.0.0.1:443".into() };
+        let object = Object::Fd { number: 0, what: "terminal /dev/pts/1".into() };
         let failure =
-            Failure::policy(object, "has an established connection", &options::TCP_ESTABLISHED).of(412);
+            Failure::policy(object, "belongs to a session outside of the tree", &options::SHELL_JOB).of(412);
         assert_eq!(
             failure.to_string(),
-            "pid 412: fd 7 (tcp socket 10.0.0.1:443): has an established connection; \
-             --tcp-established allows it"
+            "pid 412: fd 0 (terminal /dev/pts/1): belongs to a session outside of the tree; \
+             --shell-job allows it"
         );
+    }
+
+    #[test]
+    fn an_option_that_would_be_refused_is_no_promise() {
+        let object = Object::Fd { number: 7, what: "tcp socket 10.0.0.1:443".into() };
+        let text =
+            Failure::policy(object, "has an established connection", &options::TCP_ESTABLISHED).to_string();
+        let hint = match options::TCP_ESTABLISHED.is_not_yet() {
+            true => "; --tcp-established is to allow it, but is not supported yet",
+            false => "; --tcp-established allows it",
+        };
+        assert!(text.ends_with(hint), "{text}");
     }
 }

@@ -1,0 +1,187 @@
+//! The manual page, from the table of options.
+
+use model::command::{COMMANDS, CommandSupport};
+use model::options::help::command_heading;
+use model::options::{OPTIONS, OptionSpec, Section, Support, ValueKind};
+use model::version;
+use std::fmt::Write;
+
+const INTRODUCTION: &str = r#".SH DESCRIPTION
+.B crtools
+stops a process tree, writes its whole state to a directory of images, and brings it back later with the
+same process ids, memory, files and timers.
+Its command line and its images are those of
+.BR criu (8),
+so that one can take the place of the other.
+.PP
+A command comes first; options may stand before and after it.
+Long options may be cut short while they stay unique.
+An optional value has to be joined to its option:
+.B \-v4
+or
+.BR \-\-verbosity=4 .
+Flags that have a
+.BI \-\-no\- NAME
+form are turned off with it, which undoes what a configuration file says.
+.PP
+Whatever cannot be carried is found before anything is changed, and all of it is reported together; the tree
+then runs on.
+.SH COMMANDS
+"#;
+
+const REST: &str = r#".SH CONFIGURATION FILES
+Read in this order, later ones win:
+.IR /etc/criu/default.conf ,
+.IR /etc/crtools/default.conf ,
+.IR $HOME/.criu/default.conf ,
+the file that
+.B CRIU_CONFIG_FILE
+names, the file of
+.BR \-\-config ,
+then the command line.
+.B \-\-config
+takes the place of the first three,
+.B \-\-no\-default\-config
+leaves them out.
+A file that does not exist is passed over.
+.PP
+Each line holds one option without its dashes, then its value, in double quotes if it has spaces; a quote
+inside is written \e\(dq.
+A # begins a comment wherever it stands.
+.SH ACTION SCRIPTS
+The command of
+.B \-\-action\-script
+runs by the shell at each step of the work, with these variables set:
+.TP
+.B CRTOOLS_SCRIPT_ACTION
+The step: pre\-dump, post\-dump, pre\-restore, post\-restore, pre\-resume, post\-resume, network\-lock,
+network\-unlock, setup\-namespaces, post\-setup\-namespaces and others.
+.TP
+.B CRTOOLS_IMAGE_DIR
+Where the images are.
+.TP
+.B CRTOOLS_INIT_PID
+The root of the tree, where it is known.
+.PP
+Where several are given the last runs first, and the first that fails ends the series.
+.SH EXIT STATUS
+.TP
+.B 0
+Done.
+A restore that stays until the tree ends does not report the status of the tree.
+.TP
+.B 1
+Refused or failed, also for a mistake on the command line; the log says why.
+.TP
+.B 255
+The command does not exist any more.
+.PP
+A post\-dump script that fails decides the status itself, and the tree runs on.
+.SH LOG
+Errors are printed to standard error, and to the log file if there is one.
+From level 3 up each line begins with the time since the start in seconds.
+.SH EXAMPLES
+.nf
+crtools dump \-t 4242 \-D images             # saved, and gone
+crtools restore \-D images \-d               # back again
+crtools dump \-t 4242 \-D images \-R          # saved; it runs on
+crtools check                              # will it work on this host?
+.fi
+.SH SEE ALSO
+.BR criu (8),
+.BR ptrace (2),
+.BR namespaces (7)
+"#;
+
+/// The page, in the man macros.
+pub fn page() -> String {
+    let mut page = String::from(".\\\" Made from the table of options by `cargo xtask generate`.\n");
+    let _ = writeln!(page, ".TH CRTOOLS 8 \"\" \"crtools {}\" \"System Administration\"", version::CRTOOLS);
+    page.push_str(".SH NAME\ncrtools \\- save running processes to images, and bring them back\n");
+    page.push_str(".SH SYNOPSIS\n.B crtools\n.I COMMAND\n.RI [ OPTION ]...\n");
+    page.push_str(INTRODUCTION);
+    for spec in COMMANDS.iter().filter(|spec| !spec.hidden) {
+        let late = late(spec.support == CommandSupport::NotYet);
+        let heading = command_heading(spec);
+        let _ = writeln!(page, ".TP\n.B {}\n{}.{late}", escaped(&heading), escaped(&sentence(spec.help)));
+    }
+    page.push_str(".SH OPTIONS\n");
+    for section in Section::ALL {
+        let _ = writeln!(page, ".SS {}", section.title());
+        let shown = |spec: &&&OptionSpec| !matches!(spec.support, Support::Removed(_));
+        for spec in OPTIONS.iter().filter(|spec| spec.section == section).filter(shown) {
+            option(&mut page, spec);
+        }
+    }
+    page.push_str(REST);
+    page
+}
+
+fn option(page: &mut String, spec: &OptionSpec) {
+    let mut names: Vec<String> = spec.short.iter().map(|letter| format!("-{letter}")).collect();
+    names.push(format!("--{}", spec.long));
+    names.extend(spec.aliases.iter().map(|alias| format!("--{alias}")));
+    if spec.negatable {
+        names.push(format!("--no-{}", spec.long));
+    }
+    let names: Vec<String> = names.iter().map(|name| format!("\\fB{}\\fR", escaped(name))).collect();
+    let value = match spec.value {
+        ValueKind::Flag => String::new(),
+        ValueKind::Required(what) => format!(" \\fI{}\\fR", escaped(what)),
+        ValueKind::Optional(what) => format!("[=\\fI{}\\fR]", escaped(what)),
+    };
+    let _ = writeln!(page, ".TP\n{}{value}", names.join(", "));
+    let _ = write!(page, "{}.", escaped(&sentence(spec.help)));
+    if let Some(value) = spec.default {
+        let _ = write!(page, " The default is {}.", escaped(value));
+    }
+    if spec.repeatable {
+        page.push_str(" May be given several times.");
+    }
+    if spec.own {
+        page.push_str(" CRIU does not have it.");
+    }
+    let _ = writeln!(page, "{}", late(spec.is_not_yet()));
+}
+
+fn late(is_not_yet: bool) -> &'static str {
+    if is_not_yet { " Not supported yet: using it is an error." } else { "" }
+}
+
+fn sentence(help: &str) -> String {
+    let mut letters = help.chars();
+    match letters.next() {
+        // An option's name keeps its spelling.
+        Some(first) if first != '-' => first.to_uppercase().chain(letters).collect(),
+        _ => help.to_owned(),
+    }
+}
+
+/// Dashes that are to be copied to a shell, and what would begin a request, are written for roff.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace('^', "\\(ha")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_on_the_page_with_its_letter() {
+        let page = page();
+        for spec in OPTIONS.iter().filter(|spec| !matches!(spec.support, Support::Removed(_))) {
+            assert!(page.contains(&escaped(&format!("--{}", spec.long))), "--{}", spec.long);
+            if let Some(letter) = spec.short {
+                assert!(page.contains(&format!("\\fB\\-{letter}\\fR, ")), "-{letter}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_begins_a_request_by_chance() {
+        for line in page().lines().filter(|line| line.starts_with('.')) {
+            let known = [".TH", ".SH", ".SS", ".TP", ".B", ".I", ".RI", ".PP", ".nf", ".fi", ".\\\""];
+            assert!(known.iter().any(|request| line.starts_with(request)), "{line}");
+        }
+    }
+}
