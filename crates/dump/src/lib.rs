@@ -1,7 +1,10 @@
-//! Under construction.
+//! From live tasks to images: freeze, survey, encode. [`run`] is the order of it all.
 #![forbid(unsafe_code)]
 
-/// Saves a tree.
-pub fn run(_options: &model::Options) -> Result<(), model::Failures> {
-    Err(vec![model::Failure::unsupported(model::Object::Tree, "this build cannot dump")])
-}
+mod encode;
+mod freeze;
+mod identity;
+mod run;
+mod survey;
+
+pub use run::run;

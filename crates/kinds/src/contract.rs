@@ -72,6 +72,15 @@ impl FdProbe {
         })
     }
 
+    /// Is it closed when its process executes another program? The only thing that belongs to the
+    /// descriptor and not to the open file.
+    pub fn close_on_exec(&self) -> Result<bool, Failure> {
+        let flags = sys::proc::fdinfo(self.info(), "flags")
+            .and_then(|flags| u32::from_str_radix(std::str::from_utf8(flags).ok()?, 8).ok())
+            .ok_or_else(|| self.refuse("the kernel does not tell its flags"))?;
+        Ok(flags & libc::O_CLOEXEC as u32 != 0)
+    }
+
     /// A value of `fdinfo` that has to be there.
     pub fn info_hex(&self, key: &str) -> Result<u64, Failure> {
         sys::proc::fdinfo_hex(self.info(), key)

@@ -98,6 +98,27 @@ impl Running {
         }
     }
 
+    /// [`Running::halt`], which gives up at `deadline`: the thread then still runs, and is let go.
+    ///
+    /// It looks often at first, for most stops take microseconds, then seldom.
+    pub fn halt_by(self, deadline: std::time::Instant) -> Result<Option<Stop>, Errno> {
+        let mut looks = 0u32;
+        let mut running = self;
+        loop {
+            match crate::process::wait(running.0, false)? {
+                Some(status) => match running.stop(status) {
+                    Stop::Signal(stopped, signal) => running = stopped.resume(signal)?,
+                    Stop::Event(stopped, _) | Stop::Syscall(stopped) => running = stopped.resume(0)?,
+                    stop => return Ok(Some(stop)),
+                },
+                None if std::time::Instant::now() > deadline => return Ok(None),
+                None if looks < 64 => std::thread::yield_now(),
+                None => std::thread::sleep(std::time::Duration::from_micros(u64::from(looks.min(1000)))),
+            }
+            looks += 1;
+        }
+    }
+
     /// Interrupts and waits until the thread stands still of our doing or its group's; signals that come
     /// first are delivered.
     pub fn halt(self) -> Result<Stop, Errno> {

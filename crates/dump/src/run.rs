@@ -1,0 +1,128 @@
+//! A dump from beginning to end.
+
+use crate::freeze::{FinalState, freeze};
+use crate::{encode, survey};
+use image::{Dir, DumpStatsEntry, Message, StatsEntry, Writer, kind};
+use model::hooks::Action;
+use model::stats::DumpStats;
+use model::{Failure, Failures, Hooks, Object, Options};
+use pages::take::{Job, Source, data_runs, take};
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+/// Saves a tree.
+///
+/// # Errors
+/// Everything that stands in the way. The tree then runs on, and the folder holds no dump.
+pub fn run(options: &Options) -> Result<(), Failures> {
+    let root = options.tree.ok_or_else(|| Failure::conflict(Object::Tree, "", "no process is named"))?;
+    let dir = Dir::open(&options.images_dir)?;
+    let hooks = Hooks::new(options.action_scripts.clone());
+    hooks.run(Action::PreDump, dir.path(), Some(root))?;
+    let result = dump(root, options, &dir, &hooks);
+    if let Err(failures) = result {
+        dir.discard();
+        return Err(failures);
+    }
+    Ok(())
+}
+
+fn micros(since: Instant) -> u32 {
+    since.elapsed().as_micros().try_into().unwrap_or(u32::MAX)
+}
+
+fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Failures> {
+    let start = Instant::now();
+    options.progress.stage("freeze");
+    let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
+    let freezing_time = micros(start);
+    log::info!("froze {} processes in {freezing_time} us", tree.processes.len());
+
+    let frozen = Instant::now();
+    options.progress.stage("survey");
+    let mut census = survey::survey(&mut tree, options)?;
+    log::info!("surveyed the tree in {} us", micros(frozen));
+
+    dir.begin()?;
+    let memory = Instant::now();
+    options.progress.stage("pages");
+    let jobs = jobs(&mut census)?;
+    let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
+    options.progress.pages_total(bytes / 4096);
+    let scanned: u64 = census.processes.iter().map(|process| process.scanned_pages).sum();
+    let progress = options.progress.clone();
+    let taken = take(&jobs, dir, &|pages| progress.pages_done(pages))?;
+    let memdump_time = micros(memory);
+    log::info!("wrote {} pages in {memdump_time} us", taken.written_pages);
+
+    options.progress.stage("images");
+    for (name, image) in encode::encode(census) {
+        dir.write(&name, &image)?;
+    }
+    dir.finish(&encode::inventory()?)?;
+    let state = match options {
+        Options { leave_running: true, .. } => FinalState::Running,
+        Options { leave_stopped: true, .. } => FinalState::Stopped,
+        _ => FinalState::Killed,
+    };
+    hooks.run(Action::PostDump, dir.path(), Some(root))?;
+    let frozen_time = micros(frozen);
+    tree.finish(state);
+    let stats = DumpStats {
+        freezing_us: freezing_time.into(),
+        frozen_us: frozen_time.into(),
+        memdump_us: memdump_time.into(),
+        memwrite_us: memdump_time.into(),
+        pages_scanned: scanned,
+        pages_written: taken.written_pages,
+        ..DumpStats::default()
+    };
+    write_stats(options, &stats);
+    options.progress.dumped(&stats);
+    Ok(())
+}
+
+fn jobs(census: &mut survey::Census) -> Result<Vec<Job>, Failure> {
+    let mut jobs = Vec::new();
+    for process in &mut census.processes {
+        let is_zombie = process.cores[0].1.thread_core.is_none();
+        if !is_zombie {
+            jobs.push(Job {
+                source: Source::Process { pid: process.pid },
+                runs: std::mem::take(&mut process.runs),
+                pagemap: format!("pagemap-{}.img", process.pid),
+                pages_id: jobs.len() as u32 + 1,
+            });
+        }
+    }
+    for (id, fd) in census.cx.contents.drain(..) {
+        let pagemap = format!("pagemap-shmem-{id}.img");
+        let file = File::from(fd);
+        let runs = data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
+        jobs.push(Job { source: Source::File(file), runs, pagemap, pages_id: jobs.len() as u32 + 1 });
+    }
+    Ok(jobs)
+}
+
+/// Statistics are no part of the dump: without them it is as good.
+fn write_stats(options: &Options, stats: &DumpStats) {
+    let entry = StatsEntry {
+        dump: Some(DumpStatsEntry {
+            freezing_time: stats.freezing_us as u32,
+            frozen_time: stats.frozen_us as u32,
+            memdump_time: stats.memdump_us as u32,
+            memwrite_time: stats.memwrite_us as u32,
+            pages_scanned: stats.pages_scanned,
+            pages_skipped_parent: 0,
+            pages_written: stats.pages_written,
+            ..DumpStatsEntry::default()
+        }),
+        restore: None,
+    };
+    debug_assert!(entry.encoded_len() > 0);
+    let mut image = Writer::new(kind::STATS);
+    image.record(&entry);
+    if let Err(error) = std::fs::write(options.work_dir.join("stats-dump"), image.bytes()) {
+        log::warn!("the statistics could not be written: {error}");
+    }
+}
