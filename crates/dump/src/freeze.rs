@@ -55,8 +55,9 @@ pub struct Tree {
 pub fn read_stat(pid: i32) -> Result<Stat, Failure> {
     let text = std::fs::read(format!("/proc/{pid}/stat"))
         .map_err(|error| sys::memory::io_errno("read(stat)", &error).on(Object::Task, "find it").of(pid))?;
-    sys::proc::parse_stat(&text)
-        .ok_or_else(|| Failure::conflict(Object::Task, "read its stat", "the kernel's text is not understood").of(pid))
+    sys::proc::parse_stat(&text).ok_or_else(|| {
+        Failure::conflict(Object::Task, "read its stat", "the kernel's text is not understood").of(pid)
+    })
 }
 
 /// Stops the tree below `root`.
@@ -139,7 +140,8 @@ fn freeze_process(pid: i32, deadline: Instant) -> Result<Process, Failure> {
                         if process.threads.is_empty() && stopping.is_empty() {
                             return Ok(zombie(read_stat(pid)?));
                         }
-                        let failure = Failure::unsupported(Object::Task, "its leader thread has ended, others go on");
+                        let failure =
+                            Failure::unsupported(Object::Task, "its leader thread has ended, others go on");
                         finish_stopping(stopping, &mut process, deadline)?;
                         return guard(process, failure);
                     }
@@ -154,7 +156,12 @@ fn freeze_process(pid: i32, deadline: Instant) -> Result<Process, Failure> {
     }
     match process.threads.iter().position(|thread| thread.tid == pid) {
         Some(leader) => process.threads.swap(0, leader),
-        None => return guard(process, Failure::unsupported(Object::Task, "its leader thread has ended, others go on")),
+        None => {
+            return guard(
+                process,
+                Failure::unsupported(Object::Task, "its leader thread has ended, others go on"),
+            );
+        }
     }
     process.threads[1..].sort_by_key(|thread| thread.tid);
     Ok(process)

@@ -13,7 +13,12 @@ pub struct Known<T> {
 
 impl<T: Copy> Known<T> {
     /// What was recorded for the object that `at` (process, descriptor) refers to; `new` records it.
-    pub fn find(&mut self, what: Kcmp, at: (i32, i32), new: impl FnOnce() -> T) -> Result<(T, bool), model::Errno> {
+    pub fn find(
+        &mut self,
+        what: Kcmp,
+        at: (i32, i32),
+        new: impl FnOnce() -> T,
+    ) -> Result<(T, bool), model::Errno> {
         let (mut low, mut high) = (0, self.sorted.len());
         while low < high {
             let middle = (low + high) / 2;

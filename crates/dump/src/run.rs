@@ -98,7 +98,8 @@ fn jobs(census: &mut survey::Census) -> Result<Vec<Job>, Failure> {
     for (id, fd) in census.cx.contents.drain(..) {
         let pagemap = format!("pagemap-shmem-{id}.img");
         let file = File::from(fd);
-        let runs = data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
+        let runs =
+            data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
         jobs.push(Job { source: Source::File(file), runs, pagemap, pages_id: jobs.len() as u32 + 1 });
     }
     Ok(jobs)

@@ -129,7 +129,8 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
 }
 
 fn read(path: String) -> Result<Vec<u8>, Failure> {
-    std::fs::read(&path).map_err(|error| sys::memory::io_errno("read", &error).on(Object::Path(path), "read it"))
+    std::fs::read(&path)
+        .map_err(|error| sys::memory::io_errno("read", &error).on(Object::Path(path), "read it"))
 }
 
 impl Survey<'_, '_> {
@@ -153,16 +154,14 @@ impl Survey<'_, '_> {
             }
             // A group whose leader has ended can be made again, except that it is the shell's.
             let pgid = process.stat.pgid;
-            if !is_inside(pgid) && !is_shell(pgid, own_pgid) && std::path::Path::new(&format!("/proc/{pgid}")).exists() {
+            if !is_inside(pgid)
+                && !is_shell(pgid, own_pgid)
+                && std::path::Path::new(&format!("/proc/{pgid}")).exists()
+            {
                 let why = format!("its process group {pgid} is led from outside of the tree");
                 self.failures.push(Failure::unsupported(Object::Task, why).of(process.pid));
             }
         }
-    }
-
-    fn next_object(&mut self) -> u32 {
-        self.last_object += 1;
-        self.last_object
     }
 
     fn pstree(&self, process: &Process) -> PstreeEntry {
@@ -256,7 +255,9 @@ impl Survey<'_, '_> {
     }
 
     fn check_namespaces(&mut self, pid: i32) {
-        for ((name, own), theirs) in NAMESPACES.iter().zip(&self.own_namespaces).zip(namespaces(&pid.to_string())) {
+        for ((name, own), theirs) in
+            NAMESPACES.iter().zip(&self.own_namespaces).zip(namespaces(&pid.to_string()))
+        {
             if *own != theirs && theirs.is_some() {
                 let object = Object::Named(format!("{name} namespace"));
                 let why = "is another than that of this program, which is not carried yet";
@@ -277,7 +278,11 @@ impl Survey<'_, '_> {
             .map(|thread| {
                 let text = read(format!("/proc/{pid}/task/{}/status", thread.tid))?;
                 sys::proc::parse_status(&text).ok_or_else(|| {
-                    Failure::conflict(Object::Thread(thread.tid), "read its status", "the text is not understood")
+                    Failure::conflict(
+                        Object::Thread(thread.tid),
+                        "read its status",
+                        "the text is not understood",
+                    )
                 })
             })
             .collect()
@@ -333,14 +338,17 @@ impl Survey<'_, '_> {
     fn link_record(&mut self, pid: i32, name: &str) -> Result<u32, Failure> {
         let link = std::path::PathBuf::from(format!("/proc/{pid}/{name}"));
         let explain = |error: Errno| error.on(Object::Named(name.into()), "read its link").of(pid);
-        let path = std::fs::read_link(&link).map_err(|error| explain(sys::memory::io_errno("readlink", &error)))?;
+        let path =
+            std::fs::read_link(&link).map_err(|error| explain(sys::memory::io_errno("readlink", &error)))?;
         let stat = sys::fd::stat_path(&link, true).map_err(explain)?;
         let bytes = path.as_os_str().as_bytes();
         let object = || Object::Named(format!("{name} {}", path.display()));
-        kinds::fd::regular::record(bytes, libc::O_RDONLY as u32, &stat, object, &mut self.cx).or_else(|failure| {
-            self.failures.push(failure.of(pid));
-            Ok(0)
-        })
+        kinds::fd::regular::record(bytes, libc::O_RDONLY as u32, &stat, object, &mut self.cx).or_else(
+            |failure| {
+                self.failures.push(failure.of(pid));
+                Ok(0)
+            },
+        )
     }
 
     fn pages(&mut self, pid: i32, mm: &MmEntry) -> Result<pages::select::Selection, Failure> {
@@ -379,7 +387,12 @@ impl Survey<'_, '_> {
         Ok((entries, files_id, false))
     }
 
-    fn descriptor(&mut self, pid: i32, number: i32, pidfd: &std::os::fd::OwnedFd) -> Result<FdinfoEntry, Failure> {
+    fn descriptor(
+        &mut self,
+        pid: i32,
+        number: i32,
+        pidfd: &std::os::fd::OwnedFd,
+    ) -> Result<FdinfoEntry, Failure> {
         let object = || Object::Fd { number, what: "a descriptor".into() };
         let explain = |error: Errno| error.on(object(), "look at it");
         let fd = sys::process::pidfd_getfd(pidfd, number).map_err(explain)?;
@@ -399,7 +412,13 @@ impl Survey<'_, '_> {
         }
         // The duplicate has flags of its own; fdinfo tells those of the original.
         let flags = probe.close_on_exec()?;
-        Ok(FdinfoEntry { id, flags: flags.into(), r#type: file_type, fd: number as u32, xattr_security_selinux: None })
+        Ok(FdinfoEntry {
+            id,
+            flags: flags.into(),
+            r#type: file_type,
+            fd: number as u32,
+            xattr_security_selinux: None,
+        })
     }
 
     /// Has every thread answer what only it can.
@@ -432,8 +451,9 @@ impl Survey<'_, '_> {
     ) -> Result<Answered, Failure> {
         let pid = process.pid;
         let timers = read(format!("/proc/{pid}/timers"))?;
-        let timers = sys::proc::parse_timers(&timers)
-            .ok_or_else(|| Failure::conflict(Object::Task, "read its timers", "the text is not understood"))?;
+        let timers = sys::proc::parse_timers(&timers).ok_or_else(|| {
+            Failure::conflict(Object::Task, "read its timers", "the text is not understood")
+        })?;
         let mut timers = Some(timers);
         let mut cores = Vec::with_capacity(process.threads.len());
         let mut attributes = None;
@@ -569,7 +589,11 @@ impl Survey<'_, '_> {
         sched::record(scheduling, &mut core);
         Ok(CoreEntry {
             mtype: agent::arch::record::MARCH.into(),
-            thread_info: Some(agent::arch::record::thread_info(&registers, &thread.context.xstate, own.clear_tid)),
+            thread_info: Some(agent::arch::record::thread_info(
+                &registers,
+                &thread.context.xstate,
+                own.clear_tid,
+            )),
             thread_core: Some(core),
             ..CoreEntry::default()
         })
@@ -584,7 +608,10 @@ impl Survey<'_, '_> {
     }
 
     fn check_pending(&mut self, pid: i32, tid: i32, pending: &[[u8; 128]]) {
-        if pending.iter().any(|info| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) == libc::SIGTRAP) {
+        if pending
+            .iter()
+            .any(|info| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) == libc::SIGTRAP)
+        {
             let why = "has a SIGTRAP pending, which cannot be told from our own";
             self.failures.push(Failure::unsupported(Object::Thread(tid), why).of(pid));
         }
@@ -634,7 +661,9 @@ fn read_smaps(pid: i32) -> Result<Vec<Vma>, Failure> {
             count => parser.feed(&buffer[..count]),
         }
     }
-    parser.finish().ok_or_else(|| Failure::conflict(Object::Path(path.clone()), "read it", "the text is not understood"))
+    parser
+        .finish()
+        .ok_or_else(|| Failure::conflict(Object::Path(path.clone()), "read it", "the text is not understood"))
 }
 
 /// Where the process has a `syscall` instruction.

@@ -260,7 +260,8 @@ pub trait AnyFdKind: Sync {
 }
 
 fn decode<K: FdKind>(body: &[u8]) -> Result<K::Entry, Failure> {
-    K::Entry::decode(body).map_err(|error| Failure::corrupt("files.img", None, format!("{}: {error}", K::NAME)))
+    K::Entry::decode(body)
+        .map_err(|error| Failure::corrupt("files.img", None, format!("{}: {error}", K::NAME)))
 }
 
 impl<K: FdKind> AnyFdKind for K {

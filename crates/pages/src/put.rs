@@ -17,7 +17,7 @@ const BYTES: u64 = 1 << 30;
 /// makes bytes readable for the agent and returns their address.
 pub fn read_runs(
     runs: &[Run],
-    fd: i32,
+    fd: Arg,
     list: &mut agent::List,
     mut put: impl FnMut(&[u8]) -> Result<u64, Failure>,
 ) -> Result<(), Failure> {
@@ -39,8 +39,7 @@ pub fn read_runs(
             at += 1;
         }
         let vectors = put(&vectors)?;
-        let args: [Arg; 5] =
-            [fd.into(), vectors.into(), count.into(), runs[first].offset.into(), Arg::Value(0)];
+        let args: [Arg; 5] = [fd, vectors.into(), count.into(), runs[first].offset.into(), Arg::Value(0)];
         list.call(libc::SYS_preadv, &args, Judge::Equal(total as i64));
     }
     Ok(())
@@ -53,7 +52,11 @@ pub fn split(runs: &[Run]) -> Vec<Run> {
         let mut start = run.range.start;
         while start < run.range.end {
             let end = run.range.end.min(start + BYTES);
-            split.push(Run { range: start..end, flags: run.flags, offset: run.offset + (start - run.range.start) });
+            split.push(Run {
+                range: start..end,
+                flags: run.flags,
+                offset: run.offset + (start - run.range.start),
+            });
             start = end;
         }
     }
@@ -86,7 +89,8 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
         return Ok(());
     }
     let explain = |call, error: std::io::Error| {
-        sys::memory::io_errno(call, &error).on(Object::Path(name.clone()), "copy the content of a memory file")
+        sys::memory::io_errno(call, &error)
+            .on(Object::Path(name.clone()), "copy the content of a memory file")
     };
     let from = dir.open_file(&crate::take::pages_name(map.pages_id))?;
     let to = File::from(to.try_clone().map_err(|error| explain("fcntl", error))?);
@@ -115,7 +119,7 @@ mod tests {
         let run = |start: u64, offset: u64| Run { range: start..start + 4096, flags: PRESENT, offset };
         let mut list = agent::List::new();
         let runs = [run(0x1000, 0), run(0x9000, 4096), run(0x20000, 0x8000)];
-        read_runs(&runs, 9, &mut list, |_| Ok(0)).unwrap();
+        read_runs(&runs, Arg::Value(9), &mut list, |_| Ok(0)).unwrap();
         assert_eq!(list.len(), 2);
     }
 }

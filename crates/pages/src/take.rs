@@ -104,7 +104,8 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
             }
         }
     };
-    let workers = match jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum::<u64>() {
+    let workers = match jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum::<u64>()
+    {
         // A thread costs more than reading a little.
         bytes if bytes < 2 * CHUNK as u64 => 1,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
@@ -155,7 +156,13 @@ fn cut(job: usize, runs: &[(Range<u64>, bool)]) -> Vec<Chunk> {
     chunks
 }
 
-fn copy(job: &Job, state: &Progress, chunk: &Chunk, dir: &Dir, buffer: &mut Vec<u8>) -> Result<Taken, Failure> {
+fn copy(
+    job: &Job,
+    state: &Progress,
+    chunk: &Chunk,
+    dir: &Dir,
+    buffer: &mut Vec<u8>,
+) -> Result<Taken, Failure> {
     buffer.resize(CHUNK, 0);
     let length = read(job, &chunk.runs, buffer)?;
     let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
@@ -189,9 +196,8 @@ fn copy(job: &Job, state: &Progress, chunk: &Chunk, dir: &Dir, buffer: &mut Vec<
                 state.file.get_or_init(|| file)
             }
         };
-        file.write_all_at(&buffer[..kept], offset).map_err(|error| {
-            sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages")
-        })?;
+        file.write_all_at(&buffer[..kept], offset)
+            .map_err(|error| sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages"))?;
     }
     Ok(done)
 }
@@ -217,7 +223,8 @@ fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usi
         Source::Process { pid } => {
             // Memory that the process itself may not read: /proc/PID/mem does not ask.
             let open = |error: &std::io::Error| sys::memory::io_errno("open", error);
-            let mem = File::open(format!("/proc/{pid}/mem")).map_err(|error| explain(&runs[0].0, open(&error)))?;
+            let mem =
+                File::open(format!("/proc/{pid}/mem")).map_err(|error| explain(&runs[0].0, open(&error)))?;
             read_file(&mem, runs, buffer).map_err(|(range, error)| explain(&range, error).of(*pid))?;
             Ok(total)
         }

@@ -1,30 +1,10 @@
-//! Under construction.
+//! From images to live tasks: load, plan, execute. [`run`] is the order of it all.
 #![forbid(unsafe_code)]
 
-/// What a restore came to.
-#[derive(Debug)]
-pub enum Outcome {
-    /// `--dry-run`: the plan, as text.
-    Planned(String),
-    /// The tree runs.
-    Resumed(Resumed),
-}
+mod exec;
+mod load;
+mod memory;
+mod plan;
+mod run;
 
-/// A tree that runs, whose root is perhaps our child.
-#[derive(Debug)]
-pub struct Resumed {
-    /// The root's pid as seen from here.
-    pub root: i32,
-}
-
-impl Resumed {
-    /// Waits until all tasks of the tree have ended.
-    pub fn wait(self) -> Result<(), model::Failures> {
-        Ok(())
-    }
-}
-
-/// Brings a tree back.
-pub fn run(_options: &model::Options) -> Result<Outcome, model::Failures> {
-    Err(vec![model::Failure::unsupported(model::Object::Tree, "this build cannot restore")])
-}
+pub use run::{Outcome, Resumed, run};

@@ -237,8 +237,7 @@ pub fn timerfd_set(fd: impl AsFd, value: (u64, u64), interval: (u64, u64)) -> Re
     };
     let spec = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
     // SAFETY: the kernel reads one itimerspec on this stack.
-    let result =
-        unsafe { libc::timerfd_settime(fd.as_fd().as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    let result = unsafe { libc::timerfd_settime(fd.as_fd().as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
     check("timerfd_settime", result.into()).map(drop)
 }
 
@@ -277,4 +276,12 @@ pub fn standard_terminal(number: RawFd) -> Option<OwnedFd> {
         }
         owned("fcntl", libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3).into()).ok()
     }
+}
+
+/// A duplicate with the lowest free number from `lowest` on, which an executed program keeps.
+///
+/// Source: fcntl(2) F_DUPFD.
+pub fn duplicate_from(fd: impl AsFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    owned("fcntl", unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD, lowest) }.into())
 }

@@ -261,7 +261,8 @@ pub fn sealable_memfd(name: &CStr) -> Result<OwnedFd, Errno> {
 pub fn shared_anonymous(len: u64) -> Result<OwnedFd, Errno> {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let base = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags | libc::MAP_NORESERVE, -1, 0) };
+    let base =
+        unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags | libc::MAP_NORESERVE, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(last("mmap"));
     }

@@ -91,7 +91,9 @@ pub fn restore(fd: impl AsFd, opts: &SkOptsEntry) -> Result<(), Errno> {
         }
     }
     for (name, field) in NUMBERS {
-        if let Some(value) = *field(&mut opts) && int_option(fd, SOL, name)? as u32 != value {
+        if let Some(value) = *field(&mut opts)
+            && int_option(fd, SOL, name)? as u32 != value
+        {
             set(name, value)?;
         }
     }

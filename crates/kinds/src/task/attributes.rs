@@ -53,7 +53,11 @@ impl AskedThread {
         let [clear_tid] = answers.words(self.clear_tid);
         // Whether the thread is on the stack now follows from its stack pointer.
         let ss_flags = flags as u32 & (SS_DISABLE | SS_AUTODISARM);
-        ThreadAttributes { stack: ThreadSasEntry { ss_sp, ss_size, ss_flags }, death_signal: death as u32, clear_tid }
+        ThreadAttributes {
+            stack: ThreadSasEntry { ss_sp, ss_size, ss_flags },
+            death_signal: death as u32,
+            clear_tid,
+        }
     }
 }
 

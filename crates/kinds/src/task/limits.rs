@@ -34,14 +34,21 @@ impl Asked {
     }
 }
 
-pub fn restore(entry: &TaskRlimitsEntry, can_raise: bool, pid: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+pub fn restore(
+    entry: &TaskRlimitsEntry,
+    can_raise: bool,
+    pid: i32,
+    ops: &mut TaskOps,
+) -> Result<(), Failure> {
     ops.list.label("set the resource limits");
     for (resource, limit) in entry.rlimits.iter().take(COUNT as usize).enumerate() {
         let (mut cur, mut max) = (limit.cur.min(limit.max), limit.max);
         if !can_raise {
             let hard = sys::process::own_limit(resource as u32).map_or(max, |own| own.1);
             if max > hard {
-                log::warn!("pid {pid}: resource limit {resource} stays at {hard}: a higher one needs CAP_SYS_RESOURCE");
+                log::warn!(
+                    "pid {pid}: resource limit {resource} stays at {hard}: a higher one needs CAP_SYS_RESOURCE"
+                );
                 (cur, max) = (cur.min(hard), hard);
             }
         }

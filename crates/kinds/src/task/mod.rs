@@ -13,7 +13,7 @@ pub mod seccomp;
 pub mod signals;
 pub mod timers;
 
-use agent::{Arg, Area, List};
+use agent::{Area, Arg, List};
 use model::{Errno, Failure, Object};
 
 /// A question about one frozen thread: the list being made, and the memory for answers.
@@ -43,7 +43,9 @@ impl Answers<'_> {
 
     fn words<const N: usize>(&self, address: u64) -> [u64; N] {
         let bytes = self.area.get(address, N * 8);
-        std::array::from_fn(|at| u64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes")))
+        std::array::from_fn(|at| {
+            u64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"))
+        })
     }
 }
 

@@ -58,7 +58,9 @@ pub fn restore(entries: &[SaEntry], ops: &mut TaskOps) -> Result<(), Failure> {
 
 /// As `core-*.img` holds a queue.
 pub fn queue(pending: Vec<[u8; 128]>) -> SignalQueueEntry {
-    SignalQueueEntry { signals: pending.into_iter().map(|info| SiginfoEntry { siginfo: info.to_vec() }).collect() }
+    SignalQueueEntry {
+        signals: pending.into_iter().map(|info| SiginfoEntry { siginfo: info.to_vec() }).collect(),
+    }
 }
 
 /// Queues signals for the thread `tid` of `pid`, or with no `tid` for the process.
@@ -77,9 +79,9 @@ pub fn restore_pending(
         let info = ops.bytes(&entry.siginfo)?;
         match tid {
             None => ops.list.ok(libc::SYS_rt_sigqueueinfo, &[pid.into(), signal.into(), info.into()]),
-            Some(tid) => {
-                ops.list.ok(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), tid.into(), signal.into(), info.into()])
-            }
+            Some(tid) => ops
+                .list
+                .ok(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), tid.into(), signal.into(), info.into()]),
         };
     }
     Ok(())

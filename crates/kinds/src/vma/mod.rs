@@ -48,7 +48,11 @@ const SYS_MSEAL: i64 = 462;
 struct Files(HashMap<(u64, Vec<u8>, u32), u32>);
 
 pub fn object(vma: &Vma) -> Object {
-    let what = if vma.name.is_empty() { "anonymous".into() } else { String::from_utf8_lossy(&vma.name).into_owned() };
+    let what = if vma.name.is_empty() {
+        "anonymous".into()
+    } else {
+        String::from_utf8_lossy(&vma.name).into_owned()
+    };
     Object::Vma { start: vma.start, end: vma.end, what }
 }
 
@@ -128,7 +132,8 @@ pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
         b"[stack]" => anonymous(&mut entry, status::STACK),
         name if vma.inode == 0 => {
             anonymous(&mut entry, 0);
-            entry.anon_name = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
+            entry.anon_name =
+                name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
         }
         _ => dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?,
     }
@@ -278,7 +283,10 @@ pub fn finish(entry: &VmaEntry, ops: &mut TaskOps) -> Result<(), Failure> {
     if let Some(name) = &entry.anon_name {
         const PR_SET_VMA: i32 = 0x5356_4d41;
         let name = ops.bytes(&[name, &[0][..]].concat())?;
-        ops.list.any(libc::SYS_prctl, &[PR_SET_VMA.into(), crate::task::ZERO, start.into(), len.into(), name.into()]);
+        ops.list.any(
+            libc::SYS_prctl,
+            &[PR_SET_VMA.into(), crate::task::ZERO, start.into(), len.into(), name.into()],
+        );
     }
     Ok(())
 }

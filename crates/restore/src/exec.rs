@@ -1,0 +1,755 @@
+//! Executes a plan: puppets, lists in a few waves, and the moment in which puppets become the tasks.
+//!
+//! Wave one makes the processes, each with its memory; a child's list waits in the shared area before
+//! the child exists. Wave two puts descriptors, groups and threads in place. Wave three sets what the task
+//! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
+//! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
+
+use crate::load::{Checkpoint, Task};
+use crate::memory::{self, Contents, OwnVdso, Reach};
+use crate::plan::{Birth, Plan};
+use agent::arch::{self, Config};
+use agent::area::{Area, Run, Slot};
+use agent::puppet::{self, CloneArgs};
+use agent::{Arg, Judge, List};
+use kinds::contract::TaskOps;
+use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
+use kinds::vma;
+use model::{Errno, Failure, Object, Options};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use sys::proc::Status;
+use sys::ptrace::{self, Running, Stop, Stopped};
+
+const PAGE: u64 = 4096;
+const SIGSET: u64 = 8;
+const EVERY_SIGNAL: u64 = !0;
+const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+
+/// Everything that the waves need.
+pub struct Exec<'r> {
+    pub checkpoint: &'r Checkpoint,
+    pub plan: &'r Plan,
+    pub options: &'r Options,
+    /// Open files by id, as descriptors of this process.
+    pub files: &'r HashMap<u32, OwnedFd>,
+    pub pages: HashMap<u32, File>,
+    pub contents: Contents,
+    pub own: Status,
+    area: Area,
+    /// One for each thread of each task.
+    slots: Vec<Vec<Slot>>,
+    stand_ins: Vec<Slot>,
+    service: Service,
+}
+
+/// Numbers of the descriptors that puppets inherit.
+struct Service {
+    area: i32,
+    pidfd: i32,
+    /// First of the numbers for executables.
+    exe: i32,
+    _held: Vec<OwnedFd>,
+}
+
+/// Kills what was made, unless all went well.
+struct Created {
+    root: i32,
+    is_kept: bool,
+    is_sibling: bool,
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        let mut all = vec![self.root];
+        let mut at = 0;
+        while at < all.len() {
+            let tids = sys::fd::numbers(&format!("/proc/{}/task", all[at])).unwrap_or_default();
+            for tid in tids {
+                let text =
+                    std::fs::read(format!("/proc/{}/task/{tid}/children", all[at])).unwrap_or_default();
+                all.extend(text.split(|byte| *byte == b' ').filter_map(sys::proc::decimal::<i32>));
+            }
+            at += 1;
+        }
+        for pid in all.iter().rev() {
+            let _ = sys::process::kill(*pid, libc::SIGKILL);
+        }
+        if !self.is_sibling {
+            let _ = sys::process::wait(self.root, true);
+        }
+    }
+}
+
+fn tree_error(error: Errno) -> Failure {
+    error.on(Object::Tree, "prepare the restore")
+}
+
+/// Numbers above every descriptor of the tree, as duplicates that an executed program keeps.
+fn service(checkpoint: &Checkpoint, area: &OwnedFd) -> Result<Service, Failure> {
+    let limit = sys::process::own_limit(libc::RLIMIT_NOFILE).map_err(tree_error)?.0.min(1 << 20) as i32;
+    let highest = checkpoint.tables.values().flatten().map(|entry| entry.fd as i32).max().unwrap_or(0);
+    let base = highest.max(63) + 1;
+    let room = checkpoint.tasks.len() as i32 + 2;
+    if base + room > limit {
+        let why = format!("the limit of {limit} open files leaves no room above descriptor {highest}");
+        return Err(Failure::conflict(Object::Tree, "prepare the restore", why));
+    }
+    let own = sys::process::pidfd_open(sys::process::own_pid()).map_err(tree_error)?;
+    let duplicate = |fd: &OwnedFd| sys::fd::duplicate_from(fd, base).map_err(tree_error);
+    let (area, pidfd) = (duplicate(area)?, duplicate(&own)?);
+    let numbers = (area.as_raw_fd(), pidfd.as_raw_fd());
+    Ok(Service {
+        area: numbers.0,
+        pidfd: numbers.1,
+        exe: numbers.0.max(numbers.1) + 1,
+        _held: vec![area, pidfd],
+    })
+}
+
+impl<'r> Exec<'r> {
+    pub fn new(
+        checkpoint: &'r Checkpoint,
+        plan: &'r Plan,
+        options: &'r Options,
+        files: &'r HashMap<u32, OwnedFd>,
+        pages: HashMap<u32, File>,
+        contents: Contents,
+    ) -> Result<Exec<'r>, Failure> {
+        let len = plan.hole.end - plan.hole.start - puppet::PAGES;
+        let file = sys::memory::memfd(c"crtools-area", false).map_err(tree_error)?;
+        sys::fd::truncate(&file, len).map_err(tree_error)?;
+        let area = Area::new(&file, len as usize, plan.hole.start + puppet::PAGES).map_err(tree_error)?;
+        let slots = checkpoint
+            .tasks
+            .iter()
+            .map(|task| task.tids.iter().map(|_| area.slot(0)).collect())
+            .collect::<Result<_, _>>()
+            .map_err(tree_error)?;
+        let stand_ins =
+            plan.stand_ins.iter().map(|_| area.slot(0)).collect::<Result<_, _>>().map_err(tree_error)?;
+        let service = service(checkpoint, &file)?;
+        let status = std::fs::read("/proc/self/status").unwrap_or_default();
+        let own = sys::proc::parse_status(&status).ok_or_else(|| {
+            Failure::conflict(Object::Tree, "read our own status", "the text is not understood")
+        })?;
+        Ok(Exec { checkpoint, plan, options, files, pages, contents, own, area, slots, stand_ins, service })
+    }
+
+    fn reach(&self) -> Reach {
+        Reach { pidfd: self.service.pidfd }
+    }
+
+    fn tasks(&self) -> impl Iterator<Item = (usize, &'r Task)> + use<'r> {
+        self.checkpoint.tasks.iter().enumerate()
+    }
+
+    fn children(&self, at: usize, birth: Birth) -> Vec<usize> {
+        let is_child = |child: &usize| self.checkpoint.tasks[*child].parent == Some(at);
+        (0..self.checkpoint.tasks.len())
+            .filter(is_child)
+            .filter(|child| self.plan.births[*child] == birth)
+            .collect()
+    }
+
+    /// Brings the tree to life.
+    ///
+    /// # Errors
+    /// The first operation that failed; nothing of the tree is left then.
+    pub fn run(&self, arm: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        let root = &self.checkpoint.tasks[0];
+        let hole = &self.plan.hole;
+        let config = Config {
+            area: self.area.remote(),
+            area_len: self.area.len() as u64,
+            area_fd: self.service.area,
+            code: hole.start,
+            image: hole.start + PAGE,
+            slot: self.slots[0][0].address(),
+        };
+        let file = puppet::executable(&config).map_err(tree_error)?;
+        let own_vdso = OwnVdso::read()?;
+        puppet::spawn(&file, root.pid, self.options.restore_sibling)
+            .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
+        let mut created =
+            Created { root: root.pid, is_kept: false, is_sibling: self.options.restore_sibling };
+        self.make_processes(&own_vdso)?;
+        self.place()?;
+        let threads = self.seize()?;
+        self.set_own()?;
+        for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            if let Some(score) = task.tc().oom_score_adj {
+                let path = format!("/proc/{}/oom_score_adj", task.pid);
+                if let Err(error) = std::fs::write(&path, score.to_string()) {
+                    log::warn!("pid {}: oom_score_adj stays as it is: {error}", task.pid);
+                }
+            }
+        }
+        self.start_timers()?;
+        arm()?;
+        self.become_tasks(threads)?;
+        created.is_kept = true;
+        Ok(())
+    }
+
+    /// Waits for lists in the order given.
+    fn wait_all(&self, runs: Vec<(i32, Run<'_>)>) -> Result<(), Failure> {
+        let mut first = Ok(());
+        for (pid, run) in runs {
+            if first.is_err() {
+                break;
+            }
+            let is_alive = || match std::fs::read(format!("/proc/{pid}/stat")) {
+                Ok(text) => sys::proc::parse_stat(&text).is_some_and(|stat| stat.state != b'Z'),
+                // Not made yet by its parent, whose list comes before this one and was done.
+                Err(_) => false,
+            };
+            match self.area.wait(run, is_alive) {
+                Ok(_) => {}
+                Err(Some(failed)) => {
+                    let why = failed.errno().on(Object::Task, failed.doing).of(pid);
+                    let why = match failed.errno() {
+                        Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
+                            "the id is taken by a running process: restore in a fresh pid namespace",
+                        )),
+                        _ => why,
+                    };
+                    first = Err(why);
+                }
+                Err(None) => {
+                    first = Err(Failure::conflict(Object::Task, "build it", "the process ended").of(pid))
+                }
+            }
+        }
+        first
+    }
+
+    fn clone_op(
+        &self,
+        pid: i32,
+        flags: i32,
+        exit_signal: i32,
+        slot: Slot,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        let set_tid = ops.bytes(&pid.to_ne_bytes())?;
+        let args = CloneArgs {
+            flags: flags as u64,
+            exit_signal: exit_signal as u64,
+            set_tid,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let args = ops.bytes(&args.bytes())?;
+        ops.list.call(libc::SYS_clone3, &[args.into(), CloneArgs::SIZE.into()], Judge::Spawn(slot.address()));
+        Ok(())
+    }
+
+    fn clone_children(&self, at: usize, birth: Birth, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("make its children");
+        for child in self.children(at, birth) {
+            let task = &self.checkpoint.tasks[child];
+            let shares_files =
+                !task.is_zombie() && task.ids.files_id == self.checkpoint.tasks[at].ids.files_id;
+            let flags = if shares_files { libc::CLONE_FILES } else { 0 };
+            self.clone_op(task.pid, flags, libc::SIGCHLD, self.slots[child][0], ops)?;
+        }
+        Ok(())
+    }
+
+    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<(), Failure> {
+        let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
+        for (at, task) in self.tasks() {
+            let mut list = List::new();
+            let ops = &mut TaskOps { list: &mut list, area: &self.area };
+            if task.parent.is_none() {
+                self.clean_root(ops)?;
+            }
+            if !task.is_zombie() {
+                self.clone_children(at, Birth::BeforeSession, ops)?;
+            }
+            if task.sid == task.pid {
+                ops.list.label("lead a session").ok(libc::SYS_setsid, &[]);
+            } else if task.pgid == task.pid {
+                ops.list.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
+            }
+            if !task.is_zombie() {
+                for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
+                    if *maker == at {
+                        ops.list.label("make a leader for a process group");
+                        self.clone_op(*pgid, 0, 0, *slot, ops)?;
+                    }
+                }
+                self.clone_children(at, Birth::Empty, ops)?;
+                let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
+                let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
+                let descriptors = self.files.iter().map(|(id, fd)| (*id, fd.as_raw_fd())).collect();
+                let pages = self.pages.get(&task.pagemap.pages_id).map(AsRawFd::as_raw_fd);
+                memory::build(
+                    task,
+                    parent,
+                    &descriptors,
+                    pages,
+                    &self.contents,
+                    own_vdso,
+                    &self.plan.hole,
+                    self.reach(),
+                    ops,
+                )?;
+                self.clone_children(at, Birth::Sharing, ops)?;
+            }
+            lists.push(list);
+        }
+        let mut stand_in = List::new();
+        stand_in.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
+        let mut runs = Vec::new();
+        for ((_, task), (list, slots)) in self.tasks().zip(lists.iter().zip(&self.slots)) {
+            runs.push((task.pid, self.area.start(slots[0], list).map_err(tree_error)?));
+        }
+        for ((pgid, _), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
+            runs.push((*pgid, self.area.start(*slot, &stand_in).map_err(tree_error)?));
+        }
+        self.wait_all(runs)
+    }
+
+    /// Leaves nothing in the first puppet but the agent and the way back to us.
+    fn clean_root(&self, ops: &mut TaskOps) -> Result<(), Failure> {
+        let pid = self.checkpoint.tasks[0].pid;
+        let all = ops.bytes(&EVERY_SIGNAL.to_ne_bytes())?;
+        ops.list.label("empty the first process");
+        ops.list
+            .ok(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), all.into(), 0.into(), SIGSET.into()]);
+        let (low, high) =
+            (self.service.area.min(self.service.pidfd), self.service.area.max(self.service.pidfd));
+        let close = |ops: &mut TaskOps, first: i32, last: u32| {
+            if first as u32 <= last {
+                ops.list.ok(libc::SYS_close_range, &[first.into(), u64::from(last).into(), 0.into()]);
+            }
+        };
+        close(ops, 0, low as u32 - 1);
+        close(ops, low + 1, high as u32 - 1);
+        close(ops, high + 1, u32::MAX);
+        ops.list.ok(libc::SYS_munmap, &[(self.plan.hole.start + PAGE).into(), PAGE.into()]);
+        let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        for map in maps.split(|byte| *byte == b'\n').filter_map(sys::proc::parse_vma_line) {
+            let is_agent = map.start >= self.plan.hole.start && map.end <= self.plan.hole.end;
+            if !is_agent && map.name != b"[vsyscall]" {
+                ops.list.ok(libc::SYS_munmap, &[map.start.into(), (map.end - map.start).into()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
+    fn place(&self) -> Result<(), Failure> {
+        let mut lists = Vec::new();
+        let mut tables = HashSet::new();
+        for (at, task) in self.tasks() {
+            let mut list = List::new();
+            let ops = &mut TaskOps { list: &mut list, area: &self.area };
+            let is_outside = self.plan.inherited_pgid == Some(task.pgid);
+            if task.pgid != task.pid && !is_outside {
+                ops.list.label("join its process group").ok(libc::SYS_setpgid, &[0.into(), task.pgid.into()]);
+            }
+            if !task.is_zombie() {
+                ops.list.label("set the state of the memory");
+                for entry in &task.mm.vmas {
+                    vma::finish(entry, ops)?;
+                }
+                let exe = self.files[&task.mm.exe_file_id].as_raw_fd();
+                let number = self.service.exe + at as i32;
+                ops.list.label("set the executable");
+                let fetched = self.reach().fetch(exe, ops);
+                ops.list.ok(libc::SYS_dup3, &[Arg::Result(fetched), number.into(), libc::O_CLOEXEC.into()]);
+                ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+                vma::mm::restore(&task.mm, number, ops)?;
+                ops.list.ok(libc::SYS_close, &[number.into()]);
+                self.working_directory(task, ops)?;
+                if tables.insert(task.ids.files_id) {
+                    self.descriptors(task, ops)?;
+                }
+                ops.list.label("make its threads");
+                for (tid, slot) in task.tids.iter().zip(&self.slots[at]).skip(1) {
+                    self.clone_op(*tid, CLONE_THREAD_FLAGS, 0, *slot, ops)?;
+                }
+            }
+            lists.push((at, task, list));
+        }
+        let mut runs = Vec::new();
+        // Tasks that share a table must not fetch at the same time as its owner fills it: they come after.
+        let mut later = Vec::new();
+        let mut seen = HashSet::new();
+        for (at, task, list) in &lists {
+            if !task.is_zombie() && !seen.insert(task.ids.files_id) {
+                later.push((*at, *task, list));
+                continue;
+            }
+            runs.push((task.pid, self.area.start(self.slots[*at][0], list).map_err(tree_error)?));
+        }
+        self.wait_all(runs)?;
+        for (at, task, list) in later {
+            self.wait_all(vec![(task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)])?;
+        }
+        self.end_zombies()?;
+        self.close_service()
+    }
+
+    fn working_directory(&self, task: &Task, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("set the root and working directory");
+        let is_root = |id: u32| {
+            let entry = self.checkpoint.files.entry::<kinds::fd::regular::Regular>(id);
+            entry.is_some_and(|entry| &*entry.name == b"/")
+        };
+        let enter = |id: u32, ops: &mut TaskOps, is_new_root: bool| -> Result<(), Failure> {
+            let fetched = self.reach().fetch(self.files[&id].as_raw_fd(), ops);
+            ops.list.ok(libc::SYS_fchdir, &[Arg::Result(fetched)]);
+            if is_new_root {
+                let dot = ops.bytes(b".\0")?;
+                ops.list.ok(libc::SYS_chroot, &[dot.into()]);
+            }
+            ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+            Ok(())
+        };
+        if !is_root(task.fs.root_id) {
+            enter(task.fs.root_id, ops, true)?;
+        }
+        enter(task.fs.cwd_id, ops, false)?;
+        if let Some(umask) = task.fs.umask {
+            ops.list.ok(libc::SYS_umask, &[u64::from(umask).into()]);
+        }
+        Ok(())
+    }
+
+    /// Fetches every descriptor of the task's table to its number, lowest first, so that the number that the
+    /// kernel hands out next is known.
+    fn descriptors(&self, task: &Task, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("put the descriptors in place");
+        let mut lowest = 0;
+        for entry in &self.checkpoint.tables[&task.ids.files_id] {
+            let (number, is_cloexec) = (entry.fd as i32, entry.flags & 1 != 0);
+            self.reach().fetch(self.files[&entry.id].as_raw_fd(), ops);
+            if number != lowest {
+                let flags = if is_cloexec { libc::O_CLOEXEC } else { 0 };
+                ops.list.ok(libc::SYS_dup3, &[lowest.into(), number.into(), flags.into()]);
+                ops.list.ok(libc::SYS_close, &[lowest.into()]);
+            } else {
+                lowest += 1;
+                if !is_cloexec {
+                    ops.list.ok(libc::SYS_fcntl, &[number.into(), libc::F_SETFD.into(), 0.into()]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Zombies and stand-ins end; their parents are still deaf to it.
+    fn end_zombies(&self) -> Result<(), Failure> {
+        for (at, task) in self.tasks().filter(|(_, task)| task.is_zombie()) {
+            let mut list = List::new();
+            let ops = &mut TaskOps { list: &mut list, area: &self.area };
+            self.set_name(&task.tc().comm, ops)?;
+            let status = task.tc().exit_code as i32;
+            match status & 0x7f {
+                0 => ops.list.ok(libc::SYS_exit_group, &[(status >> 8 & 0xff).into()]),
+                signal => {
+                    let none = ops.bytes(&[0; 8])?;
+                    let limit = ops.bytes(&[0; 16])?;
+                    // No core file for a death that is only acted.
+                    ops.list.ok(libc::SYS_prlimit64, &[0.into(), 4.into(), limit.into(), 0.into()]);
+                    ops.list.ok(libc::SYS_kill, &[task.pid.into(), signal.into()]);
+                    ops.list.ok(
+                        libc::SYS_rt_sigprocmask,
+                        &[libc::SIG_SETMASK.into(), none.into(), 0.into(), SIGSET.into()],
+                    )
+                }
+            };
+            let _ = self.area.start(self.slots[at][0], &list).map_err(tree_error)?;
+            self.until_ended(task.pid)?;
+        }
+        let mut exit = List::new();
+        exit.ok(libc::SYS_exit_group, &[0.into()]);
+        for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
+            let _ = self.area.start(*slot, &exit).map_err(tree_error)?;
+            self.until_ended(*pgid)?;
+            let mut reap = List::new();
+            let args = [(*pgid).into(), 0.into(), libc::__WALL.into(), 0.into()];
+            reap.label("let a stand-in go").call(libc::SYS_wait4, &args, Judge::Equal((*pgid).into()));
+            let pid = self.checkpoint.tasks[*maker].pid;
+            self.wait_all(vec![(pid, self.area.start(self.slots[*maker][0], &reap).map_err(tree_error)?)])?;
+        }
+        Ok(())
+    }
+
+    fn until_ended(&self, pid: i32) -> Result<(), Failure> {
+        let path = format!("/proc/{pid}/stat");
+        loop {
+            let stat = std::fs::read(&path).ok().and_then(|text| sys::proc::parse_stat(&text));
+            match stat {
+                Some(stat) if stat.state == b'Z' => return Ok(()),
+                Some(_) => std::thread::yield_now(),
+                None => return Err(Failure::conflict(Object::Task, "end it", "it is gone").of(pid)),
+            }
+        }
+    }
+
+    fn close_service(&self) -> Result<(), Failure> {
+        let mut list = List::new();
+        // Tasks that share a table close them once.
+        for fd in [self.service.area, self.service.pidfd] {
+            list.label("close the way back").call(libc::SYS_close, &[fd.into()], Judge::OkOr(libc::EBADF));
+        }
+        let runs = self
+            .tasks()
+            .filter(|(_, task)| !task.is_zombie())
+            .map(|(at, task)| Ok((task.pid, self.area.start(self.slots[at][0], &list).map_err(tree_error)?)))
+            .collect::<Result<_, Failure>>()?;
+        self.wait_all(runs)
+    }
+
+    /// Attaches to every thread: what they do from here on is not judged by filters of their own.
+    fn seize(&self) -> Result<Vec<Vec<Running>>, Failure> {
+        let attach = |task: &Task, tid: i32| {
+            ptrace::seize(tid, ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD)
+                .map_err(|error| error.on(Object::Thread(tid), "attach to it").of(task.pid))
+        };
+        self.tasks()
+            .map(|(_, task)| match task.is_zombie() {
+                true => Ok(Vec::new()),
+                false => task.tids.iter().map(|tid| attach(task, *tid)).collect(),
+            })
+            .collect()
+    }
+
+    fn set_name(&self, comm: &[u8], ops: &mut TaskOps) -> Result<(), Failure> {
+        let name = ops.bytes(&[&comm[..comm.len().min(15)], &[0][..]].concat())?;
+        let zero = Arg::Value(0);
+        ops.list
+            .label("set the name")
+            .ok(libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into(), zero, zero, zero]);
+        Ok(())
+    }
+
+    /// What each thread has of its own, credentials last.
+    fn set_own(&self) -> Result<(), Failure> {
+        let can_raise = self.own.cap_effective >> 24 & 1 != 0;
+        let can_choose_timers = sys::probe::timer_cr_ids().is_ok();
+        let mut lists = Vec::new();
+        let mut finished: HashSet<u32> = HashSet::new();
+        for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            let tc = task.tc();
+            for (nth, (tid, core)) in task.tids.iter().zip(&task.cores).enumerate() {
+                let mut list = List::new();
+                let ops = &mut TaskOps { list: &mut list, area: &self.area };
+                // The loader has seen to it that both are there.
+                let (Some(thread), Some(info)) = (&core.thread_core, &core.thread_info) else { continue };
+                if nth == 0 {
+                    self.drain_child_signals(ops)?;
+                    signals::restore(&tc.sigactions, ops)?;
+                    if let Some(entry) = &tc.timers {
+                        timers::create(entry, can_choose_timers, ops)?;
+                    }
+                    attributes::restore_process(
+                        &attributes::ProcessAttributes {
+                            is_subreaper: tc.child_subreaper == Some(true),
+                            dumpable: 1,
+                            is_thp_disabled: task.mm.thp_disabled == Some(true),
+                            membarrier: tc.membarrier_registration_mask.unwrap_or(0),
+                            brk: task.mm.mm_brk,
+                            personality: tc.personality,
+                        },
+                        ops,
+                    );
+                }
+                self.set_name(thread.comm.as_deref().unwrap_or(&tc.comm), ops)?;
+                if let Some(stack) = &thread.sas {
+                    attributes::restore_stack(stack, ops)?;
+                }
+                if thread.futex_rla != 0 {
+                    let args = [thread.futex_rla.into(), u64::from(thread.futex_rla_len).into()];
+                    ops.list.label("set the robust list").ok(libc::SYS_set_robust_list, &args);
+                }
+                ops.list.label("set where its id is cleared");
+                ops.list.ok(libc::SYS_set_tid_address, &[info.clear_tid_addr.into()]);
+                if let Some(entry) = &thread.rseq_entry {
+                    rseq::restore(entry, ops)?;
+                }
+                sched::restore(thread, ops)?;
+                if nth == 0 {
+                    if let Some(limits) = &tc.rlimits {
+                        limits::restore(limits, can_raise, task.pid, ops)?;
+                    }
+                    self.finish_files(task, &mut finished, ops)?;
+                    for entry in &task.mm.vmas {
+                        vma::seal(entry, ops);
+                    }
+                }
+                seccomp::restore(thread, &self.checkpoint.chains, ops)?;
+                if let Some(entry) = &thread.creds {
+                    let missing = creds::missing(entry, &self.own);
+                    if missing != 0 {
+                        let why = format!("has capabilities that this program lacks: {missing:#x}");
+                        return Err(
+                            Failure::conflict(Object::Thread(*tid), "set the capabilities", why).of(task.pid)
+                        );
+                    }
+                    creds::restore(entry, &self.own, ops)?;
+                }
+                let dumpable = if nth == 0 { task.mm.dumpable } else { None };
+                attributes::restore_after_creds(dumpable, thread.pdeath_sig.unwrap_or(0), ops);
+                lists.push((task.pid, self.slots[at][nth], list));
+            }
+        }
+        self.run_lists(&lists)
+    }
+
+    fn run_lists(&self, lists: &[(i32, Slot, List)]) -> Result<(), Failure> {
+        let runs = lists
+            .iter()
+            .map(|(pid, slot, list)| Ok((*pid, self.area.start(*slot, list).map_err(tree_error)?)))
+            .collect::<Result<_, Failure>>()?;
+        self.wait_all(runs)
+    }
+
+    /// Zombies have just ended, which is old news to their parents.
+    fn drain_child_signals(&self, ops: &mut TaskOps) -> Result<(), Failure> {
+        let set = ops.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes())?;
+        let now = ops.bytes(&[0; 16])?;
+        ops.list.any(libc::SYS_rt_sigtimedwait, &[set.into(), 0.into(), now.into(), SIGSET.into()]);
+        Ok(())
+    }
+
+    /// Links between descriptors, and who gets their signals: once for each open file, in a task that has it.
+    fn finish_files(
+        &self,
+        task: &Task,
+        finished: &mut HashSet<u32>,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        for entry in &self.checkpoint.tables[&task.ids.files_id] {
+            let Some((kind, body)) = self.checkpoint.files.get(entry.id) else { continue };
+            if !finished.insert(entry.id) {
+                continue;
+            }
+            kind.finish(body, entry.fd as i32, ops)?;
+            if let Some(owner) = kind.owner(body).filter(|owner| owner.pid != 0 || owner.signum != 0) {
+                const F_SETOWN_EX: i32 = 15;
+                ops.list.label("set who gets a file's signals");
+                let who = ops.bytes(&[owner.pid_type.to_ne_bytes(), owner.pid.to_ne_bytes()].concat())?;
+                let number = entry.fd as i32;
+                ops.list.ok(libc::SYS_fcntl, &[number.into(), F_SETOWN_EX.into(), who.into()]);
+                ops.list.ok(
+                    libc::SYS_fcntl,
+                    &[number.into(), sys::fd::F_SETSIG.into(), u64::from(owner.signum).into()],
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Pending signals and timers: the last that the agents do.
+    fn start_timers(&self) -> Result<(), Failure> {
+        let mut lists = Vec::new();
+        for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            for (nth, (tid, core)) in task.tids.iter().zip(&task.cores).enumerate() {
+                let mut list = List::new();
+                let ops = &mut TaskOps { list: &mut list, area: &self.area };
+                let Some(thread) = &core.thread_core else { continue };
+                if let Some(queue) = &thread.signals_p {
+                    signals::restore_pending(queue, task.pid, Some(*tid), ops)?;
+                }
+                if nth == 0 {
+                    if let Some(queue) = &task.tc().signals_s {
+                        signals::restore_pending(queue, task.pid, None, ops)?;
+                    }
+                    if let Some(entry) = &task.tc().timers {
+                        timers::arm(entry, ops)?;
+                    }
+                }
+                if !list.is_empty() {
+                    lists.push((task.pid, self.slots[at][nth], list));
+                }
+            }
+        }
+        self.run_lists(&lists)
+    }
+
+    /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go.
+    fn become_tasks(&self, threads: Vec<Vec<Running>>) -> Result<(), Failure> {
+        let mut ready: Vec<(&Task, Vec<Stopped>)> = Vec::new();
+        for running in threads.iter().flatten() {
+            let _ = running.interrupt();
+        }
+        for ((_, task), running) in self.tasks().zip(threads) {
+            let mut stopped = Vec::with_capacity(running.len());
+            for thread in running {
+                let tid = thread.tid();
+                let explain = |error: Errno| error.on(Object::Thread(tid), "stop it").of(task.pid);
+                match thread.halt().map_err(explain)? {
+                    Stop::Trap(thread) | Stop::Group(thread, _) => stopped.push(thread),
+                    _ => {
+                        return Err(Failure::conflict(Object::Thread(tid), "stop it", "it ended").of(task.pid));
+                    }
+                }
+            }
+            ready.push((task, stopped));
+        }
+        let code = self.plan.hole.start + 0x100;
+        let instruction =
+            agent::remote::find_instruction(arch::code(), code).expect("the agent makes system calls");
+        let hole = self.plan.hole.end - self.plan.hole.start;
+        for (task, stopped) in &mut ready {
+            if stopped.is_empty() {
+                continue;
+            }
+            let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
+            let thread = stopped.swap_remove(0);
+            let registers = arch::Registers::read(&thread).map_err(explain)?;
+            let args = [self.plan.hole.start, hole];
+            let (thread, result) =
+                agent::remote::call(thread, &registers, instruction, libc::SYS_munmap, &args)
+                    .map_err(explain)?;
+            stopped.push(thread);
+            let last = stopped.len() - 1;
+            stopped.swap(0, last);
+            if result != 0 {
+                return Err(explain(Errno { call: "munmap", code: -result as i32 }));
+            }
+        }
+        for (task, stopped) in &ready {
+            for ((thread, core), tid) in stopped.iter().zip(&task.cores).zip(&task.tids) {
+                let explain = |error: Errno| error.on(Object::Thread(*tid), "set its registers").of(task.pid);
+                // The loader has seen to it that both are there.
+                let (Some(own), Some(info)) = (&core.thread_core, &core.thread_info) else { continue };
+                let mut xstate = vec![0; arch::XSTATE_MAX];
+                let length = thread.read_regset(ptrace::X86_XSTATE, &mut xstate).map_err(explain)?;
+                arch::record::fill_xstate(&info.fpregs, &mut xstate[..length], &format!("core-{tid}.img"))
+                    .map_err(|failure| failure.of(task.pid))?;
+                thread.write_regset(ptrace::X86_XSTATE, &xstate[..length]).map_err(explain)?;
+                arch::record::registers(&info.gpregs).write(thread).map_err(explain)?;
+                let mask = own.blk_sigset.unwrap_or(task.tc().blk_sigset);
+                thread.set_signal_mask(mask).map_err(explain)?;
+            }
+        }
+        for (task, stopped) in ready {
+            let tc = task.tc();
+            if !stopped.is_empty() && (tc.task_state == 3 || self.options.leave_stopped) {
+                let signal = tc.stop_signo.unwrap_or(libc::SIGSTOP as u32) as i32;
+                let _ = sys::process::kill(task.pid, signal);
+            }
+            for thread in stopped {
+                let tid = thread.tid();
+                thread.detach().map_err(|error| error.on(Object::Thread(tid), "let it go").of(task.pid))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! Reads a set of images and checks that it is one: every id names something, every parent is there,
+//! every number is in its bounds. What comes out can be executed without further questions of that sort.
+
+use image::pagemap::Pagemap;
+use image::*;
+use kinds::contract::FileTable;
+use kinds::vma;
+use model::{Failure, Failures, Object};
+use std::collections::{HashMap, HashSet};
+
+/// A process to bring back.
+#[derive(Debug)]
+pub struct Task {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    /// Place of the parent in the list; none for the root.
+    pub parent: Option<usize>,
+    /// With the leader's first.
+    pub tids: Vec<i32>,
+    pub cores: Vec<CoreEntry>,
+    pub ids: TaskKobjIdsEntry,
+    pub mm: MmEntry,
+    pub fs: FsEntry,
+    pub pagemap: Pagemap,
+}
+
+impl Task {
+    pub fn tc(&self) -> &TaskCoreEntry {
+        self.cores[0].tc.as_ref().expect("checked when it was loaded")
+    }
+
+    pub fn is_zombie(&self) -> bool {
+        self.cores[0].thread_core.is_none()
+    }
+}
+
+/// A whole set of images, parents before children.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub tasks: Vec<Task>,
+    pub files: FileTable,
+    /// Descriptors by the id of their table.
+    pub tables: HashMap<u32, Vec<FdinfoEntry>>,
+    pub chains: SeccompEntry,
+}
+
+const PID_MAX: u32 = 1 << 22;
+const FD_MAX: u32 = 1 << 20;
+
+/// Reads it all.
+///
+/// # Errors
+/// Everything that is corrupt or not carried.
+pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
+    let inventory: InventoryEntry = dir.read_one(kind::INVENTORY, "inventory.img").map_err(|failure| {
+        failure.help(model::Remedy::Advice("a folder without it holds no finished dump"))
+    })?;
+    if !(1..=2).contains(&inventory.img_version) || inventory.fdinfo_per_id != Some(true) {
+        let why = format!("images of version {} are not carried", inventory.img_version);
+        return Err(Failure::corrupt("inventory.img", Some(0), why).into());
+    }
+    let mut failures = Failures::new();
+    let pstree: Vec<PstreeEntry> = dir.read_all(kind::PSTREE, "pstree.img")?;
+    if pstree.is_empty() {
+        return Err(Failure::corrupt("pstree.img", None, "is missing or empty").into());
+    }
+    let mut known: HashMap<u32, usize> = HashMap::new();
+    let mut ids = HashSet::new();
+    let mut tasks = Vec::with_capacity(pstree.len());
+    for (index, entry) in pstree.iter().enumerate() {
+        let corrupt = |why: String| Failure::corrupt("pstree.img", Some(index), why);
+        let parent = match (index, entry.ppid) {
+            (0, _) => None,
+            (_, ppid) => match known.get(&ppid) {
+                Some(parent) => Some(*parent),
+                None => {
+                    failures.push(corrupt(format!(
+                        "process {} has the parent {ppid}, which is not before it",
+                        entry.pid
+                    )));
+                    continue;
+                }
+            },
+        };
+        let tids: Vec<u32> = match entry.threads.first() {
+            Some(first) if *first == entry.pid => entry.threads.clone(),
+            _ => vec![entry.pid],
+        };
+        if [entry.pid, entry.sid, entry.pgid].iter().chain(&tids).any(|id| !(1..PID_MAX).contains(id))
+            || !tids.iter().all(|tid| ids.insert(*tid))
+        {
+            failures.push(corrupt(format!("process {} has an id that is none, or is taken", entry.pid)));
+            continue;
+        }
+        known.insert(entry.pid, tasks.len());
+        match load_task(dir, entry, parent, tids) {
+            Ok(task) => tasks.push(task),
+            Err(more) => {
+                failures.extend(more);
+                known.remove(&entry.pid);
+            }
+        }
+    }
+    let files = FileTable::new(dir.read_all(kind::FILES, "files.img")?);
+    let mut tables = HashMap::new();
+    for task in tasks.iter().filter(|task| !task.is_zombie()) {
+        let id = task.ids.files_id;
+        if let std::collections::hash_map::Entry::Vacant(slot) = tables.entry(id) {
+            let name = format!("fdinfo-{id}.img");
+            let mut entries: Vec<FdinfoEntry> = dir.read_all(kind::FDINFO, &name)?;
+            entries.sort_by_key(|entry| entry.fd);
+            let has_twins = entries.windows(2).any(|pair| pair[0].fd == pair[1].fd);
+            if has_twins || entries.iter().any(|entry| entry.fd >= FD_MAX) {
+                failures.push(Failure::corrupt(name, None, "a descriptor is there twice, or has no number"));
+            }
+            slot.insert(entries);
+        }
+    }
+    let chains: Vec<SeccompEntry> = dir.read_all(kind::SECCOMP, "seccomp.img")?;
+    let chains = chains.into_iter().next().unwrap_or_default();
+    match files {
+        Err(more) => failures.extend(more),
+        Ok(files) => {
+            check_files(&tasks, &files, &tables, &mut failures);
+            for core in tasks.iter().flat_map(|task| &task.cores).filter_map(|core| core.thread_core.as_ref())
+            {
+                failures.extend(kinds::task::seccomp::programs(core, &chains).err());
+            }
+            if failures.is_empty() {
+                return Ok(Checkpoint { tasks, files, tables, chains });
+            }
+        }
+    }
+    Err(failures)
+}
+
+fn load_task(
+    dir: &Dir,
+    entry: &PstreeEntry,
+    parent: Option<usize>,
+    tids: Vec<u32>,
+) -> Result<Task, Failures> {
+    let pid = entry.pid;
+    let mut cores = Vec::with_capacity(tids.len());
+    for tid in &tids {
+        let name = format!("core-{tid}.img");
+        let core: CoreEntry = dir.read_one(kind::CORE, &name)?;
+        if core.mtype != i32::from(agent::arch::record::MARCH) {
+            return Err(Failure::corrupt(name, Some(0), "is of another processor architecture").into());
+        }
+        if core.thread_core.is_some() && core.thread_info.is_none() {
+            return Err(Failure::corrupt(name, Some(0), "has no registers").into());
+        }
+        cores.push(core);
+    }
+    if cores[0].tc.is_none() || cores[1..].iter().any(|core| core.thread_core.is_none()) {
+        return Err(Failure::corrupt(
+            format!("core-{pid}.img"),
+            Some(0),
+            "lacks the state of a process or thread",
+        )
+        .into());
+    }
+    let mut task = Task {
+        pid: pid as i32,
+        ppid: entry.ppid as i32,
+        pgid: entry.pgid as i32,
+        sid: entry.sid as i32,
+        parent,
+        tids: tids.into_iter().map(|tid| tid as i32).collect(),
+        cores,
+        ids: TaskKobjIdsEntry::default(),
+        mm: MmEntry::default(),
+        fs: FsEntry::default(),
+        pagemap: Pagemap::default(),
+    };
+    if task.is_zombie() {
+        return Ok(task);
+    }
+    task.ids = dir.read_one(kind::IDS, &format!("ids-{pid}.img"))?;
+    task.fs = dir.read_one(kind::FS, &format!("fs-{pid}.img"))?;
+    let name = format!("mm-{pid}.img");
+    task.mm = dir.read_one(kind::MM, &name)?;
+    task.pagemap = pages::put::load(dir, &format!("pagemap-{pid}.img"))?;
+    let mut failures = Failures::new();
+    let mut last = 0;
+    for (index, entry) in task.mm.vmas.iter().enumerate() {
+        failures.extend(vma::check(entry, &name, index).map(|failure| failure.of(task.pid)));
+        let is_mapping = entry.status & image::vma::GUARD == 0;
+        if is_mapping && entry.start < last {
+            failures.push(Failure::corrupt(&*name, None, format!("mappings overlap at {:#x}", entry.start)));
+        }
+        last = if is_mapping { entry.end } else { last };
+    }
+    if !task.mm.aios.is_empty() {
+        failures.push(
+            Failure::unsupported(Object::Task, "has AIO contexts, which are not carried yet").of(task.pid),
+        );
+    }
+    // Content without a mapping would be written over something else.
+    let mut vmas = task.mm.vmas.iter().filter(|entry| vma::content(entry) != vma::Content::None).peekable();
+    for run in &task.pagemap.runs {
+        let mut at = run.range.start;
+        while at < run.range.end {
+            while vmas.peek().is_some_and(|vma| vma.end <= at) {
+                vmas.next();
+            }
+            match vmas.peek() {
+                Some(vma) if vma.start <= at => at = vma.end,
+                _ => {
+                    failures.push(Failure::corrupt(
+                        format!("pagemap-{pid}.img"),
+                        None,
+                        format!("has pages at {at:#x}, where no mapping is"),
+                    ));
+                    break;
+                }
+            }
+        }
+    }
+    if failures.is_empty() { Ok(task) } else { Err(failures) }
+}
+
+fn check_files(
+    tasks: &[Task],
+    files: &FileTable,
+    tables: &HashMap<u32, Vec<FdinfoEntry>>,
+    failures: &mut Failures,
+) {
+    let mut need = |id: u32, what: String, kind: Option<i32>| {
+        let found = files.get(id).map(|file| file.0.file_type());
+        if found.is_none() || kind.is_some_and(|kind| found != Some(kind)) {
+            failures.push(Failure::corrupt("files.img", None, format!("has no file {id}, which is {what}")));
+        }
+    };
+    for task in tasks.iter().filter(|task| !task.is_zombie()) {
+        let pid = task.pid;
+        need(task.mm.exe_file_id, format!("the executable of process {pid}"), None);
+        need(task.fs.cwd_id, format!("the working directory of process {pid}"), None);
+        need(task.fs.root_id, format!("the root of process {pid}"), None);
+        for id in task.mm.vmas.iter().filter_map(vma::file_id) {
+            need(id, format!("mapped by process {pid}"), None);
+        }
+    }
+    for (table, entries) in tables {
+        for entry in entries {
+            need(entry.id, format!("fd {} of fdinfo-{table}.img", entry.fd), Some(entry.r#type));
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The list that builds one address space: what is inherited, mapped, filled.
+
+use crate::load::Task;
+use agent::Arg;
+use agent::arch::vdso;
+use image::VmaEntry;
+use image::pagemap::Run;
+use image::vma as status;
+use kinds::contract::TaskOps;
+use kinds::vma::{self, Content};
+use model::{Errno, Failure, Object};
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use sys::memory::View;
+
+const PAGE: u64 = 4096;
+
+/// Does the parent have this very mapping, so that a fork after it is filled hands it on?
+pub fn is_inherited(parent: &Task, child: &VmaEntry) -> bool {
+    let at = parent.mm.vmas.partition_point(|vma| vma.start < child.start && vma.status & status::GUARD == 0);
+    parent.mm.vmas.get(at).is_some_and(|vma| {
+        (vma.start, vma.end, vma.flags, vma.status, vma.shmid, vma.pgoff)
+            == (child.start, child.end, child.flags, child.status, child.shmid, child.pgoff)
+            && vma.prot == child.prot
+    }) && !vma::is_special(child)
+}
+
+/// The vdso of this kernel: its bytes, and the size of the data that the kernel maps before it.
+#[derive(Debug)]
+pub struct OwnVdso {
+    bytes: Vec<u8>,
+    vvar: u64,
+}
+
+impl OwnVdso {
+    pub fn read() -> Result<OwnVdso, Failure> {
+        let explain = |error: Errno| error.on(Object::Named("vdso".into()), "read our own");
+        let maps = std::fs::read("/proc/self/maps")
+            .map_err(|error| explain(sys::memory::io_errno("read", &error)))?;
+        let vmas: Vec<_> = maps.split(|byte| *byte == b'\n').filter_map(sys::proc::parse_vma_line).collect();
+        let vvar =
+            vmas.iter().filter(|vma| vma.name.starts_with(b"[vvar")).map(|vma| vma.end - vma.start).sum();
+        let mut bytes = Vec::new();
+        if let Some(vma) = vmas.iter().find(|vma| vma.name == b"[vdso]") {
+            bytes.resize((vma.end - vma.start) as usize, 0);
+            sys::memory::read_remote(sys::process::own_pid(), vma.start, &mut bytes).map_err(explain)?;
+        }
+        Ok(OwnVdso { bytes, vvar })
+    }
+
+    fn len(&self) -> u64 {
+        self.vvar + self.bytes.len() as u64
+    }
+}
+
+/// Where a task has its vdso with its data: from the first of these mappings to the last.
+fn vdso_range(task: &Task) -> Option<(Range<u64>, Range<u64>)> {
+    let of = |bit: u32| task.mm.vmas.iter().filter(move |vma| vma.status & bit != 0);
+    let code = of(status::VDSO).next()?;
+    let start = of(status::VVAR).map(|vma| vma.start).min().unwrap_or(code.start).min(code.start);
+    Some((start..code.end, code.start..code.end))
+}
+
+/// The pages of an image set, mapped for comparing.
+#[derive(Debug, Default)]
+pub struct Contents(HashMap<u32, View>);
+
+impl Contents {
+    pub fn add(&mut self, id: u32, file: &File) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(Object::Path(pages::take::pages_name(id)), "map the pages");
+        let len = file.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
+        self.0.insert(id, View::new(file, len as usize).map_err(explain)?);
+        Ok(())
+    }
+
+    fn page(&self, task: &Task, run: &Run, address: u64) -> Option<&[u8]> {
+        let at = (run.offset + (address - run.range.start)) as usize;
+        self.0.get(&task.pagemap.pages_id)?.bytes().get(at..at + PAGE as usize)
+    }
+}
+
+/// What a child does with pages of its parent.
+#[derive(Debug, Default)]
+struct Difference {
+    /// Read from the image.
+    put: Vec<Run>,
+    /// There in the parent alone.
+    drop: Vec<Range<u64>>,
+}
+
+fn push(ranges: &mut Vec<Range<u64>>, page: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end == page => last.end += PAGE,
+        _ => ranges.push(page..page + PAGE),
+    }
+}
+
+/// The runs of a task inside one mapping.
+fn runs_in<'t>(task: &'t Task, vma: &VmaEntry) -> impl Iterator<Item = Run> + 't {
+    let (start, end) = (vma.start, vma.end);
+    let first = task.pagemap.runs.partition_point(|run| run.range.end <= start);
+    task.pagemap.runs[first..].iter().take_while(move |run| run.range.start < end).map(move |run| {
+        let from = run.range.start.max(start);
+        Run {
+            range: from..run.range.end.min(end),
+            flags: run.flags,
+            offset: run.offset + (from - run.range.start),
+        }
+    })
+}
+
+fn compare(parent: &Task, child: &Task, vma: &VmaEntry, contents: &Contents, out: &mut Difference) {
+    let mut theirs = runs_in(parent, vma).peekable();
+    let mut ours = runs_in(child, vma).peekable();
+    let (mut a, mut b) = (theirs.next(), ours.next());
+    while a.is_some() || b.is_some() {
+        let first = |run: &Option<Run>| run.as_ref().map_or(u64::MAX, |run| run.range.start);
+        let (at_a, at_b) = (first(&a), first(&b));
+        let mut advance_a = false;
+        let mut advance_b = false;
+        if at_a < at_b {
+            push(&mut out.drop, at_a);
+            advance_a = true;
+        } else {
+            let is_same = at_a == at_b
+                && a.as_ref().zip(b.as_ref()).is_some_and(|(a, b)| {
+                    let pages = (contents.page(parent, a, at_a), contents.page(child, b, at_b));
+                    pages.0.is_some() && pages.0 == pages.1
+                });
+            advance_a |= at_a == at_b;
+            advance_b = true;
+            if !is_same && let Some(run) = &b {
+                match out.put.last_mut() {
+                    Some(last) if last.range.end == at_b && last.offset + last.len() == run.offset => {
+                        last.range.end += PAGE;
+                    }
+                    _ => out.put.push(Run { range: at_b..at_b + PAGE, flags: run.flags, offset: run.offset }),
+                }
+            }
+        }
+        let step = |run: &mut Option<Run>, rest: &mut dyn Iterator<Item = Run>| {
+            if let Some(some) = run {
+                some.range.start += PAGE;
+                some.offset += PAGE;
+                if some.range.is_empty() {
+                    *run = rest.next();
+                }
+            }
+        };
+        if advance_a {
+            step(&mut a, &mut theirs);
+        }
+        if advance_b {
+            step(&mut b, &mut ours);
+        }
+    }
+}
+
+/// How the list reaches descriptors of the coordinator: a pidfd of it in the task.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach {
+    pub pidfd: i32,
+}
+
+impl Reach {
+    /// Adds the call that fetches descriptor `fd` of the coordinator; returns the place of the result.
+    pub fn fetch(self, fd: i32, ops: &mut TaskOps) -> usize {
+        ops.list.ok(libc::SYS_pidfd_getfd, &[self.pidfd.into(), fd.into(), Arg::Value(0)])
+    }
+}
+
+/// Maps and fills the memory of `task`. `parent` is given when the task was made after the parent's
+/// memory was filled, and so has a copy of it.
+pub fn build(
+    task: &Task,
+    parent: Option<&Task>,
+    descriptors: &HashMap<u32, i32>,
+    pages_fd: Option<i32>,
+    contents: &Contents,
+    own: &OwnVdso,
+    hole: &Range<u64>,
+    reach: Reach,
+    ops: &mut TaskOps,
+) -> Result<(), Failure> {
+    let inherited = |entry: &VmaEntry| parent.is_some_and(|parent| is_inherited(parent, entry));
+    let ours = vdso_range(task);
+    if let Some(parent) = parent {
+        ops.list.label("unmap what only the parent has");
+        let keeps_vdso = vdso_range(parent) == ours;
+        for entry in &parent.mm.vmas {
+            let is_ours = task.mm.vmas.iter().any(|vma| vma.start == entry.start && inherited(vma));
+            let is_vdso = entry.status & (status::VDSO | status::VVAR) != 0;
+            if !(is_ours || entry.status & (status::GUARD | status::VSYSCALL) != 0 || is_vdso && keeps_vdso) {
+                ops.list.ok(libc::SYS_munmap, &[entry.start.into(), (entry.end - entry.start).into()]);
+            }
+        }
+    }
+    let mut runs: Vec<Run> = Vec::new();
+    if parent.is_none_or(|parent| vdso_range(parent) != ours)
+        && let Some((whole, code)) = ours
+    {
+        map_vdso(task, whole, code, own, hole, contents, ops)?;
+    }
+    ops.list.label("map the memory");
+    let mut difference = Difference::default();
+    for entry in task.mm.vmas.iter().filter(|entry| !vma::is_special(entry)) {
+        if inherited(entry) {
+            if let Some(parent) = parent
+                && vma::content(entry) == Content::Private
+            {
+                compare(parent, task, entry, contents, &mut difference);
+            }
+            continue;
+        }
+        match vma::file_id(entry) {
+            Some(id) => {
+                let fd = descriptors.get(&id).copied().ok_or_else(|| {
+                    Failure::corrupt(
+                        format!("mm-{}.img", task.pid),
+                        None,
+                        format!("maps file {id}, which is none"),
+                    )
+                })?;
+                let fd = reach.fetch(fd, ops);
+                vma::map(entry, Some(Arg::Result(fd)), ops);
+                ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+            }
+            None => vma::map(entry, None, ops),
+        }
+        if vma::content(entry) == Content::Private {
+            runs.extend(runs_in(task, entry));
+        }
+    }
+    ops.list.label("drop pages that only the parent has");
+    for range in &difference.drop {
+        let args = [range.start.into(), (range.end - range.start).into(), libc::MADV_DONTNEED.into()];
+        ops.list.ok(libc::SYS_madvise, &args);
+    }
+    runs.append(&mut difference.put);
+    runs.sort_unstable_by_key(|run| run.range.start);
+    if runs.is_empty() {
+        return Ok(());
+    }
+    ops.list.label("read the pages");
+    let Some(pages_fd) = pages_fd else {
+        return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
+    };
+    let fd = reach.fetch(pages_fd, ops);
+    let area = ops.area;
+    let put = |bytes: &[u8]| area.put(bytes).map_err(|error| error.on(Object::Tree, "prepare operations"));
+    pages::put::read_runs(&pages::put::split(&runs), Arg::Result(fd), ops.list, put)?;
+    ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+    Ok(())
+}
+
+/// Puts a vdso where the task had its own: the kernel's, when it is the same, otherwise the old code with
+/// jumps to the kernel's in the hole.
+fn map_vdso(
+    task: &Task,
+    whole: Range<u64>,
+    code: Range<u64>,
+    own: &OwnVdso,
+    hole: &Range<u64>,
+    contents: &Contents,
+    ops: &mut TaskOps,
+) -> Result<(), Failure> {
+    ops.list.label("map the vdso");
+    if own.bytes.is_empty() {
+        return Err(Failure::unsupported(Object::Named("vdso".into()), "this kernel has none").of(task.pid));
+    }
+    let mut old = vec![0; (code.end - code.start) as usize];
+    for run in &task.pagemap.runs {
+        for page in run.range.clone().step_by(PAGE as usize).filter(|page| code.contains(page)) {
+            if let Some(bytes) = contents.page(task, run, page) {
+                let at = (page - code.start) as usize;
+                old[at..at + PAGE as usize].copy_from_slice(bytes);
+            }
+        }
+    }
+    let map = |address: u64, ops: &mut TaskOps| {
+        ops.list.ok(libc::SYS_arch_prctl, &[(vdso::ARCH_MAP_VDSO as u64).into(), address.into()]);
+    };
+    if own.len() == whole.end - whole.start && old == own.bytes {
+        map(whole.start, ops);
+        return Ok(());
+    }
+    // Behind the agent's area, in the room that the plan left.
+    let address = hole.end.next_multiple_of(1 << 16);
+    map(address, ops);
+    vdso::redirect(&mut old, &own.bytes, address + own.vvar).map_err(|name| {
+        let why = format!("the kernel's has no {name}, which the old one had");
+        Failure::unsupported(Object::Named("vdso".into()), why).of(task.pid)
+    })?;
+    let length = code.end - code.start;
+    let (prot, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
+    let args =
+        [code.start.into(), length.into(), prot.into(), flags.into(), Arg::Value(u64::MAX), Arg::Value(0)];
+    ops.list.ok(libc::SYS_mmap, &args);
+    let bytes = ops.bytes(&old)?;
+    let target = ops.bytes(&[code.start.to_ne_bytes(), length.to_ne_bytes()].concat())?;
+    let source = ops.bytes(&[bytes.to_ne_bytes(), length.to_ne_bytes()].concat())?;
+    let args = [task.pid.into(), source.into(), 1.into(), target.into(), 1.into(), Arg::Value(0)];
+    // Copies within the process itself: from the shared area to its place.
+    ops.list.call(libc::SYS_process_vm_writev, &args, agent::Judge::Equal(length as i64));
+    let prot = libc::PROT_READ | libc::PROT_EXEC;
+    ops.list.ok(libc::SYS_mprotect, &[code.start.into(), length.into(), prot.into()]);
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! A restore from beginning to end.
+
+use crate::exec::Exec;
+use crate::load::load;
+use crate::memory::Contents;
+use crate::plan::plan;
+use image::Dir;
+use kinds::contract::{OpenCx, Shelf};
+use model::hooks::Action;
+use model::{Failure, Failures, Hooks, Object, Options};
+use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+/// What a restore came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// `--dry-run`: the plan, as text.
+    Planned(String),
+    /// The tree runs.
+    Resumed(Resumed),
+}
+
+/// A tree that runs, whose root is perhaps our child.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The root's pid as seen from here.
+    pub root: i32,
+}
+
+impl Resumed {
+    /// Waits until the root has ended.
+    pub fn wait(self) -> Result<(), Failures> {
+        sys::process::wait(self.root, true)
+            .map_err(|error| error.on(Object::Task, "wait for it").of(self.root))?;
+        Ok(())
+    }
+}
+
+/// Brings a tree back.
+///
+/// # Errors
+/// Everything that stands in the way; nothing of the tree is left then.
+pub fn run(options: &Options) -> Result<Outcome, Failures> {
+    let dir = Dir::open(&options.images_dir)?;
+    if options.root.is_some() {
+        let why = "--root has no meaning without a mount namespace, which is not carried yet";
+        return Err(Failure::unsupported(Object::Tree, why).into());
+    }
+    options.progress.stage("load");
+    let checkpoint = load(&dir)?;
+    let plan = plan(&checkpoint, options)?;
+    if options.dry_run {
+        return Ok(Outcome::Planned(plan.describe(&checkpoint)));
+    }
+    let hooks = Hooks::new(options.action_scripts.clone());
+    hooks.run(Action::PreRestore, dir.path(), None)?;
+    // Every open file of the tree is ours for a moment.
+    let limit = sys::process::own_limit(libc::RLIMIT_NOFILE).map_or(u64::MAX, |limit| limit.1);
+    if let Err(error) = sys::process::set_own_soft_limit(libc::RLIMIT_NOFILE, limit) {
+        log::warn!("the limit of open files could not be raised: {error}");
+    }
+    let mut pages = HashMap::new();
+    let mut contents = Contents::default();
+    for id in
+        checkpoint.tasks.iter().filter(|task| !task.pagemap.runs.is_empty()).map(|task| task.pagemap.pages_id)
+    {
+        let file = dir.open_file(&pages::take::pages_name(id))?;
+        contents.add(id, &file)?;
+        pages.insert(id, file);
+    }
+    options.progress.stage("files");
+    let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&dir, id, to);
+    let mut cx =
+        OpenCx { options, images: &dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
+    let mut files = HashMap::new();
+    let mut failures = Failures::new();
+    let used: HashSet<u32> = checkpoint
+        .tables
+        .values()
+        .flatten()
+        .map(|entry| entry.id)
+        .chain(checkpoint.tasks.iter().filter(|task| !task.is_zombie()).flat_map(|task| {
+            let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
+            [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
+        }))
+        .collect();
+    let mut used: Vec<u32> = used.into_iter().collect();
+    used.sort_unstable();
+    for id in used {
+        let Some((kind, body)) = checkpoint.files.get(id) else { continue };
+        match kind.open(id, body, &mut cx) {
+            Ok(fd) => {
+                files.insert(id, fd);
+            }
+            Err(failure) => failures.push(failure),
+        }
+    }
+    // What was made and nobody asked for is closed: an end without an owner.
+    drop(cx);
+    if !failures.is_empty() {
+        return Err(failures);
+    }
+    let root = checkpoint.tasks[0].pid;
+    options.progress.stage("tasks");
+    let exec = Exec::new(&checkpoint, &plan, options, &files, pages, contents)?;
+    exec.run(|| {
+        for (id, fd) in &files {
+            if let Some((kind, body)) = checkpoint.files.get(*id) {
+                kind.arm(body, fd)?;
+            }
+        }
+        if let Some(path) = &options.pidfile {
+            write_pidfile(path, root)?;
+        }
+        hooks.run(Action::PostRestore, dir.path(), Some(root))?;
+        hooks.run(Action::PreResume, dir.path(), Some(root))
+    })?;
+    if let Err(failure) = hooks.run(Action::PostResume, dir.path(), Some(root)) {
+        log::warn!("{failure}");
+    }
+    Ok(Outcome::Resumed(Resumed { root }))
+}
+
+fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<(), Failure> {
+    let explain = |error: std::io::Error| {
+        sys::memory::io_errno("open", &error)
+            .on(Object::Path(path.display().to_string()), "write the pid file")
+    };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(explain)?;
+    file.write_all(pid.to_string().as_bytes()).map_err(explain)
+}
