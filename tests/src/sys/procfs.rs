@@ -97,3 +97,15 @@ pub fn pagemap(address: usize, pages: usize) -> Vec<u64> {
     file.read_exact_at(&mut bytes, (address / super::memory::PAGE * 8) as u64).expect("read pagemap");
     bytes.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().expect("eight"))).collect()
 }
+
+/// Number, six arguments, stack and program counter of the system call that a task is blocked in; empty while
+/// it runs.
+pub fn syscall(of: impl std::fmt::Display) -> Vec<u64> {
+    let text = fs::read_to_string(format!("/proc/{of}/syscall")).unwrap_or_default();
+    text.split_whitespace()
+        .map_while(|word| match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => word.parse().ok(),
+        })
+        .collect()
+}

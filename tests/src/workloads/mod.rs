@@ -10,7 +10,7 @@ macro_rules! areas {
     };
 }
 
-areas! { basic }
+areas! { basic, events, files, pipes, sockets }
 
 /// Every case with its area.
 pub fn all() -> impl Iterator<Item = (&'static str, Case)> {
