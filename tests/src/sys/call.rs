@@ -87,3 +87,11 @@ pub const KCMP_SIGHAND: i32 = 4;
 pub fn is_same_file(a: (i32, i32), b: (i32, i32)) -> bool {
     is_same(a.0, b.0, KCMP_FILE, a.1 as u64, b.1 as u64)
 }
+
+/// sched_setscheduler(2) for the calling thread.
+#[track_caller]
+pub fn set_scheduler(policy: i32, priority: i32) {
+    let parameter = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel reads one live local during the call.
+    check("sched_setscheduler", unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) });
+}

