@@ -56,7 +56,7 @@ fn play(name: &str, directory: &Path) -> Result<Verdict, String> {
 /// The tools of a mode, or the reason why it cannot run.
 fn choose(case: &Case, mode: Mode) -> Result<Result<Tools, String>, String> {
     let ours = tool::under_test()?;
-    if let (true, Some(reason)) = (ours.is_peer, case.peer_cannot) {
+    if let (true, Some(reason)) = (ours.is_peer, case.peer_fails(mode)) {
         return Ok(Err(format!("the peer cannot: {reason}")));
     }
     let exchanged = matches!(mode, Mode::ToPeer | Mode::FromPeer);

@@ -33,6 +33,8 @@ pub struct Case {
     pub refused: &'static [&'static str],
     /// Why CRIU 4.1.1 is no judge of this one.
     pub peer_cannot: Option<&'static str>,
+    /// And in which modes; none means all.
+    pub peer_cannot_in: &'static [Mode],
     /// Also run with the images written by one tool and restored by the other.
     pub exchange: bool,
     /// The tree looks different from moment to moment: only the program itself can judge.
@@ -50,6 +52,7 @@ impl Case {
             options: &[],
             refused: &[],
             peer_cannot: None,
+            peer_cannot_in: &[],
             exchange: false,
             restless: false,
             shell_job: false,
@@ -73,6 +76,19 @@ impl Case {
     pub const fn peer_cannot(mut self, reason: &'static str) -> Self {
         self.peer_cannot = Some(reason);
         self
+    }
+
+    /// The peer is no judge in some modes.
+    #[must_use]
+    pub const fn peer_cannot_in(mut self, modes: &'static [Mode], reason: &'static str) -> Self {
+        self.peer_cannot_in = modes;
+        self.peer_cannot(reason)
+    }
+
+    /// Why the peer cannot run this case in `mode`, if so.
+    pub fn peer_fails(&self, mode: Mode) -> Option<&'static str> {
+        let concerns = self.peer_cannot_in.is_empty() || self.peer_cannot_in.contains(&mode);
+        self.peer_cannot.filter(|_| concerns)
     }
 
     #[must_use]

@@ -5,8 +5,12 @@ pub mod fault;
 pub mod memory;
 pub mod process;
 pub mod procfs;
+pub mod registers;
+pub mod security;
 pub mod signal;
+pub mod strange;
 pub mod thread;
+pub mod timer;
 
 use std::time::Duration;
 

@@ -144,18 +144,22 @@ pub fn queue(tid: Option<i32>, signal: i32, value: usize) {
 }
 
 /// One pending signal as `(signal, code, value)`, taken from the queue, or none.
+///
+/// Not through the C library, which turns `SI_TKILL` into `SI_USER`.
 pub fn take(signals: &[i32]) -> Option<(i32, i32, usize)> {
-    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    let set: u64 = signals.iter().map(|signal| 1 << (signal - 1)).sum();
     let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
     let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the set is initialised before it is read; the kernel reads the set and the timeout and writes
-    // one siginfo, all live locals, during the call.
+    // SAFETY: the kernel reads eight bytes of set and the timeout, and writes one siginfo, all live locals,
+    // during the call.
     let signal = unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        for signal in signals {
-            libc::sigaddset(set.as_mut_ptr(), *signal);
-        }
-        libc::sigtimedwait(set.as_ptr(), info.as_mut_ptr(), &raw const now)
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set,
+            info.as_mut_ptr(),
+            &raw const now,
+            size_of::<u64>(),
+        )
     };
     if signal < 0 {
         return None;
@@ -165,7 +169,7 @@ pub fn take(signals: &[i32]) -> Option<(i32, i32, usize)> {
         let info = info.assume_init();
         (info.si_code, info.si_value().sival_ptr as usize)
     };
-    Some((signal, code, value))
+    Some((signal as i32, code, value))
 }
 
 /// Installs an alternate stack of `length` bytes that stays for the life of the process.
@@ -185,4 +189,27 @@ pub fn current_alternate_stack() -> (usize, i32, usize) {
     // SAFETY: the kernel writes one live local during the call.
     super::call::check("sigaltstack", unsafe { libc::sigaltstack(std::ptr::null(), &raw mut stack) });
     (stack.ss_sp as usize, stack.ss_flags, stack.ss_size)
+}
+
+/// What the handler of [`call_inside`] calls, as the address of a fat reference.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn run_inside(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let address = INSIDE.load(Ordering::SeqCst) as *const &dyn Fn();
+    // SAFETY: `call_inside` leaked the reference that lies there, and its closure is kept by the caller's frame
+    // below this one until the signal has been handled.
+    unsafe { (*address)() };
+    record(signal, info, context);
+}
+
+/// Lets `body` run inside the handler of `signal`, which the calling thread must raise itself while `body` lives.
+#[track_caller]
+pub fn call_inside(signal: Signal, flags: SaFlags, body: &dyn Fn()) {
+    // SAFETY: only the lifetime is erased; the callers raise the signal while the closure lives.
+    let body: &'static dyn Fn() = unsafe { std::mem::transmute(body) };
+    INSIDE.store(std::ptr::from_ref(Box::leak(Box::new(body))) as usize, Ordering::SeqCst);
+    let action =
+        SigAction::new(SigHandler::SigAction(run_inside), flags | SaFlags::SA_SIGINFO, SigSet::empty());
+    // SAFETY: the handler runs synchronously by raise(3), where nothing of this thread holds a lock.
+    unsafe { sigaction(signal, &action) }.expect("sigaction");
 }

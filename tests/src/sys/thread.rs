@@ -31,3 +31,25 @@ pub fn rseq_cpu() -> Option<u32> {
     // SAFETY: glibc registered the area at this offset for the life of the thread; cpu_id is its second word.
     Some(unsafe { std::ptr::read_volatile((thread.wrapping_add_signed(offset) + 4) as *const u32) })
 }
+
+/// Sets the base of the segment that user space has for itself.
+#[cfg(target_arch = "x86_64")]
+#[track_caller]
+pub fn set_gs_base(base: u64) {
+    const ARCH_SET_GS: i32 = 0x1001;
+    // SAFETY: takes two integers; nothing in this program addresses through gs.
+    super::call::check("arch_prctl", unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) });
+}
+
+/// What [`set_gs_base`] set.
+#[cfg(target_arch = "x86_64")]
+#[track_caller]
+pub fn gs_base() -> u64 {
+    const ARCH_GET_GS: i32 = 0x1004;
+    let mut base = 0_u64;
+    // SAFETY: the kernel writes one live local during the call.
+    super::call::check("arch_prctl", unsafe {
+        libc::syscall(libc::SYS_arch_prctl, ARCH_GET_GS, &raw mut base)
+    });
+    base
+}

@@ -32,7 +32,7 @@ pub const CASES: &[Case] = &[
     case!(exited_zombie_is_collected_afterwards),
     case!(signal_handler_still_runs).exchange(),
     case!(pending_signal_is_delivered_afterwards),
-    case!(long_sleep_continues_for_the_time_left),
+    case!(long_sleep_continues_for_the_time_left).restless(),
     case!(clock_calls_through_the_vdso_work).exchange(),
     case!(new_children_and_threads_can_be_made_afterwards),
 ];

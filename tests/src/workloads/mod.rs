@@ -10,7 +10,7 @@ macro_rules! areas {
     };
 }
 
-areas! { basic, events, files, memory, pipes, process, sockets, threads }
+areas! { basic, events, files, memory, pipes, process, refusals, registers, security, signals, sockets, threads }
 
 /// Every case with its area.
 pub fn all() -> impl Iterator<Item = (&'static str, Case)> {

@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
     case!(clear_tid_address_still_wakes_a_join),
     case!(thread_blocked_in_a_futex_is_woken),
     case!(threads_that_contend_for_a_mutex_go_on),
-    case!(condition_variable_with_a_time_limit_ends),
+    case!(condition_variable_with_a_time_limit_ends).restless(),
     case!(scheduling_policy_of_one_thread_is_kept),
     case!(threads_that_come_and_go_survive).restless(),
     case!(child_with_threads_survives),
