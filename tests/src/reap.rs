@@ -103,3 +103,23 @@ pub fn quiet(command: &mut Command, said: &std::path::Path) -> io::Result<()> {
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     Ok(())
 }
+
+/// Waits for one child without looking at others: its raw status and its peak memory in KiB.
+///
+/// # Errors
+/// Those of wait4(2).
+pub fn wait_with_peak(pid: i32) -> io::Result<(i32, u64)> {
+    let mut status = 0;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    loop {
+        // SAFETY: the kernel writes one int and one rusage, both live locals, during the call.
+        if unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) } == pid {
+            // SAFETY: zeroed, then written by the kernel; all of it is integers.
+            return Ok((status, unsafe { usage.assume_init() }.ru_maxrss as u64));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}

@@ -52,6 +52,19 @@ pub fn inside(run: impl FnOnce(&str, &Path) -> Result<Verdict, String>) {
 /// # Errors
 /// With everything that the trial printed.
 pub fn outside(name: &str) -> Result<Verdict, String> {
+    let (status, said) = outside_saying(name)?;
+    match status {
+        Some(0) => Ok(Verdict::Passed),
+        Some(SKIPPED) => Ok(Verdict::Skipped(said.lines().last().unwrap_or_default().to_owned())),
+        _ => Err(said),
+    }
+}
+
+/// The same, for its exit status and all that it printed.
+///
+/// # Errors
+/// When it could not be run, or left something behind.
+pub fn outside_saying(name: &str) -> Result<(Option<i32>, String), String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("crtools-trial-{}-{number}", std::process::id()));
@@ -62,11 +75,6 @@ pub fn outside(name: &str) -> Result<Verdict, String> {
     let removed = std::fs::remove_dir(&directory);
     let ran = ran.map_err(|e| format!("run the trial: {e}"))?;
     let said = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
-    let verdict = match ran.status.code() {
-        Some(0) => Verdict::Passed,
-        Some(SKIPPED) => Verdict::Skipped(said.lines().last().unwrap_or_default().to_owned()),
-        _ => return Err(said),
-    };
-    removed.map_err(|e| format!("the trial left something in {}: {e}", directory.display()))?;
-    Ok(verdict)
+    removed.map_err(|e| format!("the trial left something in {}: {e}\n{said}", directory.display()))?;
+    Ok((ran.status.code(), said))
 }

@@ -163,3 +163,13 @@ impl Map {
         super::call::check("munmap", unsafe { libc::munmap(address, pages.len() * PAGE) });
     }
 }
+
+impl Map {
+    /// The 64-bit cell at `offset`, as [`Map::cell`].
+    #[track_caller]
+    pub fn word(&self, offset: usize) -> &'static std::sync::atomic::AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.length);
+        // SAFETY: as in `cell`: inside this mapping, aligned, mapped for the life of the process.
+        unsafe { &*((self.address + offset) as *const std::sync::atomic::AtomicU64) }
+    }
+}
