@@ -1,0 +1,133 @@
+//! The program that is dumped: `bench-target CASE BOARD`.
+//!
+//! Sets up what the case names, then ticks until it is asked to check its memory. It makes nothing else: one
+//! thread of the first process ticks, all others sleep.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use crtools_bench::{Board, Word, now};
+use crtools_tests::sys::memory::{Map, PAGE, READ};
+use crtools_tests::sys::process::fork;
+use crtools_tests::sys::{call, exit_now};
+
+/// What has to be right at the end.
+enum Content {
+    Nothing,
+    /// Every `step`th page of the mapping holds the pattern.
+    Pages {
+        map: Map,
+        step: usize,
+    },
+    Files {
+        files: Vec<File>,
+    },
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, case, board] = arguments.as_slice() else {
+        eprintln!("usage: bench-target CASE BOARD");
+        std::process::exit(2);
+    };
+    let board_path = Path::new(board);
+    let board = Board::open(board_path).expect("open the board");
+    let (kind, number) = case.split_once('-').unwrap_or((case, "0"));
+    let number: usize = number.trim_end_matches('g').parse().expect("a number");
+    let content = match kind {
+        "tiny" => Content::Nothing,
+        "mem" => pages(number * 256, 1),
+        "sparse" => pages(number << 18, 100),
+        "vmas" => mappings(number),
+        "fds" => Content::Files { files: files(&board_path.with_extension("data"), number) },
+        "threads" => {
+            for _ in 1..number {
+                std::thread::Builder::new().stack_size(64 * 1024).spawn(sleep_for_ever).expect("spawn");
+            }
+            Content::Nothing
+        }
+        "procs" => {
+            for _ in 1..number {
+                fork(|| sleep_for_ever());
+            }
+            Content::Nothing
+        }
+        _ => panic!("no case is called {case}"),
+    };
+    // Without it each sleep below ends up to 50 us late.
+    call::prctl(libc::PR_SET_TIMERSLACK, [1, 0, 0, 0]);
+    tick(&board);
+    let is_right = std::panic::catch_unwind(|| check(&content)).is_ok();
+    board.set(Word::Verdict, if is_right { 1 } else { 2 });
+    exit_now(0);
+}
+
+fn sleep_for_ever() {
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+fn tick(board: &Board) {
+    let mut last = now();
+    board.set(Word::LastTick, last);
+    board.set(Word::Ready, 1);
+    while board.get(Word::Check) == 0 {
+        std::thread::sleep(Duration::from_micros(50));
+        let tick = now();
+        if board.get(Word::Reset) != 0 {
+            board.set(Word::LongestGap, 0);
+            board.set(Word::Reset, 0);
+        } else if tick - last > board.get(Word::LongestGap) {
+            board.set(Word::GapEnd, tick);
+            board.set(Word::LongestGap, tick - last);
+        }
+        last = tick;
+        board.set(Word::LastTick, tick);
+    }
+}
+
+fn pages(count: usize, step: usize) -> Content {
+    let map = Map::anonymous(count * PAGE, READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    for page in (0..count).step_by(step) {
+        map.fill(page..page + 1, 7);
+    }
+    Content::Pages { map, step }
+}
+
+/// `count` mappings: neighbours differ in protection; every tenth page holds something.
+fn mappings(count: usize) -> Content {
+    let map = Map::private(count * PAGE);
+    for page in (0..count).step_by(10) {
+        map.fill(page..page + 1, 7);
+    }
+    for page in (1..count).step_by(2) {
+        map.protect(page..page + 1, READ);
+    }
+    Content::Pages { map, step: 10 }
+}
+
+fn files(path: &Path, count: usize) -> Vec<File> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("setrlimit");
+    std::fs::write(path, [1; 100]).expect("write");
+    (0..count).map(|_| File::open(path).expect("open")).collect()
+}
+
+fn check(content: &Content) {
+    match content {
+        Content::Nothing => {}
+        Content::Pages { map, step } => {
+            for page in (0..map.length / PAGE).step_by(*step) {
+                map.check(page..page + 1, 7);
+            }
+        }
+        Content::Files { files } => {
+            for file in files {
+                assert_eq!(file.metadata().expect("stat").len(), 100);
+            }
+        }
+    }
+}

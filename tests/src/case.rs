@@ -1,0 +1,252 @@
+//! What a workload is: a named function, and what the harness has to know about it.
+//!
+//! The function gets a [`Trial`], sets something up, calls [`Trial::checkpoint`] once, and asserts afterwards.
+//! Waiting is done by looking for a file with short sleeps between: no signal, descriptor, timer or socket of
+//! the harness is part of the state that is tested.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::sys;
+
+/// Announced by the program: everything is set up, dump now.
+pub const READY: &str = "ready";
+/// Made by the harness when the program may check itself.
+pub const GO: &str = "go";
+
+/// The longest that a workload waits for anything that should happen by itself.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Answers why a case cannot run here, if it cannot.
+pub type Need = fn() -> Result<(), String>;
+
+/// One workload, and how to treat it.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// A sentence about the behaviour that has to survive.
+    pub name: &'static str,
+    pub body: fn(&Trial),
+    /// Given to both dump and restore.
+    pub options: &'static [&'static str],
+    /// Not empty: the dump must be refused, with these words in its message.
+    pub refused: &'static [&'static str],
+    /// Why CRIU 4.1.1 is no judge of this one.
+    pub peer_cannot: Option<&'static str>,
+    /// And in which modes; none means all.
+    pub peer_cannot_in: &'static [Mode],
+    /// Also run with the images written by one tool and restored by the other.
+    pub exchange: bool,
+    /// The tree looks different from moment to moment: only the program itself can judge.
+    pub restless: bool,
+    /// Started in the session of the harness instead of as a session leader.
+    pub shell_job: bool,
+    pub need: Option<Need>,
+}
+
+impl Case {
+    pub const fn new(name: &'static str, body: fn(&Trial)) -> Self {
+        Self {
+            name,
+            body,
+            options: &[],
+            refused: &[],
+            peer_cannot: None,
+            peer_cannot_in: &[],
+            exchange: false,
+            restless: false,
+            shell_job: false,
+            need: None,
+        }
+    }
+
+    #[must_use]
+    pub const fn options(mut self, options: &'static [&'static str]) -> Self {
+        self.options = options;
+        self
+    }
+
+    #[must_use]
+    pub const fn refused(mut self, words: &'static [&'static str]) -> Self {
+        self.refused = words;
+        self
+    }
+
+    #[must_use]
+    pub const fn peer_cannot(mut self, reason: &'static str) -> Self {
+        self.peer_cannot = Some(reason);
+        self
+    }
+
+    /// The peer is no judge in some modes.
+    #[must_use]
+    pub const fn peer_cannot_in(mut self, modes: &'static [Mode], reason: &'static str) -> Self {
+        self.peer_cannot_in = modes;
+        self.peer_cannot(reason)
+    }
+
+    /// Why the peer cannot run this case in `mode`, if so.
+    pub fn peer_fails(&self, mode: Mode) -> Option<&'static str> {
+        let concerns = self.peer_cannot_in.is_empty() || self.peer_cannot_in.contains(&mode);
+        self.peer_cannot.filter(|_| concerns)
+    }
+
+    #[must_use]
+    pub const fn exchange(mut self) -> Self {
+        self.exchange = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn restless(mut self) -> Self {
+        self.restless = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn shell_job(mut self) -> Self {
+        self.shell_job = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn needs(mut self, need: Need) -> Self {
+        self.need = Some(need);
+        self
+    }
+
+    /// The ways in which this case is run.
+    pub fn modes(&self) -> Vec<Mode> {
+        if !self.refused.is_empty() {
+            return vec![Mode::Refused];
+        }
+        let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::FailedDump];
+        if self.exchange {
+            modes.extend([Mode::ToPeer, Mode::FromPeer]);
+        }
+        modes
+    }
+}
+
+/// `case!(f)` is the case named and implemented by the function `f`.
+#[macro_export]
+macro_rules! case {
+    ($body:ident) => {
+        $crate::case::Case::new(stringify!($body), $body)
+    };
+}
+
+/// What happens around the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Dump, gone, restore.
+    Plain,
+    /// That, two times in a row.
+    Twice,
+    /// `--leave-running`: the program never notices.
+    Snapshot,
+    /// Dumps that fail early, in the middle and late: the program never notices.
+    FailedDump,
+    /// Dumped by the tool, restored by the peer.
+    ToPeer,
+    /// Dumped by the peer, restored by the tool.
+    FromPeer,
+    /// The dump is refused with a reason, the program never notices.
+    Refused,
+}
+
+impl Mode {
+    pub const ALL: [Self; 7] = [
+        Self::Plain,
+        Self::Twice,
+        Self::Snapshot,
+        Self::FailedDump,
+        Self::ToPeer,
+        Self::FromPeer,
+        Self::Refused,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Twice => "twice",
+            Self::Snapshot => "snapshot",
+            Self::FailedDump => "failed-dump",
+            Self::ToPeer => "to-peer",
+            Self::FromPeer => "from-peer",
+            Self::Refused => "refused",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// The workload's side of the agreement with the harness.
+#[derive(Debug)]
+pub struct Trial {
+    directory: PathBuf,
+    checkpointed: AtomicBool,
+}
+
+impl Trial {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, checkpointed: AtomicBool::new(false) }
+    }
+
+    /// The workload's own directory, empty at the start but for its log.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Announces that all is set up, and returns when the harness has done what the mode says.
+    pub fn checkpoint(&self) {
+        assert!(!self.checkpointed.swap(true, Ordering::SeqCst), "a workload has one checkpoint");
+        self.mark(READY);
+        self.hold();
+    }
+
+    /// Waits for the end of the checkpoint: for the children and threads of a workload, whose main thread
+    /// announces it.
+    pub fn hold(&self) {
+        let go = self.path(GO);
+        while !go.exists() {
+            sys::nap();
+        }
+    }
+
+    /// Has the checkpoint passed? For the loops of programs that work meanwhile.
+    pub fn is_over(&self) -> bool {
+        self.path(GO).exists()
+    }
+
+    /// Leaves a marker for the relatives of this process.
+    ///
+    /// A directory, because it is made at once and whole: a file would be a descriptor for a moment.
+    pub fn mark(&self, name: &str) {
+        std::fs::create_dir(self.path(name)).unwrap_or_else(|e| panic!("cannot make the marker {name}: {e}"));
+    }
+
+    /// Waits for a marker of a relative.
+    pub fn await_mark(&self, name: &str) {
+        let marker = self.path(name);
+        until(&format!("the marker {name}"), || marker.exists());
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        sys::nap();
+    }
+}

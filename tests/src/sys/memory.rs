@@ -1,0 +1,175 @@
+//! Mappings that a workload makes and looks at.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+pub const PAGE: usize = 4096;
+
+pub const READ: i32 = libc::PROT_READ;
+pub const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// A mapping that this process made and never unmaps behind its back.
+///
+/// Bytes are read and written one by one through volatile accesses: other processes may share them, and the
+/// compiler must not remember across a checkpoint what they were.
+#[derive(Debug, Clone, Copy)]
+pub struct Map {
+    pub address: usize,
+    pub length: usize,
+}
+
+#[track_caller]
+fn map(address: usize, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> Map {
+    // MAP_FIXED would replace what is there, which no workload wants.
+    assert_eq!(flags & libc::MAP_FIXED, 0);
+    // SAFETY: without MAP_FIXED the kernel chooses free address space (or refuses), so no memory of ours
+    // changes; the mapping stays until the process ends or `unmap`.
+    let start = unsafe { libc::mmap(address as *mut c_void, length, protection, flags, fd, offset) };
+    assert!(start != libc::MAP_FAILED, "mmap {length:#x}: {}", io::Error::last_os_error());
+    Map { address: start as usize, length }
+}
+
+impl Map {
+    /// An anonymous mapping with more flags than `MAP_ANONYMOUS`.
+    #[track_caller]
+    pub fn anonymous(length: usize, protection: i32, flags: i32) -> Self {
+        map(0, length, protection, flags | libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    #[track_caller]
+    pub fn private(length: usize) -> Self {
+        Self::anonymous(length, RW, libc::MAP_PRIVATE)
+    }
+
+    #[track_caller]
+    pub fn shared(length: usize) -> Self {
+        Self::anonymous(length, RW, libc::MAP_SHARED)
+    }
+
+    /// An anonymous private mapping at an address that has to be free.
+    #[track_caller]
+    pub fn private_at(address: usize, length: usize, protection: i32) -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        map(address, length, protection, flags, -1, 0)
+    }
+
+    #[track_caller]
+    pub fn file(fd: BorrowedFd, length: usize, protection: i32, flags: i32, offset: i64) -> Self {
+        map(0, length, protection, flags, fd.as_raw_fd(), offset)
+    }
+
+    /// The byte at `offset`.
+    #[track_caller]
+    pub fn get(&self, offset: usize) -> u8 {
+        assert!(offset < self.length);
+        // SAFETY: inside this mapping, which stays mapped; a missing permission is a SIGSEGV, not undefined.
+        unsafe { std::ptr::read_volatile((self.address + offset) as *const u8) }
+    }
+
+    #[track_caller]
+    pub fn set(&self, offset: usize, value: u8) {
+        assert!(offset < self.length);
+        // SAFETY: inside this mapping, which stays mapped and to which no reference exists.
+        unsafe { std::ptr::write_volatile((self.address + offset) as *mut u8, value) }
+    }
+
+    /// The 32-bit cell at `offset`, for flags and counters that processes share.
+    #[track_caller]
+    pub fn cell(&self, offset: usize) -> &'static std::sync::atomic::AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.length);
+        // SAFETY: inside this mapping, aligned; it stays mapped for the life of the process, and shared
+        // memory is what atomics are for.
+        unsafe { &*((self.address + offset) as *const std::sync::atomic::AtomicU32) }
+    }
+
+    /// Fills every page of a range with a pattern made of `seed` and the page's number.
+    #[track_caller]
+    pub fn fill(&self, pages: std::ops::Range<usize>, seed: u64) {
+        for page in pages {
+            assert!((page + 1) * PAGE <= self.length);
+            let mut value = seed ^ (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for word in 0..PAGE / 8 {
+                value = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // SAFETY: the word lies inside this mapping, see `set`.
+                unsafe {
+                    std::ptr::write_volatile((self.address + page * PAGE + word * 8) as *mut u64, value);
+                }
+            }
+        }
+    }
+
+    /// Asserts that `fill` with the same arguments is what the memory holds.
+    #[track_caller]
+    pub fn check(&self, pages: std::ops::Range<usize>, seed: u64) {
+        for page in pages {
+            assert!((page + 1) * PAGE <= self.length);
+            let mut value = seed ^ (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for word in 0..PAGE / 8 {
+                value = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let address = self.address + page * PAGE + word * 8;
+                // SAFETY: the word lies inside this mapping, see `get`.
+                let found = unsafe { std::ptr::read_volatile(address as *const u64) };
+                assert_eq!(found, value, "the word at {address:#x} (page {page}) has changed");
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn check_zero(&self, pages: std::ops::Range<usize>) {
+        for page in pages {
+            for offset in (0..PAGE).step_by(64) {
+                assert_eq!(self.get(page * PAGE + offset), 0, "page {page} is not zero");
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn protect(&self, pages: std::ops::Range<usize>, protection: i32) {
+        assert!(pages.end * PAGE <= self.length);
+        let address = (self.address + pages.start * PAGE) as *mut c_void;
+        // SAFETY: the range lies inside this mapping, to which no reference exists.
+        let result = unsafe { libc::mprotect(address, pages.len() * PAGE, protection) };
+        super::call::check("mprotect", result);
+    }
+
+    /// madvise(2), or why not.
+    #[track_caller]
+    pub fn advise(&self, pages: std::ops::Range<usize>, advice: i32) -> io::Result<()> {
+        assert!(pages.end * PAGE <= self.length);
+        let address = (self.address + pages.start * PAGE) as *mut c_void;
+        // SAFETY: the range lies inside this mapping; advice that drops or guards its contents is the
+        // caller's wish, and no reference to it exists.
+        match unsafe { libc::madvise(address, pages.len() * PAGE, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    #[track_caller]
+    pub fn lock(&self, pages: std::ops::Range<usize>) {
+        assert!(pages.end * PAGE <= self.length);
+        let address = (self.address + pages.start * PAGE) as *const c_void;
+        // SAFETY: mlock changes no contents; the range lies inside this mapping.
+        super::call::check("mlock", unsafe { libc::mlock(address, pages.len() * PAGE) });
+    }
+
+    /// Unmaps a part; what remains must not be touched there any more.
+    #[track_caller]
+    pub fn unmap(&self, pages: std::ops::Range<usize>) {
+        assert!(pages.end * PAGE <= self.length);
+        let address = (self.address + pages.start * PAGE) as *mut c_void;
+        // SAFETY: the range lies inside this mapping, to which no reference exists.
+        super::call::check("munmap", unsafe { libc::munmap(address, pages.len() * PAGE) });
+    }
+}
+
+impl Map {
+    /// The 64-bit cell at `offset`, as [`Map::cell`].
+    #[track_caller]
+    pub fn word(&self, offset: usize) -> &'static std::sync::atomic::AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.length);
+        // SAFETY: as in `cell`: inside this mapping, aligned, mapped for the life of the process.
+        unsafe { &*((self.address + offset) as *const std::sync::atomic::AtomicU64) }
+    }
+}

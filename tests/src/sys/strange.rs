@@ -1,0 +1,142 @@
+//! Things that a dump has to refuse, and whether this kernel has them.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use nix::unistd::Pid;
+
+use super::call::check;
+use super::memory::Map;
+use super::process::Child;
+
+fn owned(result: i64) -> io::Result<OwnedFd> {
+    let Ok(fd @ 0..) = i32::try_from(result) else { return Err(io::Error::last_os_error()) };
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A ring of eight entries.
+///
+/// # Errors
+/// Where the kernel has none or forbids it.
+pub fn io_uring() -> io::Result<OwnedFd> {
+    // struct io_uring_params is 120 bytes of integers.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel reads and writes 120 bytes of a live local during the call.
+    owned(unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, &raw mut parameters) })
+}
+
+/// # Errors
+/// Where the kernel has none or forbids it.
+pub fn userfaultfd() -> io::Result<OwnedFd> {
+    /// UFFD_USER_MODE_ONLY
+    const USER_MODE_ONLY: i32 = 1;
+    // SAFETY: takes an integer and touches no memory.
+    owned(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) })
+}
+
+/// A counter of the processor time of this process, in software.
+///
+/// # Errors
+/// Where the kernel has none or forbids it.
+pub fn perf_event() -> io::Result<OwnedFd> {
+    // struct perf_event_attr, version 0: type 1 (software), size 64, config 1 (task clock).
+    let attributes: [u32; 16] = [1, 64, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: the kernel reads 64 bytes of a live local during the call.
+    owned(unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, 0) })
+}
+
+fn reason<T>(what: &str, tried: io::Result<T>) -> Result<(), String> {
+    tried.map(|_| ()).map_err(|e| format!("no {what} here: {e}"))
+}
+
+/// # Errors
+/// Why not.
+pub fn has_io_uring() -> Result<(), String> {
+    reason("io_uring", io_uring())
+}
+
+/// # Errors
+/// Why not.
+pub fn has_userfaultfd() -> Result<(), String> {
+    reason("userfaultfd", userfaultfd())
+}
+
+/// # Errors
+/// Why not.
+pub fn has_io_uring_and_userfaultfd() -> Result<(), String> {
+    has_io_uring().and_then(|()| has_userfaultfd())
+}
+
+/// # Errors
+/// Why not.
+pub fn has_perf_events() -> Result<(), String> {
+    reason("perf_event_open", perf_event())
+}
+
+/// # Errors
+/// Why not.
+pub fn has_namespaces() -> Result<(), String> {
+    for kind in ["pid_for_children", "user", "time_for_children"] {
+        let path = format!("/proc/self/ns/{kind}");
+        if !std::path::Path::new(&path).exists() {
+            return Err(format!("this kernel has no {path}"));
+        }
+    }
+    Ok(())
+}
+
+/// A child in the parent's memory, on a stack of its own, that ends when a file appears.
+///
+/// It makes plain system calls only: the C library's state belongs to the parent.
+#[track_caller]
+pub fn clone_with_memory(file: &CStr) -> Child {
+    let stack = Map::private(64 * 1024);
+    let argument = Box::leak(Box::new(file.to_owned()));
+    // SAFETY: the stack is a mapping that is never unmapped; the argument is leaked; the function runs no code
+    // that uses thread-local storage but errno, which the parent does not read meanwhile.
+    let pid = unsafe {
+        libc::clone(
+            wait_for_file,
+            (stack.address + stack.length) as *mut libc::c_void,
+            libc::CLONE_VM | libc::SIGCHLD,
+            argument.as_ptr().cast_mut().cast(),
+        )
+    };
+    Child { pid: Pid::from_raw(check("clone", pid)) }
+}
+
+extern "C" fn wait_for_file(path: *mut libc::c_void) -> i32 {
+    let pause = libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    // SAFETY: the path is a leaked string; both calls only read their arguments, which live on.
+    unsafe {
+        while libc::access(path.cast(), libc::F_OK) != 0 {
+            libc::nanosleep(&raw const pause, std::ptr::null_mut());
+        }
+    }
+    0
+}
+
+/// Waits in the kernel, as vfork(2) does, for a child that ends when a file appears.
+#[track_caller]
+pub fn vfork_and_wait_for(file: &CStr) {
+    let stack = Map::private(64 * 1024);
+    // SAFETY: as in `clone_with_memory`; this thread is blocked while the child runs.
+    let pid = unsafe {
+        libc::clone(
+            wait_for_file,
+            (stack.address + stack.length) as *mut libc::c_void,
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            file.as_ptr().cast_mut().cast(),
+        )
+    };
+    Child { pid: Pid::from_raw(check("clone", pid)) }.succeed();
+}
+
+/// Ends the calling thread alone, even if it is the first one.
+pub fn end_this_thread() -> ! {
+    // SAFETY: exit(2) ends this thread; its stack stays mapped, so what other threads borrow from it lives on.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    super::exit_now(1)
+}
