@@ -414,6 +414,9 @@ pub struct MmEntry {
     pub aios: Vec<AioRingEntry>,
     #[prost(bool, optional, tag = "17")]
     pub thp_disabled: Option<bool>,
+    /// Ours: the whole auxiliary vector, where it is longer than what CRIU takes.
+    #[prost(uint64, repeated, tag = "1000", packed = "false")]
+    pub whole_auxv: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

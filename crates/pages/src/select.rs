@@ -28,6 +28,9 @@ pub struct Selection {
 
 /// Anonymous pages that are there or swapped out, except the page of zeros.
 const OWN: Query = Query { inverted: FILE | ZERO, all: FILE | ZERO, any: PRESENT | SWAPPED, report: 0 };
+/// The same on kernels that know guard markers, which look swapped out.
+const OWN_UNGUARDED: Query =
+    Query { inverted: FILE | ZERO | GUARD, all: FILE | ZERO | GUARD, any: PRESENT | SWAPPED, report: 0 };
 const GUARDS: Query = Query { inverted: 0, all: GUARD, any: 0, report: 0 };
 
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
@@ -39,14 +42,11 @@ pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
     let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
     let all = first.range.start..last.range.end;
     let mut found: Vec<Range<u64>> = Vec::new();
-    match pagemap::scan(pagemap, all.clone(), OWN, |run, _| found.push(run)) {
-        Ok(()) => {
-            // Before Linux 6.15 there is no such category, and before 6.13 no such page.
-            match pagemap::scan(pagemap, all, GUARDS, |run, _| selection.guards.push(run)) {
-                Err(error) if error.code != libc::EINVAL => return Err(error),
-                _ => {}
-            }
-        }
+    // Before Linux 6.15 there is no such category, and before 6.13 no such page.
+    let guarded = pagemap::scan(pagemap, all.clone(), GUARDS, |run, _| selection.guards.push(run));
+    let own = if guarded.is_ok() { OWN_UNGUARDED } else { OWN };
+    match pagemap::scan(pagemap, all, own, |run, _| found.push(run)) {
+        Ok(()) => {}
         Err(error) if error.code == libc::ENOTTY => {
             for area in areas {
                 pagemap::read(pagemap, area.range.clone(), |run, categories| {

@@ -267,12 +267,13 @@ impl<'r> Exec<'r> {
     }
 
     fn make_processes(&self, own_vdso: &OwnVdso) -> Result<(), Failure> {
+        self.close_inherited()?;
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
             if task.parent.is_none() {
-                self.clean_root(ops)?;
+                self.unmap_all(ops);
             }
             if !task.is_zombie() {
                 self.clone_children(at, Birth::BeforeSession, ops)?;
@@ -321,23 +322,31 @@ impl<'r> Exec<'r> {
         self.wait_all(runs)
     }
 
-    /// Leaves nothing in the first puppet but the agent and the way back to us.
-    fn clean_root(&self, ops: &mut TaskOps) -> Result<(), Failure> {
-        let pid = self.checkpoint.tasks[0].pid;
+    /// Leaves the first puppet deaf to signals, and without descriptors but the way back to us.
+    ///
+    /// When its list is done, it has also left the kernel's execve(2), which wakes us before all is mapped.
+    fn close_inherited(&self) -> Result<(), Failure> {
+        let mut list = List::new();
+        let ops = &mut TaskOps { list: &mut list, area: &self.area };
         let all = ops.bytes(&EVERY_SIGNAL.to_ne_bytes())?;
         ops.list.label("empty the first process");
         ops.list
             .ok(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), all.into(), 0.into(), SIGSET.into()]);
         let (low, high) =
             (self.service.area.min(self.service.pidfd), self.service.area.max(self.service.pidfd));
-        let close = |ops: &mut TaskOps, first: i32, last: u32| {
+        for (first, last) in [(0, low as u32 - 1), (low + 1, high as u32 - 1), (high + 1, u32::MAX)] {
             if first as u32 <= last {
                 ops.list.ok(libc::SYS_close_range, &[first.into(), u64::from(last).into(), 0.into()]);
             }
-        };
-        close(ops, 0, low as u32 - 1);
-        close(ops, low + 1, high as u32 - 1);
-        close(ops, high + 1, u32::MAX);
+        }
+        let run = self.area.start(self.slots[0][0], &list).map_err(tree_error)?;
+        self.wait_all(vec![(self.checkpoint.tasks[0].pid, run)])
+    }
+
+    /// Leaves nothing in the address space of the first puppet but the agent.
+    fn unmap_all(&self, ops: &mut TaskOps) {
+        let pid = self.checkpoint.tasks[0].pid;
+        ops.list.label("empty the address space");
         ops.list.ok(libc::SYS_munmap, &[(self.plan.hole.start + PAGE).into(), PAGE.into()]);
         let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
         for map in maps.split(|byte| *byte == b'\n').filter_map(sys::proc::parse_vma_line) {
@@ -346,7 +355,6 @@ impl<'r> Exec<'r> {
                 ops.list.ok(libc::SYS_munmap, &[map.start.into(), (map.end - map.start).into()]);
             }
         }
-        Ok(())
     }
 
     /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
@@ -696,7 +704,9 @@ impl<'r> Exec<'r> {
                 match thread.halt().map_err(explain)? {
                     Stop::Trap(thread) | Stop::Group(thread, _) => stopped.push(thread),
                     _ => {
-                        return Err(Failure::conflict(Object::Thread(tid), "stop it", "it ended").of(task.pid));
+                        return Err(
+                            Failure::conflict(Object::Thread(tid), "stop it", "it ended").of(task.pid)
+                        );
                     }
                 }
             }

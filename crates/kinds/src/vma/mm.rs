@@ -16,9 +16,18 @@ const PR_SET_MM_MAP: u64 = 14;
 const MAP_LEN: u64 = 104;
 /// Words that the kernel keeps of the auxiliary vector. Source: include/linux/auxvec.h.
 const AUXV_MAX: usize = 52;
+/// Words that CRIU takes.
+const PEER_AUXV_MAX: usize = 44;
 
 /// The record without mappings.
 pub fn record(stat: &Stat, brk: u64, auxv: &[u8], exe_file_id: u32) -> MmEntry {
+    let whole: Vec<u64> =
+        auxv.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes"))).collect();
+    let mut short = whole.clone();
+    if short.len() > PEER_AUXV_MAX {
+        short.truncate(PEER_AUXV_MAX - 2);
+        short.extend([0, 0]);
+    }
     MmEntry {
         mm_start_code: stat.start_code,
         mm_end_code: stat.end_code,
@@ -32,10 +41,8 @@ pub fn record(stat: &Stat, brk: u64, auxv: &[u8], exe_file_id: u32) -> MmEntry {
         mm_env_start: stat.env_start,
         mm_env_end: stat.env_end,
         exe_file_id,
-        mm_saved_auxv: auxv
-            .chunks_exact(8)
-            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
-            .collect(),
+        whole_auxv: if short == whole { Vec::new() } else { whole },
+        mm_saved_auxv: short,
         vmas: Vec::new(),
         dumpable: None,
         aios: Vec::new(),
@@ -46,7 +53,8 @@ pub fn record(stat: &Stat, brk: u64, auxv: &[u8], exe_file_id: u32) -> MmEntry {
 /// Sets it all. `exe` is the descriptor of the executable; nothing of the former one is mapped any more.
 pub fn restore(mm: &MmEntry, exe: i32, ops: &mut TaskOps) -> Result<(), Failure> {
     ops.list.label("set the areas of the address space and the executable");
-    let auxv = &mm.mm_saved_auxv[..mm.mm_saved_auxv.len().min(AUXV_MAX)];
+    let auxv = if mm.whole_auxv.is_empty() { &mm.mm_saved_auxv } else { &mm.whole_auxv };
+    let auxv = &auxv[..auxv.len().min(AUXV_MAX)];
     let auxv_at = ops.bytes(&crate::task::words(auxv))?;
     let mut map = crate::task::words(&[
         mm.mm_start_code,
