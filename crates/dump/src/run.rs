@@ -84,11 +84,12 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
 
 fn jobs(census: &mut survey::Census) -> Result<Vec<Job>, Failure> {
     let mut jobs = Vec::new();
+    let has_relatives = census.processes.len() > 1;
     for process in &mut census.processes {
         let is_zombie = process.cores[0].1.thread_core.is_none();
         if !is_zombie {
             jobs.push(Job {
-                source: Source::Process { pid: process.pid },
+                source: Source::Process { pid: process.pid, has_relatives },
                 runs: std::mem::take(&mut process.runs),
                 pagemap: format!("pagemap-{}.img", process.pid),
                 pages_id: jobs.len() as u32 + 1,

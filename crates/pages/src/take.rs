@@ -22,8 +22,10 @@ const RANGES: usize = 512;
 /// Where pages come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A frozen process.
-    Process { pid: i32 },
+    /// A frozen process. Reading by process_vm_readv(2) is the fastest, but it pins pages, and the kernel
+    /// (since 5.19) first gives a process that shares a page copy-on-write a copy of its own: only for a
+    /// process without relatives.
+    Process { pid: i32, has_relatives: bool },
     /// A memory file; ranges are offsets.
     File(File),
 }
@@ -210,7 +212,7 @@ fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usi
         error.on(object, "read its pages")
     };
     match &job.source {
-        Source::Process { pid } if runs.iter().all(|run| run.1) => {
+        Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1) => {
             let ranges: Vec<(u64, usize)> =
                 runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();
             let span = runs[0].0.start..runs[runs.len() - 1].0.end;
@@ -220,8 +222,8 @@ fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usi
                 Err(error) => Err(explain(&span, error).of(*pid)),
             }
         }
-        Source::Process { pid } => {
-            // Memory that the process itself may not read: /proc/PID/mem does not ask.
+        Source::Process { pid, .. } => {
+            // Also for memory that the process itself may not read: /proc/PID/mem does not ask.
             let open = |error: &std::io::Error| sys::memory::io_errno("open", error);
             let mem =
                 File::open(format!("/proc/{pid}/mem")).map_err(|error| explain(&runs[0].0, open(&error)))?;

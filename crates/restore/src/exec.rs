@@ -39,6 +39,8 @@ pub struct Exec<'r> {
     pub options: &'r Options,
     /// Open files by id, as descriptors of this process.
     pub files: &'r HashMap<u32, OwnedFd>,
+    /// The same, opened in another mode for mappings.
+    pub mapped: &'r HashMap<(u32, u32), OwnedFd>,
     pub pages: HashMap<u32, File>,
     pub contents: Contents,
     pub own: Status,
@@ -122,6 +124,7 @@ impl<'r> Exec<'r> {
         plan: &'r Plan,
         options: &'r Options,
         files: &'r HashMap<u32, OwnedFd>,
+        mapped: &'r HashMap<(u32, u32), OwnedFd>,
         pages: HashMap<u32, File>,
         contents: Contents,
     ) -> Result<Exec<'r>, Failure> {
@@ -142,7 +145,7 @@ impl<'r> Exec<'r> {
         let own = sys::proc::parse_status(&status).ok_or_else(|| {
             Failure::conflict(Object::Tree, "read our own status", "the text is not understood")
         })?;
-        Ok(Exec { checkpoint, plan, options, files, pages, contents, own, area, slots, stand_ins, service })
+        Ok(Exec { checkpoint, plan, options, files, mapped, pages, contents, own, area, slots, stand_ins, service })
     }
 
     fn reach(&self) -> Reach {
@@ -293,7 +296,10 @@ impl<'r> Exec<'r> {
                 self.clone_children(at, Birth::Empty, ops)?;
                 let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
                 let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
-                let descriptors = self.files.iter().map(|(id, fd)| (*id, fd.as_raw_fd())).collect();
+                let descriptors = |id: u32, mode: u32| {
+                    let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
+                    fd.map(AsRawFd::as_raw_fd)
+                };
                 let pages = self.pages.get(&task.pagemap.pages_id).map(AsRawFd::as_raw_fd);
                 memory::build(
                     task,

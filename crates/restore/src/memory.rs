@@ -175,7 +175,7 @@ impl Reach {
 pub fn build(
     task: &Task,
     parent: Option<&Task>,
-    descriptors: &HashMap<u32, i32>,
+    descriptors: &dyn Fn(u32, u32) -> Option<i32>,
     pages_fd: Option<i32>,
     contents: &Contents,
     own: &OwnVdso,
@@ -215,7 +215,8 @@ pub fn build(
         }
         match vma::file_id(entry) {
             Some(id) => {
-                let fd = descriptors.get(&id).copied().ok_or_else(|| {
+                let mode = entry.fdflags.unwrap_or(0) & libc::O_ACCMODE as u32;
+                let fd = descriptors(id, mode).ok_or_else(|| {
                     Failure::corrupt(
                         format!("mm-{}.img", task.pid),
                         None,

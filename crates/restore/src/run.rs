@@ -98,6 +98,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
             Err(failure) => failures.push(failure),
         }
     }
+    let mapped = mapped_files(&checkpoint, &files, &mut failures);
     // What was made and nobody asked for is closed: an end without an owner.
     drop(cx);
     if !failures.is_empty() {
@@ -105,7 +106,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
-    let exec = Exec::new(&checkpoint, &plan, options, &files, pages, contents)?;
+    let exec = Exec::new(&checkpoint, &plan, options, &files, &mapped, pages, contents)?;
     exec.run(|| {
         for (id, fd) in &files {
             if let Some((kind, body)) = checkpoint.files.get(*id) {
@@ -122,6 +123,34 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         log::warn!("{failure}");
     }
     Ok(Outcome::Resumed(Resumed { root }))
+}
+
+/// Files that a mapping needs opened otherwise than their record says: by id and flags.
+fn mapped_files(
+    checkpoint: &crate::load::Checkpoint,
+    files: &HashMap<u32, OwnedFd>,
+    failures: &mut Failures,
+) -> HashMap<(u32, u32), OwnedFd> {
+    let mut mapped = HashMap::new();
+    for entry in checkpoint.tasks.iter().flat_map(|task| &task.mm.vmas) {
+        let (Some(id), Some(flags)) = (kinds::vma::file_id(entry), entry.fdflags) else { continue };
+        let mode = flags & libc::O_ACCMODE as u32;
+        let Some(fd) = files.get(&id) else { continue };
+        let is_enough = sys::fd::status_flags(fd).is_ok_and(|have| {
+            let have = have & libc::O_ACCMODE as u32;
+            have == mode || have == libc::O_RDWR as u32
+        });
+        if is_enough || mapped.contains_key(&(id, mode)) {
+            continue;
+        }
+        match kinds::contract::reopen(fd, mode) {
+            Ok(fd) => {
+                mapped.insert((id, mode), fd);
+            }
+            Err(error) => failures.push(error.on(Object::Named(format!("mapped file {id}")), "open it for mapping")),
+        }
+    }
+    mapped
 }
 
 fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<(), Failure> {

@@ -46,6 +46,8 @@ pub struct PipeDataEntry {
 /// The two ends that a tree holds of one pipe.
 #[derive(Debug, Default)]
 struct Ends {
+    has_content: bool,
+    is_packets: bool,
     reader: Option<Seen>,
     writer: Option<Seen>,
 }
@@ -89,6 +91,8 @@ impl FdKind for Pipe {
         let seen = Seen { fd: duplicate, object: probe.object(), pid: probe.pid };
         let known = cx.shelf.of::<Dumped>().0.entry(pipe_id).or_default();
         let is_first = known.reader.is_none() && known.writer.is_none();
+        known.is_packets |= probe.flags & libc::O_DIRECT as u32 != 0;
+        known.has_content |= sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).is_ok_and(|count| count > 0);
         if probe.flags as i32 & libc::O_ACCMODE == libc::O_RDWR {
             return Err(probe.refuse("is open for both reading and writing"));
         }
@@ -108,6 +112,10 @@ impl FdKind for Pipe {
         };
         let mut failures = Failures::new();
         for ends in dumped.0.into_values() {
+            if let Some(end) = ends.reader.as_ref().or(ends.writer.as_ref()).filter(|_| ends.is_packets && ends.has_content) {
+                let why = "is in packet mode, with packets waiting, which is not carried yet";
+                failures.push(Failure::unsupported(end.object.clone(), why).of(end.pid));
+            }
             match (&ends.reader, &ends.writer) {
                 // A pipe without a writer is at its end, one without a reader broken; else someone is there.
                 (Some(reader), None) if !sys::fd::hung_up(&reader.fd) => {
@@ -170,9 +178,6 @@ pub fn save_content(
     let capacity = sys::fd::fcntl(&probe.fd, libc::F_GETPIPE_SZ, 0).map_err(explain)?;
     let mut content = Vec::new();
     if waiting > 0 {
-        if probe.flags & libc::O_DIRECT as u32 != 0 {
-            return Err(probe.refuse("is in packet mode, with packets waiting"));
-        }
         let reader = reopen(&probe.fd, (libc::O_RDONLY | libc::O_NONBLOCK) as u32).map_err(explain)?;
         let (copy_reader, copy_writer) = sys::fd::pipe(libc::O_NONBLOCK).map_err(explain)?;
         sys::fd::fcntl(&copy_writer, libc::F_SETPIPE_SZ, capacity).map_err(explain)?;
