@@ -59,6 +59,9 @@ fn choose(case: &Case, mode: Mode) -> Result<Result<Tools, String>, String> {
     if let (true, Some(reason)) = (ours.is_peer, case.peer_fails(mode)) {
         return Ok(Err(format!("the peer cannot: {reason}")));
     }
+    if let (false, Some(reason)) = (ours.is_peer, case.not_yet) {
+        return Ok(Err(format!("not carried yet: {reason}")));
+    }
     let exchanged = matches!(mode, Mode::ToPeer | Mode::FromPeer);
     if !exchanged {
         return Ok(Ok(Tools { dump: ours.clone(), restore: ours }));

@@ -33,6 +33,8 @@ pub struct Case {
     pub refused: &'static [&'static str],
     /// Why CRIU 4.1.1 is no judge of this one.
     pub peer_cannot: Option<&'static str>,
+    /// What crtools does not carry yet, so that only the peer can be asked.
+    pub not_yet: Option<&'static str>,
     /// And in which modes; none means all.
     pub peer_cannot_in: &'static [Mode],
     /// Also run with the images written by one tool and restored by the other.
@@ -52,6 +54,7 @@ impl Case {
             options: &[],
             refused: &[],
             peer_cannot: None,
+            not_yet: None,
             peer_cannot_in: &[],
             exchange: false,
             restless: false,
@@ -75,6 +78,13 @@ impl Case {
     #[must_use]
     pub const fn peer_cannot(mut self, reason: &'static str) -> Self {
         self.peer_cannot = Some(reason);
+        self
+    }
+
+    /// crtools does not carry it yet, for this reason.
+    #[must_use]
+    pub const fn not_yet(mut self, reason: &'static str) -> Self {
+        self.not_yet = Some(reason);
         self
     }
 

@@ -228,7 +228,7 @@ impl Survey<'_, '_> {
         mm.thp_disabled = Some(answered.attributes.is_thp_disabled);
         for map in &maps {
             match vma::dump(pid, map, &mut self.cx) {
-                Ok(entry) => mm.vmas.push(entry),
+                Ok(entry) => vma::push(&mut mm.vmas, entry),
                 Err(failure) => self.failures.push(failure),
             }
         }
@@ -528,6 +528,7 @@ impl Survey<'_, '_> {
                         timers: Some(timers.answer(answers)),
                         rlimits: Some(limits.answer(answers)),
                         sigactions: actions.answer(answers),
+                        exit_signal: (stat.exit_signal != libc::SIGCHLD).then_some(stat.exit_signal as u32),
                         child_subreaper: Some(process.is_subreaper),
                         membarrier_registration_mask: (process.membarrier != 0).then_some(process.membarrier),
                         ..TaskCoreEntry::default()

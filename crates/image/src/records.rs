@@ -167,6 +167,9 @@ pub struct TaskCoreEntry {
     pub stop_signo: Option<u32>,
     #[prost(uint32, optional, tag = "22")]
     pub membarrier_registration_mask: Option<u32>,
+    /// Ours: the signal that tells the parent of the end, where it is not SIGCHLD.
+    #[prost(uint32, optional, tag = "1000")]
+    pub exit_signal: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

@@ -145,7 +145,20 @@ impl<'r> Exec<'r> {
         let own = sys::proc::parse_status(&status).ok_or_else(|| {
             Failure::conflict(Object::Tree, "read our own status", "the text is not understood")
         })?;
-        Ok(Exec { checkpoint, plan, options, files, mapped, pages, contents, own, area, slots, stand_ins, service })
+        Ok(Exec {
+            checkpoint,
+            plan,
+            options,
+            files,
+            mapped,
+            pages,
+            contents,
+            own,
+            area,
+            slots,
+            stand_ins,
+            service,
+        })
     }
 
     fn reach(&self) -> Reach {
@@ -264,7 +277,12 @@ impl<'r> Exec<'r> {
             let shares_files =
                 !task.is_zombie() && task.ids.files_id == self.checkpoint.tasks[at].ids.files_id;
             let flags = if shares_files { libc::CLONE_FILES } else { 0 };
-            self.clone_op(task.pid, flags, libc::SIGCHLD, self.slots[child][0], ops)?;
+            let signal = task
+                .tc()
+                .exit_signal
+                .filter(|signal| *signal <= 64)
+                .map_or(libc::SIGCHLD, |signal| signal as i32);
+            self.clone_op(task.pid, flags, signal, self.slots[child][0], ops)?;
         }
         Ok(())
     }

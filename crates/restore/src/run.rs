@@ -147,7 +147,9 @@ fn mapped_files(
             Ok(fd) => {
                 mapped.insert((id, mode), fd);
             }
-            Err(error) => failures.push(error.on(Object::Named(format!("mapped file {id}")), "open it for mapping")),
+            Err(error) => {
+                failures.push(error.on(Object::Named(format!("mapped file {id}")), "open it for mapping"))
+            }
         }
     }
     mapped

@@ -230,14 +230,14 @@ pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<(), Errno> {
 /// Sets a timer to a time from now and an interval, each in seconds and nanoseconds.
 ///
 /// Source: timerfd_settime(2).
-pub fn timerfd_set(fd: impl AsFd, value: (u64, u64), interval: (u64, u64)) -> Result<(), Errno> {
+pub fn timerfd_set(fd: impl AsFd, flags: i32, value: (u64, u64), interval: (u64, u64)) -> Result<(), Errno> {
     let timespec = |(seconds, nanoseconds): (u64, u64)| libc::timespec {
         tv_sec: seconds as i64,
         tv_nsec: nanoseconds as i64,
     };
     let spec = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
     // SAFETY: the kernel reads one itimerspec on this stack.
-    let result = unsafe { libc::timerfd_settime(fd.as_fd().as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    let result = unsafe { libc::timerfd_settime(fd.as_fd().as_raw_fd(), flags, &spec, std::ptr::null_mut()) };
     check("timerfd_settime", result.into()).map(drop)
 }
 

@@ -3,7 +3,7 @@
 //! Read from: `fdinfo` (clock, ticks that were not read, flags, time left, interval).
 //! Rebuilt by: timerfd_create(2); at the very end TFD_IOC_SET_TICKS and timerfd_settime(2), so that no time
 //! passes for it while the tree is being built. Time left is relative: the clock stands during the freeze.
-//! Not kept: that a timer was set to an absolute time, except by `settime_flags` for its next setting.
+//! Not kept: the point in time of an absolute timer; it fires after the time that was left.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
@@ -40,6 +40,11 @@ pub struct TimerfdEntry {
     pub insec: u64,
 }
 
+
+const NSEC: u64 = 1_000_000_000;
+/// Flags of timerfd_settime(2).
+const ABSOLUTE: u32 = 1;
+const CANCEL_ON_SET: u32 = 2;
 
 /// "(seconds, nanoseconds)" of an `it_value:` line.
 fn parse_time(text: &[u8]) -> Option<(u64, u64)> {
@@ -95,7 +100,17 @@ impl FdKind for Timerfd {
     fn arm(&self, entry: &TimerfdEntry, fd: &OwnedFd) -> Result<(), Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "arm it");
         if (entry.vsec, entry.vnsec) != (0, 0) {
-            sys::fd::timerfd_set(fd, (entry.vsec, entry.vnsec), (entry.isec, entry.insec)).map_err(explain)?;
+            let (mut vsec, mut vnsec) = (entry.vsec, entry.vnsec);
+            let is_absolute = entry.settime_flags & ABSOLUTE != 0;
+            if is_absolute {
+                // The clock has gone on meanwhile; the timer takes up where it was, as a relative one does.
+                let due = sys::clock::now_ns(entry.clockid as i32)
+                    .saturating_add(vsec.saturating_mul(NSEC))
+                    .saturating_add(vnsec);
+                (vsec, vnsec) = (due / NSEC, due % NSEC);
+            }
+            let flags = (entry.settime_flags & (ABSOLUTE | CANCEL_ON_SET)) as i32;
+            sys::fd::timerfd_set(fd, flags, (vsec, vnsec), (entry.isec, entry.insec)).map_err(explain)?;
         }
         if entry.ticks != 0 {
             sys::fd::timerfd_set_ticks(fd, entry.ticks).map_err(explain)?;

@@ -21,8 +21,12 @@ const PEER_AUXV_MAX: usize = 44;
 
 /// The record without mappings.
 pub fn record(stat: &Stat, brk: u64, auxv: &[u8], exe_file_id: u32) -> MmEntry {
-    let whole: Vec<u64> =
+    // The vector ends with a pair of zeros; what the kernel keeps behind them is none of it.
+    let mut whole: Vec<u64> =
         auxv.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes"))).collect();
+    if let Some(end) = whole.chunks_exact(2).position(|pair| pair[0] == 0) {
+        whole.truncate(end * 2 + 2);
+    }
     let mut short = whole.clone();
     if short.len() > PEER_AUXV_MAX {
         short.truncate(PEER_AUXV_MAX - 2);

@@ -140,6 +140,17 @@ pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
     Ok(entry)
 }
 
+/// Adds a record. The data of the vdso is one, though kernels since 6.13 map it in two pieces: CRIU knows
+/// its size as that of the whole.
+pub fn push(vmas: &mut Vec<VmaEntry>, entry: VmaEntry) {
+    match vmas.last_mut() {
+        Some(last) if last.status & entry.status & status::VVAR != 0 && last.end == entry.start => {
+            last.end = entry.end;
+        }
+        _ => vmas.push(entry),
+    }
+}
+
 fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Result<(), Failure> {
     // A shared mapping that may become writable needs a file open for writing.
     let flags = if vma.is_shared && vma.flags.has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
