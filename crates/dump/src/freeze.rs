@@ -154,7 +154,11 @@ fn freeze_process(pid: i32, deadline: Instant) -> Result<Process, Failure> {
             return guard(process, failure);
         }
     }
-    match process.threads.iter().position(|thread| thread.tid == pid) {
+    let leader_state = std::fs::read(format!("/proc/{pid}/task/{pid}/stat")).ok();
+    let leader_state =
+        leader_state.and_then(|text| sys::proc::parse_stat(&text)).map_or(b'Z', |stat| stat.state);
+    let alive = process.threads.iter().position(|thread| thread.tid == pid).filter(|_| leader_state != b'Z');
+    match alive {
         Some(leader) => process.threads.swap(0, leader),
         None => {
             return guard(
@@ -194,7 +198,13 @@ fn finish_stopping(stopping: Vec<Running>, process: &mut Process, deadline: Inst
             Ok(Some(_)) => continue,
             Ok(None) => {
                 let wchan = std::fs::read_to_string(format!("/proc/{}/task/{tid}/wchan", process.pid));
+                let state = read_stat(process.pid).map_or(0, |stat| stat.state);
                 let why = match wchan {
+                    Ok(place)
+                        if state == b'D' && matches!(&*place, "kernel_clone" | "wait_for_vfork_done") =>
+                    {
+                        "waits in vfork(2) for a child that has not executed a program yet".into()
+                    }
                     Ok(place) if !place.is_empty() => format!("does not stop: it waits in {place}"),
                     _ => "does not stop".into(),
                 };

@@ -30,7 +30,7 @@ pub struct Surveyed {
     pub fdinfo: Vec<FdinfoEntry>,
     /// Another process has the same table of descriptors, whose image is written for that one.
     pub is_fdinfo_shared: bool,
-    pub runs: Vec<(Range<u64>, bool)>,
+    pub runs: Vec<(Range<u64>, pages::select::How)>,
     pub scanned_pages: u64,
 }
 
@@ -297,7 +297,7 @@ impl Survey<'_, '_> {
         let mut ids = namespace_ids();
         let mut shared = Vec::new();
         for (what, known, id, name) in [
-            (Kcmp::Vm, &mut self.vms, &mut ids.vm_id, "address space"),
+            (Kcmp::Vm, &mut self.vms, &mut ids.vm_id, "memory (CLONE_VM)"),
             (Kcmp::Fs, &mut self.fss, &mut ids.fs_id, "working directory and root (CLONE_FS)"),
             (Kcmp::Sighand, &mut self.sighands, &mut ids.sighand_id, "signal handlers"),
         ] {
@@ -360,6 +360,7 @@ impl Survey<'_, '_> {
                 range: entry.start..entry.end,
                 is_readable: entry.prot & libc::PROT_READ as u32 != 0,
                 is_whole: vma::content(entry) == vma::Content::Whole,
+                has_file: vma::file_id(entry).is_some(),
             })
             .collect();
         let path = format!("/proc/{pid}/pagemap");

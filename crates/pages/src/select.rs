@@ -13,13 +13,28 @@ pub struct Area {
     pub is_readable: bool,
     /// Every page is kept, whatever the kernel says of it.
     pub is_whole: bool,
+    /// Without its own pages it shows a file: there a page of zeros says something.
+    pub has_file: bool,
+}
+
+/// What matters of the mapping that a run of pages is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    pub is_readable: bool,
+    pub keeps_zeros: bool,
+}
+
+impl Area {
+    fn how(&self) -> How {
+        How { is_readable: self.is_readable, keeps_zeros: self.has_file }
+    }
 }
 
 /// What a scan of an address space finds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Pages to keep: sorted, each inside one area.
-    pub runs: Vec<(Range<u64>, bool)>,
+    pub runs: Vec<(Range<u64>, How)>,
     /// Ranges of guard markers.
     pub guards: Vec<Range<u64>>,
     /// Pages that were looked at, which is what the kernel reports as there.
@@ -64,12 +79,12 @@ pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
 }
 
 /// The parts of `found` that are inside areas, and the areas that are kept whole.
-fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, bool)> {
+fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, How)> {
     let mut runs = Vec::with_capacity(found.len());
     let mut at = 0;
     for area in areas {
         if area.is_whole {
-            runs.push((area.range.clone(), area.is_readable));
+            runs.push((area.range.clone(), area.how()));
             continue;
         }
         while found.get(at).is_some_and(|run| run.end <= area.range.start) {
@@ -78,7 +93,7 @@ fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, bool)> {
         // The last one may reach into the next area.
         for run in found[at..].iter().take_while(|run| run.start < area.range.end) {
             let part = run.start.max(area.range.start)..run.end.min(area.range.end);
-            runs.push((part, area.is_readable));
+            runs.push((part, area.how()));
         }
     }
     runs
@@ -89,7 +104,7 @@ mod tests {
     use super::*;
 
     fn area(range: Range<u64>, is_whole: bool) -> Area {
-        Area { range, is_readable: true, is_whole }
+        Area { range, is_readable: true, is_whole, has_file: false }
     }
 
     #[test]

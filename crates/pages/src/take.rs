@@ -5,6 +5,7 @@
 //! A file has to hold its pages without gaps and in order, so a worker that has read a chunk waits for its
 //! place in the file before it writes; the writing itself is parallel again.
 
+use crate::select::How;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, Run};
 use model::{Errno, Failure, Object};
@@ -34,8 +35,8 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Job {
     pub source: Source,
-    /// Sorted, with whether the process itself may read them.
-    pub runs: Vec<(Range<u64>, bool)>,
+    /// Sorted, each inside one mapping.
+    pub runs: Vec<(Range<u64>, How)>,
     /// Name of the page map: `pagemap-<pid>.img`.
     pub pagemap: String,
     pub pages_id: u32,
@@ -53,7 +54,7 @@ struct Chunk {
     job: usize,
     /// Place in its job.
     index: usize,
-    runs: Vec<(Range<u64>, bool)>,
+    runs: Vec<(Range<u64>, How)>,
 }
 
 /// A file being filled.
@@ -138,10 +139,10 @@ pub fn pages_name(id: u32) -> String {
 }
 
 /// Cuts runs into chunks of at most a buffer.
-fn cut(job: usize, runs: &[(Range<u64>, bool)]) -> Vec<Chunk> {
+fn cut(job: usize, runs: &[(Range<u64>, How)]) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut room = 0;
-    for (range, is_readable) in runs {
+    for (range, how) in runs {
         let mut start = range.start;
         while start < range.end {
             if room == 0 || chunks.last().is_none_or(|chunk| chunk.runs.len() == RANGES) {
@@ -152,7 +153,7 @@ fn cut(job: usize, runs: &[(Range<u64>, bool)]) -> Vec<Chunk> {
             room -= part.end - part.start;
             start = part.end;
             // There is one: it was just pushed if not before.
-            chunks.last_mut().unwrap().runs.push((part, *is_readable));
+            chunks.last_mut().unwrap().runs.push((part, *how));
         }
     }
     chunks
@@ -205,14 +206,14 @@ fn copy(
 }
 
 /// Fills `buffer` with the runs, one behind the other.
-fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usize, Failure> {
+fn read(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<usize, Failure> {
     let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
     let explain = |range: &Range<u64>, error: Errno| {
         let object = Object::Vma { start: range.start, end: range.end, what: job.pagemap.clone() };
         error.on(object, "read its pages")
     };
     match &job.source {
-        Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1) => {
+        Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1.is_readable) => {
             let ranges: Vec<(u64, usize)> =
                 runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();
             let span = runs[0].0.start..runs[runs.len() - 1].0.end;
@@ -237,7 +238,7 @@ fn read(job: &Job, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<usi
     }
 }
 
-fn read_file(file: &File, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Result<(), (Range<u64>, Errno)> {
+fn read_file(file: &File, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<(), (Range<u64>, Errno)> {
     let mut at = 0;
     for (range, _) in runs {
         let length = (range.end - range.start) as usize;
@@ -259,12 +260,12 @@ fn read_file(file: &File, runs: &[(Range<u64>, bool)], buffer: &mut [u8]) -> Res
 }
 
 /// Moves the pages that hold something together; returns their bytes and where they belong.
-fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, bool)]) -> (usize, Vec<Range<u64>>) {
+fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Range<u64>>) {
     let mut kept = 0;
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let addresses = runs.iter().flat_map(|run| run.0.clone().step_by(PAGE));
-    for (at, address) in (0..buffer.len()).step_by(PAGE).zip(addresses) {
-        if sys::memory::is_zero(&buffer[at..at + PAGE]) {
+    let pages = runs.iter().flat_map(|run| run.0.clone().step_by(PAGE).map(|page| (page, run.1)));
+    for (at, (address, how)) in (0..buffer.len()).step_by(PAGE).zip(pages) {
+        if !how.keeps_zeros && sys::memory::is_zero(&buffer[at..at + PAGE]) {
             continue;
         }
         if kept != at {
@@ -280,7 +281,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, bool)]) -> (usize, Vec<Ran
 }
 
 /// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
-pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, bool)>, Errno> {
+pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
     let mut runs = Vec::new();
     let mut at = 0;
     loop {
@@ -291,7 +292,8 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, bool)>, Errno> {
         };
         let end = sys::fd::seek(file, start as i64, libc::SEEK_HOLE)?;
         let page = PAGE as u64;
-        runs.push((start / page * page..end.next_multiple_of(page), true));
+        let how = How { is_readable: true, keeps_zeros: false };
+        runs.push((start / page * page..end.next_multiple_of(page), how));
         at = end;
     }
 }
@@ -300,9 +302,20 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, bool)>, Errno> {
 mod tests {
     use super::*;
 
+    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false };
+
+    #[test]
+    fn zeros_over_a_file_are_kept() {
+        let mut buffer = vec![0u8; 2 * PAGE];
+        let over_file = How { keeps_zeros: true, ..ANONYMOUS };
+        let (kept, ranges) =
+            drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
+        assert_eq!((kept, ranges), (PAGE, vec![0x2000..0x3000]));
+    }
+
     #[test]
     fn chunks_are_no_larger_than_a_buffer_and_lose_nothing() {
-        let runs = [(0..(3 * CHUNK as u64 / 2), true), (1 << 30..(1 << 30) + 4096, false)];
+        let runs = [(0..(3 * CHUNK as u64 / 2), ANONYMOUS), (1 << 30..(1 << 30) + 4096, ANONYMOUS)];
         let chunks = cut(0, &runs);
         assert_eq!(chunks.len(), 2);
         let size = |chunk: &Chunk| chunk.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
@@ -315,7 +328,8 @@ mod tests {
         let mut buffer = vec![0u8; 4 * PAGE];
         buffer[PAGE] = 7;
         buffer[3 * PAGE] = 9;
-        let (kept, ranges) = drop_zeros(&mut buffer, &[(0x1000..0x3000, true), (0x8000..0xa000, true)]);
+        let (kept, ranges) =
+            drop_zeros(&mut buffer, &[(0x1000..0x3000, ANONYMOUS), (0x8000..0xa000, ANONYMOUS)]);
         assert_eq!((kept, ranges), (2 * PAGE, vec![0x2000..0x3000, 0x9000..0xa000]));
         assert_eq!((buffer[0], buffer[PAGE]), (7, 9));
     }

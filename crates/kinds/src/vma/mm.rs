@@ -28,10 +28,7 @@ pub fn record(stat: &Stat, brk: u64, auxv: &[u8], exe_file_id: u32) -> MmEntry {
         whole.truncate(end * 2 + 2);
     }
     let mut short = whole.clone();
-    if short.len() > PEER_AUXV_MAX {
-        short.truncate(PEER_AUXV_MAX - 2);
-        short.extend([0, 0]);
-    }
+    short.truncate(PEER_AUXV_MAX);
     MmEntry {
         mm_start_code: stat.start_code,
         mm_end_code: stat.end_code,
