@@ -49,7 +49,7 @@ fn main() {
         }
         "procs" => {
             for _ in 1..number {
-                fork(|| sleep_for_ever());
+                fork(sleep_for_ever);
             }
             Content::Nothing
         }

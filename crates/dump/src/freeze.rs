@@ -120,6 +120,7 @@ fn freeze_process(pid: i32, deadline: Instant) -> Result<Process, Failure> {
             Ok(tids) => tids,
             Err(error) => return guard(process, error.on(Object::Task, "list its threads")),
         };
+        let has_others = tids.len() > 1;
         let new: Vec<i32> =
             tids.into_iter().filter(|tid| process.threads.iter().all(|thread| thread.tid != *tid)).collect();
         if new.is_empty() {
@@ -137,7 +138,7 @@ fn freeze_process(pid: i32, deadline: Instant) -> Result<Process, Failure> {
                 Err(error) => {
                     let state = read_stat(pid).map_or(0, |stat| stat.state);
                     if state == b'Z' && tid == pid {
-                        if process.threads.is_empty() && stopping.is_empty() {
+                        if !has_others {
                             return Ok(zombie(read_stat(pid)?));
                         }
                         let failure =

@@ -36,13 +36,16 @@ impl<T: Copy> Known<T> {
 
 /// Open files, told apart first by what is known of them anyway: device, inode, flags, position.
 #[derive(Debug, Default)]
-pub struct Files(HashMap<(u64, u64, u32, u64), Known<(u32, i32)>>);
+pub struct Files(HashMap<Key, Known<(u32, i32)>>);
+
+/// Device, inode, flags, position.
+type Key = (u64, u64, u32, u64);
 
 impl Files {
     /// Id and type of the open file, and whether it is new.
     pub fn find(
         &mut self,
-        key: (u64, u64, u32, u64),
+        key: Key,
         at: (i32, i32),
         new: impl FnOnce() -> (u32, i32),
     ) -> Result<((u32, i32), bool), model::Errno> {

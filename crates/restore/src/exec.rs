@@ -289,6 +289,19 @@ impl<'r> Exec<'r> {
 
     fn make_processes(&self, own_vdso: &OwnVdso) -> Result<(), Failure> {
         self.close_inherited()?;
+        let files = |id: u32, mode: u32| {
+            let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
+            fd.map(AsRawFd::as_raw_fd)
+        };
+        let pages = |id: u32| self.pages.get(&id).map(AsRawFd::as_raw_fd);
+        let sources = memory::Sources {
+            files: &files,
+            pages: &pages,
+            contents: &self.contents,
+            own: own_vdso,
+            hole: &self.plan.hole,
+            reach: self.reach(),
+        };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         for (at, task) in self.tasks() {
             let mut list = List::new();
@@ -314,22 +327,7 @@ impl<'r> Exec<'r> {
                 self.clone_children(at, Birth::Empty, ops)?;
                 let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
                 let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
-                let descriptors = |id: u32, mode: u32| {
-                    let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
-                    fd.map(AsRawFd::as_raw_fd)
-                };
-                let pages = self.pages.get(&task.pagemap.pages_id).map(AsRawFd::as_raw_fd);
-                memory::build(
-                    task,
-                    parent,
-                    &descriptors,
-                    pages,
-                    &self.contents,
-                    own_vdso,
-                    &self.plan.hole,
-                    self.reach(),
-                    ops,
-                )?;
+                memory::build(task, parent, &sources, ops)?;
                 self.clone_children(at, Birth::Sharing, ops)?;
             }
             lists.push(list);

@@ -170,19 +170,28 @@ impl Reach {
     }
 }
 
+/// Where memory comes from, the same for every task.
+#[derive(Clone, Copy)]
+pub struct Sources<'r> {
+    /// The coordinator's descriptor of a file by its id, open in an access mode.
+    pub files: &'r dyn Fn(u32, u32) -> Option<i32>,
+    /// And of a pages file by its id.
+    pub pages: &'r dyn Fn(u32) -> Option<i32>,
+    pub contents: &'r Contents,
+    pub own: &'r OwnVdso,
+    pub hole: &'r Range<u64>,
+    pub reach: Reach,
+}
+
 /// Maps and fills the memory of `task`. `parent` is given when the task was made after the parent's
 /// memory was filled, and so has a copy of it.
 pub fn build(
     task: &Task,
     parent: Option<&Task>,
-    descriptors: &dyn Fn(u32, u32) -> Option<i32>,
-    pages_fd: Option<i32>,
-    contents: &Contents,
-    own: &OwnVdso,
-    hole: &Range<u64>,
-    reach: Reach,
+    sources: &Sources,
     ops: &mut TaskOps,
 ) -> Result<(), Failure> {
+    let Sources { contents, reach, .. } = *sources;
     let inherited = |entry: &VmaEntry| parent.is_some_and(|parent| is_inherited(parent, entry));
     let ours = vdso_range(task);
     if let Some(parent) = parent {
@@ -200,7 +209,7 @@ pub fn build(
     if parent.is_none_or(|parent| vdso_range(parent) != ours)
         && let Some((whole, code)) = ours
     {
-        map_vdso(task, whole, code, own, hole, contents, ops)?;
+        map_vdso(task, whole, code, sources, ops)?;
     }
     ops.list.label("map the memory");
     let mut difference = Difference::default();
@@ -216,7 +225,7 @@ pub fn build(
         match vma::file_id(entry) {
             Some(id) => {
                 let mode = entry.fdflags.unwrap_or(0) & libc::O_ACCMODE as u32;
-                let fd = descriptors(id, mode).ok_or_else(|| {
+                let fd = (sources.files)(id, mode).ok_or_else(|| {
                     Failure::corrupt(
                         format!("mm-{}.img", task.pid),
                         None,
@@ -244,7 +253,7 @@ pub fn build(
         return Ok(());
     }
     ops.list.label("read the pages");
-    let Some(pages_fd) = pages_fd else {
+    let Some(pages_fd) = (sources.pages)(task.pagemap.pages_id) else {
         return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
     };
     let fd = reach.fetch(pages_fd, ops);
@@ -261,11 +270,10 @@ fn map_vdso(
     task: &Task,
     whole: Range<u64>,
     code: Range<u64>,
-    own: &OwnVdso,
-    hole: &Range<u64>,
-    contents: &Contents,
+    sources: &Sources,
     ops: &mut TaskOps,
 ) -> Result<(), Failure> {
+    let Sources { own, hole, contents, .. } = *sources;
     ops.list.label("map the vdso");
     if own.bytes.is_empty() {
         return Err(Failure::unsupported(Object::Named("vdso".into()), "this kernel has none").of(task.pid));

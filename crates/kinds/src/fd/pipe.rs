@@ -196,10 +196,13 @@ pub fn save_content(
     Ok(())
 }
 
+/// Capacity and bytes of one pipe.
+type Content = (Option<u32>, Vec<u8>);
+
 /// What `pipes-data.img` or `fifo-data.img` holds, read once.
 #[derive(Debug, Default)]
 struct Contents {
-    by_name: HashMap<&'static str, HashMap<u32, (Option<u32>, Vec<u8>)>>,
+    by_name: HashMap<&'static str, HashMap<u32, Content>>,
     used: HashSet<(&'static str, u32)>,
 }
 
