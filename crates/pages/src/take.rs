@@ -310,7 +310,7 @@ mod tests {
         let over_file = How { keeps_zeros: true, ..ANONYMOUS };
         let (kept, ranges) =
             drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
-        assert_eq!((kept, ranges), (PAGE, vec![0x2000..0x3000]));
+        assert_eq!((kept, ranges.as_slice()), (PAGE, [0x2000..0x3000].as_slice()));
     }
 
     #[test]
