@@ -310,7 +310,8 @@ mod tests {
         let over_file = How { keeps_zeros: true, ..ANONYMOUS };
         let (kept, ranges) =
             drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
-        assert_eq!((kept, ranges.as_slice()), (PAGE, [0x2000..0x3000].as_slice()));
+        assert_eq!((kept, ranges.first()), (PAGE, Some(&(0x2000..0x3000))));
+        assert_eq!(ranges.len(), 1);
     }
 
     #[test]
