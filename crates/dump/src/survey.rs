@@ -411,6 +411,10 @@ impl Survey<'_, '_> {
             let entry = kind.dump(&probe, id, cx)?;
             cx.files.push(entry);
         }
+        if sys::proc::fdinfo(probe.info(), "lock").is_some() {
+            let why = "holds a file lock";
+            return Err(Failure::policy(probe.object(), why, &model::options::FILE_LOCKS));
+        }
         // The duplicate has flags of its own; fdinfo tells those of the original.
         let flags = probe.close_on_exec()?;
         Ok(FdinfoEntry {
