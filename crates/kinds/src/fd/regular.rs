@@ -8,7 +8,7 @@
 
 use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, open_flags};
 use image::{FdTypes, FileEntry, FownEntry};
-use model::options;
+use model::{Options, options};
 use model::{Errno, Failure, Object, Remedy};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -158,8 +158,8 @@ impl FdKind for Regular {
         Ok(entry(id, probe.link(), probe.flags, probe.position, probe.owner()?, &probe.stat))
     }
 
-    fn open(&self, entry: &RegFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
-        open(entry, entry.flags)
+    fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        open(entry, entry.flags, cx.options)
     }
 
     fn owner<'e>(&self, entry: &'e RegFileEntry) -> Option<&'e FownEntry> {
@@ -168,7 +168,7 @@ impl FdKind for Regular {
 }
 
 /// Opens the file of a record and checks that it is as it was.
-pub fn open(entry: &RegFileEntry, flags: u32) -> Result<OwnedFd, Failure> {
+pub fn open(entry: &RegFileEntry, flags: u32, options: &Options) -> Result<OwnedFd, Failure> {
     // CRIU names directories of the root without a slash.
     let mut name = entry.name.clone();
     if name.first() != Some(&b'/') {
@@ -188,6 +188,7 @@ pub fn open(entry: &RegFileEntry, flags: u32) -> Result<OwnedFd, Failure> {
     }
     if let Some(mode) = entry.mode
         && mode != stat.st_mode
+        && !options.skip_file_rwx_check
     {
         let why = format!("had the mode {mode:o} when it was dumped and has {:o} now", stat.st_mode);
         return Err(Failure::conflict(object(), "", why));
