@@ -187,18 +187,16 @@ fn copy(
     }
     place.offset = at;
     place.index = place.index.saturating_add(1);
+    let name = pages_name(job.pages_id);
+    if kept > 0 && state.file.get().is_none() {
+        // In the lock: a second creation would empty the file.
+        let file = dir.create(&name)?;
+        state.file.get_or_init(|| file);
+    }
     drop(place);
     state.moved.notify_all();
 
-    if kept > 0 {
-        let name = pages_name(job.pages_id);
-        let file = match state.file.get() {
-            Some(file) => file,
-            None => {
-                let file = dir.create(&name)?;
-                state.file.get_or_init(|| file)
-            }
-        };
+    if let Some(file) = state.file.get().filter(|_| kept > 0) {
         file.write_all_at(&buffer[..kept], offset)
             .map_err(|error| sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages"))?;
     }
@@ -333,5 +331,28 @@ mod tests {
             drop_zeros(&mut buffer, &[(0x1000..0x3000, ANONYMOUS), (0x8000..0xa000, ANONYMOUS)]);
         assert_eq!((kept, ranges), (2 * PAGE, vec![0x2000..0x3000, 0x9000..0xa000]));
         assert_eq!((buffer[0], buffer[PAGE]), (7, 9));
+    }
+
+    /// Workers that reach the end of their first chunks together must make one file of them.
+    #[test]
+    fn every_chunk_lands_whatever_worker_is_first() {
+        let folder = std::env::temp_dir().join(format!("crtools-take-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let memory = File::from(sys::memory::memfd(c"source", false).unwrap());
+        let length = 4 * CHUNK;
+        let content: Vec<u8> = (0..length / PAGE).flat_map(|page| [page as u8 | 1; PAGE]).collect();
+        memory.write_all_at(&content, 0).unwrap();
+        for round in 0..100 {
+            let dir = Dir::open(&folder).unwrap();
+            let job = Job {
+                source: Source::File(memory.try_clone().unwrap()),
+                runs: vec![(0..length as u64, ANONYMOUS)],
+                pagemap: "pagemap-1.img".into(),
+                pages_id: 1,
+            };
+            take(&[job], &dir, &|_| ()).unwrap();
+            assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

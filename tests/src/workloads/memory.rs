@@ -28,7 +28,6 @@ pub const CASES: &[Case] = &[
     case!(dont_fork_still_hides),
     case!(memory_shared_with_a_child_copy_on_write_stays_shared),
     case!(memory_of_five_children_is_shared_again)
-        .not_yet("a bug: about one restore in ten of this tree ends with a SIGSEGV of one process")
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
     case!(pages_written_by_the_child_are_its_own),
     case!(shared_anonymous_memory_stays_shared).exchange(),
