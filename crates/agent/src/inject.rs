@@ -141,15 +141,16 @@ impl Host {
         Ok((thread.resume(0)?, run))
     }
 
-    /// Waits for a thread's list and puts the thread back as it was. The result of the list may be an
-    /// error; the thread is whole all the same.
+    /// Waits until a thread's list is done, and tells the thread to stop. It has to be [`Host::retrieve`]d.
+    ///
+    /// # Errors
+    /// The inner one: the operation that stopped the list; the thread is whole all the same.
     #[allow(clippy::type_complexity)]
     pub fn collect(
         &self,
-        running: Running,
+        running: &Running,
         run: Run<'_>,
-        context: &Context,
-    ) -> Result<(Stopped, Result<Vec<u8>, Failed>), Failure> {
+    ) -> Result<Result<Vec<u8>, Failed>, Failure> {
         let tid = running.tid();
         let pid = self.pid;
         let is_alive = || Path::new(&format!("/proc/{pid}/task/{tid}")).exists();
@@ -158,13 +159,25 @@ impl Host {
             Err(Some(failed)) => Err(failed),
             Err(None) => return Err(gone(tid).of(pid)),
         };
+        match running.interrupt() {
+            Ok(()) => Ok(result),
+            // The wait tells what became of it.
+            Err(error) if error.code == libc::ESRCH => Ok(result),
+            Err(error) => Err(error.on(Object::Thread(tid), "stop the agent").of(pid)),
+        }
+    }
+
+    /// Waits until a thread that was told to stop has stopped, and puts it back as it was.
+    pub fn retrieve(&self, running: Running, context: &Context) -> Result<Stopped, Failure> {
+        let tid = running.tid();
+        let pid = self.pid;
         let explain = |error: Errno| error.on(Object::Thread(tid), "stop the agent").of(pid);
-        let stopped = match running.halt().map_err(explain)? {
+        let stopped = match running.stand().map_err(explain)? {
             Stop::Trap(stopped) | Stop::Group(stopped, _) => stopped,
             _ => return Err(gone(tid).of(pid)),
         };
         context.restore(&stopped).map_err(explain)?;
-        Ok((stopped, result))
+        Ok(stopped)
     }
 
     /// Takes the agent out of the process again.

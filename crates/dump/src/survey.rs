@@ -495,19 +495,29 @@ impl Survey<'_, '_> {
                     }
                 }
             }
+            // All are told to stop before the first is waited for.
+            let mut stopping = Vec::with_capacity(threads.len());
+            for run in runs {
+                stopping.push(match run {
+                    Some((running, run)) => {
+                        let result = host.collect(&running, run);
+                        Some((running, result))
+                    }
+                    None => None,
+                });
+            }
             let mut answers = Vec::with_capacity(threads.len());
-            for (thread, run) in threads.iter_mut().zip(runs) {
-                let Some((running, run)) = run else { continue };
-                match host.collect(running, run, &thread.context) {
-                    Ok((stopped, result)) => {
-                        thread.stopped = Some(stopped);
-                        match result {
-                            Ok(ops) => answers.push(ops),
-                            Err(failed) => {
-                                let object = Object::Thread(thread.tid);
-                                first = first.and(Err(failed.errno().on(object, failed.doing)));
-                            }
-                        }
+            for (thread, stopping) in threads.iter_mut().zip(stopping) {
+                let Some((running, result)) = stopping else { continue };
+                match host.retrieve(running, &thread.context) {
+                    Ok(stopped) => thread.stopped = Some(stopped),
+                    Err(failure) => first = first.and(Err(failure)),
+                }
+                match result {
+                    Ok(Ok(ops)) => answers.push(ops),
+                    Ok(Err(failed)) => {
+                        let object = Object::Thread(thread.tid);
+                        first = first.and(Err(failed.errno().on(object, failed.doing)));
                     }
                     Err(failure) => first = first.and(Err(failure)),
                 }

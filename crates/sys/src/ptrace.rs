@@ -119,17 +119,21 @@ impl Running {
         }
     }
 
-    /// Interrupts and waits until the thread stands still of our doing or its group's; signals that come
-    /// first are delivered.
+    /// Interrupts and waits: [`Running::interrupt`], [`Running::stand`].
     pub fn halt(self) -> Result<Stop, Errno> {
-        let tid = self.0;
         match self.interrupt() {
             // It is dying, or stands in a stop that nobody fetched; the wait tells.
             Ok(()) => {}
             Err(error) if error.code == libc::ESRCH => {}
             Err(error) => return Err(error),
         }
-        let mut running = Running(tid);
+        self.stand()
+    }
+
+    /// Waits until the thread, which was told to stop, stands still of our doing or its group's; signals
+    /// that come first are delivered.
+    pub fn stand(self) -> Result<Stop, Errno> {
+        let mut running = self;
         loop {
             match running.wait()? {
                 Stop::Signal(stopped, signal) => running = stopped.resume(signal)?,
