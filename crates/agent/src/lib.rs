@@ -12,5 +12,5 @@ pub mod list;
 pub mod puppet;
 pub mod remote;
 
-pub use area::{Area, Slot};
+pub use area::{Area, Slot, Watch};
 pub use list::{Arg, Failed, Judge, List};

@@ -11,7 +11,7 @@ use crate::plan::{Birth, Plan};
 use agent::arch::{self, Config};
 use agent::area::{Area, Run, Slot};
 use agent::puppet::{self, CloneArgs};
-use agent::{Arg, Judge, List};
+use agent::{Arg, Judge, List, Watch};
 use kinds::contract::TaskOps;
 use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
@@ -19,6 +19,7 @@ use model::{Errno, Failure, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 use sys::proc::Status;
 use sys::ptrace::{self, Running, Stop, Stopped};
 
@@ -131,7 +132,9 @@ impl<'r> Exec<'r> {
         let len = plan.hole.end - plan.hole.start - puppet::PAGES;
         let file = sys::memory::memfd(c"crtools-area", false).map_err(tree_error)?;
         sys::fd::truncate(&file, len).map_err(tree_error)?;
-        let area = Area::new(&file, len as usize, plan.hole.start + puppet::PAGES).map_err(tree_error)?;
+        let watch = Rc::new(Watch::new().map_err(tree_error)?);
+        let area =
+            Area::new(&file, len as usize, plan.hole.start + puppet::PAGES, watch).map_err(tree_error)?;
         let slots = checkpoint
             .tasks
             .iter()
@@ -738,23 +741,36 @@ impl<'r> Exec<'r> {
         let instruction =
             agent::remote::find_instruction(arch::code(), code).expect("the agent makes system calls");
         let hole = self.plan.hole.end - self.plan.hole.start;
+        let args = [self.plan.hole.start, hole];
+        let mut leaders = Vec::with_capacity(ready.len());
+        for (task, stopped) in ready.iter_mut().filter(|(_, stopped)| !stopped.is_empty()) {
+            let thread = stopped.swap_remove(0);
+            let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
+            let registers = arch::Registers::read(&thread).map_err(explain)?;
+            leaders.push((thread, registers));
+        }
+        let calls = leaders.into_iter();
+        let (threads, registers): (Vec<Stopped>, Vec<arch::Registers>) = calls.unzip();
+        let calls = threads.into_iter().zip(&registers).map(|(thread, from)| agent::remote::Call {
+            thread,
+            from,
+            instruction,
+            number: libc::SYS_munmap,
+            args: &args,
+        });
+        let mut called = agent::remote::call_all(calls.collect()).into_iter();
         for (task, stopped) in &mut ready {
-            if stopped.is_empty() {
+            if task.is_zombie() {
                 continue;
             }
             let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
-            let thread = stopped.swap_remove(0);
-            let registers = arch::Registers::read(&thread).map_err(explain)?;
-            let args = [self.plan.hole.start, hole];
-            let (thread, result) =
-                agent::remote::call(thread, &registers, instruction, libc::SYS_munmap, &args)
-                    .map_err(explain)?;
-            stopped.push(thread);
-            let last = stopped.len() - 1;
-            stopped.swap(0, last);
+            let (thread, result) = called.next().expect("every leader made the call").map_err(explain)?;
             if result != 0 {
                 return Err(explain(Errno { call: "munmap", code: -result as i32 }));
             }
+            stopped.push(thread);
+            let last = stopped.len() - 1;
+            stopped.swap(0, last);
         }
         for (task, stopped) in &ready {
             for ((thread, core), tid) in stopped.iter().zip(&task.cores).zip(&task.tids) {

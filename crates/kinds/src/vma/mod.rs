@@ -82,11 +82,8 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
     }
 }
 
-/// The record of a mapping. Records of the files behind it go to `cx`.
-pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
-    if let Some(why) = refusal(vma) {
-        return Err(Failure::unsupported(object(vma), why).of(pid));
-    }
+/// The record of a mapping, as far as the mapping alone says it: the file behind it is missing.
+pub fn describe(vma: &Vma) -> VmaEntry {
     let has = |flag| vma.flags.has(flag);
     let mut entry = VmaEntry {
         start: vma.start,
@@ -135,9 +132,37 @@ pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
             entry.anon_name =
                 name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
         }
-        _ => dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?,
+        _ => {
+            // A shared mapping that may become writable needs a file open for writing.
+            let flags = if vma.is_shared && has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
+            entry.pgoff = vma.offset;
+            entry.fdflags = Some(flags as u32);
+            entry.status |= if vma.is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+            if memfd::object_name(&vma.name).is_some() {
+                entry.status |= status::MEMFD;
+            }
+        }
+    }
+    entry
+}
+
+/// Completes the record of a mapping. Records of the files behind it go to `cx`.
+///
+/// # Errors
+/// Why the mapping is not carried.
+pub fn dump(pid: i32, vma: &Vma, mut entry: VmaEntry, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
+    if let Some(why) = refusal(vma) {
+        return Err(Failure::unsupported(object(vma), why).of(pid));
+    }
+    if has_file(&entry) {
+        dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?;
     }
     Ok(entry)
+}
+
+/// Is there a file behind this mapping?
+pub fn has_file(entry: &VmaEntry) -> bool {
+    entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
 }
 
 /// Adds a record. The data of the vdso is one, though kernels since 6.13 map it in two pieces: CRIU knows
@@ -152,16 +177,9 @@ pub fn push(vmas: &mut Vec<VmaEntry>, entry: VmaEntry) {
 }
 
 fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Result<(), Failure> {
-    // A shared mapping that may become writable needs a file open for writing.
-    let flags = if vma.is_shared && vma.flags.has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
-    let is_memory = memfd::object_name(&vma.name).is_some();
-    entry.pgoff = vma.offset;
-    entry.fdflags = Some(flags as u32);
-    entry.status |= if vma.is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
-    if is_memory {
-        entry.status |= status::MEMFD;
-    }
-    let key = (vma.inode, vma.name.clone(), flags as u32);
+    let flags = entry.fdflags.unwrap_or(0);
+    let is_memory = entry.status & status::MEMFD != 0;
+    let key = (vma.inode, vma.name.clone(), flags);
     if let Some(id) = cx.shelf.of::<Files>().0.get(&key) {
         entry.shmid = (*id).into();
         return Ok(());
@@ -172,9 +190,9 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
     let stat = sys::fd::stat(&fd).map_err(explain)?;
     let id = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if is_memory => memfd::record(fd, &vma.name, &stat, object(vma), cx)?,
-        libc::S_IFREG => regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?,
+        libc::S_IFREG => regular::record(&vma.name, flags, &stat, || object(vma), cx)?,
         libc::S_IFCHR if &*vma.name == b"/dev/zero" => {
-            regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?
+            regular::record(&vma.name, flags, &stat, || object(vma), cx)?
         }
         _ => return Err(Failure::unsupported(object(vma), "is memory of a device, which is not carried")),
     };
@@ -226,8 +244,7 @@ pub fn is_special(entry: &VmaEntry) -> bool {
 
 /// The id of the file behind a mapping.
 pub fn file_id(entry: &VmaEntry) -> Option<u32> {
-    let has_file = entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-    has_file.then(|| u32::try_from(entry.shmid).ok()).flatten()
+    has_file(entry).then(|| u32::try_from(entry.shmid).ok()).flatten()
 }
 
 /// Has to be writable while pages are put in?

@@ -1,0 +1,112 @@
+//! The threads of this program that trace: ptrace(2) answers only the thread that attached, so each works
+//! on what it attached to. The first is the coordinator itself; the others start when there is work for
+//! them and end, letting go what they hold, with the crew.
+
+use crate::tracer::Tracer;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+type Order = Box<dyn FnOnce(&mut Tracer) + Send>;
+
+#[derive(Debug, Default)]
+pub struct Crew {
+    own: Tracer,
+    others: Vec<Hand>,
+}
+
+#[derive(Debug)]
+struct Hand {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Hand {
+    fn start() -> Hand {
+        let (orders, received): (Sender<Order>, Receiver<Order>) = channel();
+        let thread = std::thread::spawn(move || {
+            let mut tracer = Tracer::default();
+            for order in received {
+                order(&mut tracer);
+            }
+        });
+        Hand { orders: Some(orders), thread: Some(thread) }
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // It has said why on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Crew {
+    /// How many can work at the same time.
+    pub fn size() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
+    /// Has each task done by the member named with it; returns the results in the order of the tasks.
+    pub fn each<T, R>(
+        &mut self,
+        tasks: impl IntoIterator<Item = (usize, T)>,
+        work: impl Fn(&mut Tracer, T) -> R + Send + Sync + 'static,
+    ) -> Vec<R>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
+        let work = Arc::new(work);
+        let (done, results) = channel();
+        let mut own = Vec::new();
+        let mut count = 0;
+        for (at, (member, task)) in tasks.into_iter().enumerate() {
+            count += 1;
+            let Some(other) = member.checked_sub(1) else {
+                own.push((at, task));
+                continue;
+            };
+            while self.others.len() <= other {
+                self.others.push(Hand::start());
+            }
+            let (work, done) = (work.clone(), done.clone());
+            let order: Order = Box::new(move |tracer| {
+                // Nobody waits for it only when the coordinator itself has failed.
+                let _ = done.send((at, work(tracer, task)));
+            });
+            let orders = self.others[other].orders.as_ref().expect("a hand takes orders until it is dropped");
+            orders.send(order).expect("a hand ends only when it is dropped");
+        }
+        drop(done);
+        let mut all: Vec<Option<R>> = std::iter::repeat_with(|| None).take(count).collect();
+        for (at, task) in own {
+            all[at] = Some(work(&mut self.own, task));
+        }
+        for (at, result) in results {
+            all[at] = Some(result);
+        }
+        all.into_iter().map(|result| result.expect("every task was done")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_tasks() {
+        let mut crew = Crew::default();
+        let results = crew.each((0..100).map(|n| (n % 3, n)), |_, n| {
+            if n % 7 == 0 {
+                std::thread::yield_now();
+            }
+            n * 2
+        });
+        assert_eq!(results, (0..100).map(|n| n * 2).collect::<Vec<usize>>());
+        assert_eq!(crew.others.len(), 2);
+    }
+}
