@@ -3,8 +3,8 @@
 //! them and end, letting go what they hold, with the crew.
 
 use crate::tracer::Tracer;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 type Order = Box<dyn FnOnce(&mut Tracer) + Send>;
@@ -47,7 +47,9 @@ impl Drop for Hand {
 impl Crew {
     /// How many can work at the same time.
     pub fn size() -> usize {
-        std::thread::available_parallelism().map_or(1, usize::from)
+        // Asked once: the library reads files of control groups for it.
+        static SIZE: OnceLock<usize> = OnceLock::new();
+        *SIZE.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// Has each task done by the member named with it; returns the results in the order of the tasks.
