@@ -84,7 +84,7 @@ pub fn freeze(root: i32, timeout: Duration) -> Result<Tree, Failures> {
                 Err(failure) => failures.push(failure),
             }
         }
-        if next.is_empty() {
+        if next.is_empty() && tree.processes.len() > 1 {
             // A task that died before it was stopped may have left its children to a subreaper in the tree.
             let all = tree.processes.iter().enumerate();
             let all = all.map(|(at, process)| (at % size, (process.pid, process.tids.clone())));
