@@ -1,17 +1,24 @@
-//! Pages from `pages-*.img` back into memory: read by the agents straight to where they belong.
+//! Pages from `pages-*.img` back into memory. Few are read by the agent of their process, straight to where
+//! they belong; many are put there by the coordinator, on all processors, as pages that are new and filled
+//! in one step: the kernel does not clear them first.
 
 use agent::{Arg, Judge};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, Run};
-use model::{Failure, Object};
+use model::{Errno, Failure, Object};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use sys::memory::View;
+use sys::userfault::Userfault;
 
 /// iovecs of one preadv(2): IOV_MAX of the kernel.
 const VECTORS: usize = 1024;
 /// Bytes of one preadv(2), well below what the kernel reads at once.
 const BYTES: u64 = 1 << 30;
+/// Bytes of one UFFDIO_COPY.
+const COPIED: u64 = 2 << 20;
 
 /// Reads `runs` from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
 /// makes bytes readable for the agent and returns their address.
@@ -45,22 +52,55 @@ pub fn read_runs(
     Ok(())
 }
 
+/// Gives a process new pages with the content of `runs` in `pages`, on as many threads as there are
+/// processors. All of it is registered with `memory` and has no pages yet. `done` is told of pages.
+pub fn copy_runs(
+    memory: &Userfault,
+    pages: &View,
+    runs: &[Run],
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), Errno> {
+    let chunks = cut(runs, COPIED);
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), Errno> {
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let from = chunk.offset as usize..(chunk.offset + chunk.len()) as usize;
+            let short = Errno { call: "mmap", code: libc::ENODATA };
+            let bytes = pages.bytes().get(from.clone()).ok_or(short)?;
+            pages.populate(from.clone());
+            let copied = memory.copy(chunk.range.start, bytes);
+            // Mapped pages of the file count as ours.
+            pages.forget(from);
+            copied.inspect_err(|_| next.store(chunks.len(), Ordering::Relaxed))?;
+            done(chunk.len() / 4096);
+        }
+        Ok(())
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(chunks.len());
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().map(|other| other.join().expect("a worker does not panic")).fold(own, Result::and)
+    })
+}
+
 /// Splits runs so that none is longer than one call reads.
 pub fn split(runs: &[Run]) -> Vec<Run> {
-    let mut split = Vec::with_capacity(runs.len());
+    cut(runs, BYTES)
+}
+
+fn cut(runs: &[Run], longest: u64) -> Vec<Run> {
+    let mut parts = Vec::with_capacity(runs.len());
     for run in runs {
         let mut start = run.range.start;
         while start < run.range.end {
-            let end = run.range.end.min(start + BYTES);
-            split.push(Run {
-                range: start..end,
-                flags: run.flags,
-                offset: run.offset + (start - run.range.start),
-            });
+            let end = run.range.end.min(start + longest);
+            let offset = run.offset + (start - run.range.start);
+            parts.push(Run { range: start..end, flags: run.flags, offset });
             start = end;
         }
     }
-    split
+    parts
 }
 
 /// The page map of a task or of a memory file; empty when the dump wrote none.

@@ -6,7 +6,7 @@
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
 use crate::load::{Checkpoint, Task};
-use crate::memory::{self, Contents, OwnVdso, Reach};
+use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan};
 use agent::arch::{self, Config};
 use agent::area::{Area, Run, Slot};
@@ -22,6 +22,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use sys::proc::Status;
 use sys::ptrace::{self, Running, Stop, Stopped};
+use sys::userfault::Userfault;
 
 const PAGE: u64 = 4096;
 const SIGSET: u64 = 8;
@@ -222,34 +223,28 @@ impl<'r> Exec<'r> {
 
     /// Waits for lists in the order given.
     fn wait_all(&self, runs: Vec<(i32, Run<'_>)>) -> Result<(), Failure> {
-        let mut first = Ok(());
-        for (pid, run) in runs {
-            if first.is_err() {
-                break;
-            }
-            let is_alive = || match std::fs::read(format!("/proc/{pid}/stat")) {
-                Ok(text) => sys::proc::parse_stat(&text).is_some_and(|stat| stat.state != b'Z'),
-                // Not made yet by its parent, whose list comes before this one and was done.
-                Err(_) => false,
-            };
-            match self.area.wait(run, is_alive) {
-                Ok(_) => {}
-                Err(Some(failed)) => {
-                    let why = failed.errno().on(Object::Task, failed.doing).of(pid);
-                    let why = match failed.errno() {
-                        Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
-                            "the id is taken by a running process: restore in a fresh pid namespace",
-                        )),
-                        _ => why,
-                    };
-                    first = Err(why);
-                }
-                Err(None) => {
-                    first = Err(Failure::conflict(Object::Task, "build it", "the process ended").of(pid))
+        runs.into_iter().try_for_each(|(pid, run)| self.wait(pid, run).map(drop))
+    }
+
+    /// Waits for a list; returns it with its results.
+    fn wait(&self, pid: i32, run: Run<'_>) -> Result<Vec<u8>, Failure> {
+        let is_alive = || match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => sys::proc::parse_stat(&text).is_some_and(|stat| stat.state != b'Z'),
+            // Not made yet by its parent, whose list comes before this one and was done.
+            Err(_) => false,
+        };
+        self.area.wait(run, is_alive).map_err(|failed| match failed {
+            Some(failed) => {
+                let why = failed.errno().on(Object::Task, failed.doing).of(pid);
+                match failed.errno() {
+                    Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
+                        "the id is taken by a running process: restore in a fresh pid namespace",
+                    )),
+                    _ => why,
                 }
             }
-        }
-        first
+            None => Failure::conflict(Object::Task, "build it", "the process ended").of(pid),
+        })
     }
 
     fn clone_op(
@@ -306,6 +301,7 @@ impl<'r> Exec<'r> {
             reach: self.reach(),
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
+        let mut fillings = Vec::new();
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
@@ -330,8 +326,14 @@ impl<'r> Exec<'r> {
                 self.clone_children(at, Birth::Empty, ops)?;
                 let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
                 let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
-                memory::build(task, parent, &sources, ops)?;
-                self.clone_children(at, Birth::Sharing, ops)?;
+                let mut filling = memory::build(task, parent, &sources, ops)?;
+                if filling.copy.is_empty() {
+                    memory::read(task, &mut filling.read, &sources, ops)?;
+                    self.clone_children(at, Birth::Sharing, ops)?;
+                } else {
+                    let flags = libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY;
+                    fillings.push((at, ops.list.any(libc::SYS_userfaultfd, &[flags.into()]), filling));
+                }
             }
             lists.push(list);
         }
@@ -344,7 +346,48 @@ impl<'r> Exec<'r> {
         for ((pgid, _), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
             runs.push((*pgid, self.area.start(*slot, &stand_in).map_err(tree_error)?));
         }
-        self.wait_all(runs)
+        let mut fillings = fillings.into_iter().peekable();
+        for (at, (pid, run)) in runs.into_iter().enumerate() {
+            let executed = self.wait(pid, run)?;
+            if let Some((_, op, filling)) = fillings.next_if(|(task, ..)| *task == at) {
+                self.fill(at, List::result(&executed, op), filling, &sources)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
+    /// descriptor, or the error why it has none; then its agent reads them all.
+    fn fill(
+        &self,
+        at: usize,
+        userfault: i64,
+        mut filling: Filling,
+        sources: &memory::Sources,
+    ) -> Result<(), Failure> {
+        let task = &self.checkpoint.tasks[at];
+        let mut list = List::new();
+        let ops = &mut TaskOps { list: &mut list, area: &self.area };
+        if let (Ok(number), Some(pages)) = (i32::try_from(userfault), self.contents.of(task))
+            && number >= 0
+        {
+            let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
+            let copy = || {
+                let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number)?;
+                let memory = Userfault::new(fd)?;
+                filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
+                pages::put::copy_runs(&memory, pages, &filling.copy, &|_| ())
+            };
+            copy().map_err(explain)?;
+            filling.copy.clear();
+            ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
+        } else {
+            filling.copy_nothing();
+        }
+        memory::read(task, &mut filling.read, sources, ops)?;
+        self.clone_children(at, Birth::Sharing, ops)?;
+        let run = self.area.start(self.slots[at][0], &list).map_err(tree_error)?;
+        self.wait(task.pid, run).map(drop)
     }
 
     /// Leaves the first puppet deaf to signals, and without descriptors but the way back to us.

@@ -74,9 +74,14 @@ impl Contents {
         Ok(())
     }
 
+    /// All pages of a task.
+    pub fn of(&self, task: &Task) -> Option<&View> {
+        self.0.get(&task.pagemap.pages_id)
+    }
+
     fn page(&self, task: &Task, run: &Run, address: u64) -> Option<&[u8]> {
         let at = (run.offset + (address - run.range.start)) as usize;
-        self.0.get(&task.pagemap.pages_id)?.bytes().get(at..at + PAGE as usize)
+        self.of(task)?.bytes().get(at..at + PAGE as usize)
     }
 }
 
@@ -183,14 +188,28 @@ pub struct Sources<'r> {
     pub reach: Reach,
 }
 
-/// Maps and fills the memory of `task`. `parent` is given when the task was made after the parent's
-/// memory was filled, and so has a copy of it.
+/// Pages that go into a new address space.
+#[derive(Debug, Default)]
+pub struct Filling {
+    /// Read by the agent.
+    pub read: Vec<Run>,
+    /// Put in by the coordinator, when they are many.
+    pub copy: Vec<Run>,
+    /// Anonymous mappings that have those.
+    pub mappings: Vec<Range<u64>>,
+}
+
+/// As many bytes as make it worth while that the coordinator helps.
+const MANY: u64 = 4 << 20;
+
+/// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made
+/// after the parent's memory was filled, and so has a copy of it.
 pub fn build(
     task: &Task,
     parent: Option<&Task>,
     sources: &Sources,
     ops: &mut TaskOps,
-) -> Result<(), Failure> {
+) -> Result<Filling, Failure> {
     let Sources { contents, reach, .. } = *sources;
     let inherited = |entry: &VmaEntry| parent.is_some_and(|parent| is_inherited(parent, entry));
     let ours = vdso_range(task);
@@ -205,7 +224,7 @@ pub fn build(
             }
         }
     }
-    let mut runs: Vec<Run> = Vec::new();
+    let mut filling = Filling::default();
     if parent.is_none_or(|parent| vdso_range(parent) != ours)
         && let Some((whole, code)) = ours
     {
@@ -239,27 +258,52 @@ pub fn build(
             None => vma::map(entry, None, ops),
         }
         if vma::content(entry) == Content::Private {
-            runs.extend(runs_in(task, entry));
+            let runs = runs_in(task, entry);
+            if vma::has_file(entry) {
+                filling.read.extend(runs);
+            } else {
+                let before = filling.copy.len();
+                filling.copy.extend(runs);
+                if filling.copy.len() > before {
+                    filling.mappings.push(entry.start..entry.end);
+                }
+            }
         }
+    }
+    if filling.copy.iter().map(Run::len).sum::<u64>() < MANY {
+        filling.copy_nothing();
     }
     ops.list.label("drop pages that only the parent has");
     for range in &difference.drop {
         let args = [range.start.into(), (range.end - range.start).into(), libc::MADV_DONTNEED.into()];
         ops.list.ok(libc::SYS_madvise, &args);
     }
-    runs.append(&mut difference.put);
-    runs.sort_unstable_by_key(|run| run.range.start);
+    filling.read.append(&mut difference.put);
+    Ok(filling)
+}
+
+impl Filling {
+    /// Leaves everything to the agent.
+    pub fn copy_nothing(&mut self) {
+        self.read.append(&mut self.copy);
+        self.mappings.clear();
+    }
+}
+
+/// Reads pages into the memory of `task`.
+pub fn read(task: &Task, runs: &mut [Run], sources: &Sources, ops: &mut TaskOps) -> Result<(), Failure> {
     if runs.is_empty() {
         return Ok(());
     }
+    runs.sort_unstable_by_key(|run| run.range.start);
     ops.list.label("read the pages");
     let Some(pages_fd) = (sources.pages)(task.pagemap.pages_id) else {
         return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
     };
-    let fd = reach.fetch(pages_fd, ops);
+    let fd = sources.reach.fetch(pages_fd, ops);
     let area = ops.area;
     let put = |bytes: &[u8]| area.put(bytes).map_err(|error| error.on(Object::Tree, "prepare operations"));
-    pages::put::read_runs(&pages::put::split(&runs), Arg::Result(fd), ops.list, put)?;
+    pages::put::read_runs(&pages::put::split(runs), Arg::Result(fd), ops.list, put)?;
     ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
     Ok(())
 }
