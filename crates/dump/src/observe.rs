@@ -82,13 +82,7 @@ pub fn namespaces(pid: &str) -> Namespaces {
 /// # Errors
 /// The first thing that cannot be read.
 pub fn look(pid: i32) -> Result<Look, Failure> {
-    let maps: Vec<(Vma, VmaEntry)> = read_smaps(pid)?
-        .into_iter()
-        .map(|map| {
-            let entry = vma::describe(&map);
-            (map, entry)
-        })
-        .collect();
+    let memory = read_memory(pid)?;
     let timers = read(format!("/proc/{pid}/timers"))?;
     Ok(Look {
         stat: read_stat(pid)?,
@@ -100,9 +94,9 @@ pub fn look(pid: i32) -> Result<Look, Failure> {
         timers: sys::proc::parse_timers(&timers)
             .ok_or_else(|| not_understood(Object::Task, "read its timers"))?,
         oom_score_adj: sys::proc::decimal(read(format!("/proc/{pid}/oom_score_adj"))?.trim_ascii()),
-        pages: select_pages(pid, &maps)?,
-        instruction: find_instruction(pid, &maps)?,
-        maps,
+        instruction: find_instruction(pid, &memory.maps)?,
+        maps: memory.maps,
+        pages: memory.pages,
     })
 }
 
@@ -115,39 +109,84 @@ fn link(pid: i32, name: &'static str) -> Result<Link, Failure> {
     Ok(Link { name, path: target.as_os_str().as_bytes().to_vec(), stat })
 }
 
-fn select_pages(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<Selection, Failure> {
-    let areas: Vec<Area> = maps
-        .iter()
-        .map(|(_, entry)| entry)
-        .filter(|entry| vma::content(entry) != vma::Content::None)
-        .map(|entry| Area {
-            range: entry.start..entry.end,
-            is_readable: entry.prot & libc::PROT_READ as u32 != 0,
-            is_whole: vma::content(entry) == vma::Content::Whole,
-            has_file: vma::has_file(entry),
-        })
-        .collect();
-    let path = format!("/proc/{pid}/pagemap");
-    let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
-    let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
-    pages::select::select(&pagemap, &areas).map_err(explain)
+/// The mappings of a process, and which of their pages are its own.
+#[derive(Default)]
+struct Memory {
+    maps: Vec<(Vma, VmaEntry)>,
+    pages: Selection,
 }
 
-fn read_smaps(pid: i32) -> Result<Vec<Vma>, Failure> {
+impl Memory {
+    /// Adds mappings at higher addresses.
+    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File) -> Result<(), Errno> {
+        let first = self.maps.len();
+        self.maps.extend(vmas.into_iter().map(|map| {
+            let entry = vma::describe(&map);
+            (map, entry)
+        }));
+        let areas: Vec<Area> = self.maps[first..]
+            .iter()
+            .map(|(_, entry)| entry)
+            .filter(|entry| vma::content(entry) != vma::Content::None)
+            .map(|entry| Area {
+                range: entry.start..entry.end,
+                is_readable: entry.prot & libc::PROT_READ as u32 != 0,
+                is_whole: vma::content(entry) == vma::Content::Whole,
+                has_file: vma::has_file(entry),
+            })
+            .collect();
+        self.pages.append(pages::select::select(pagemap, &areas)?);
+        Ok(())
+    }
+}
+
+/// The kernel's text of many mappings takes long to write: as long as it does, what is there already is
+/// read and its pages are looked for.
+fn read_memory(pid: i32) -> Result<Memory, Failure> {
+    /// Bytes read before it counts as much: some hundred mappings.
+    const FEW: usize = 256 << 10;
     let path = format!("/proc/{pid}/smaps");
     let explain = |error: std::io::Error| {
         sys::memory::io_errno("read", &error).on(Object::Path(path.clone()), "read its mappings")
     };
+    let pagemap = format!("/proc/{pid}/pagemap");
+    let explain_pages = |error: Errno| error.on(Object::Path(pagemap.clone()), "find its pages").of(pid);
+    let pagemap =
+        File::open(&pagemap).map_err(|error| explain_pages(sys::memory::io_errno("open", &error)))?;
     let mut file = File::open(&path).map_err(explain)?;
     let mut parser = SmapsParser::default();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer).map_err(explain)? {
-            0 => break,
-            count => parser.feed(&buffer[..count]),
-        }
+    let mut memory = Memory::default();
+    let few = read_some(&mut file, FEW).map_err(explain)?;
+    parser.feed(&few);
+    if few.len() >= FEW {
+        std::thread::scope(|scope| {
+            let (sender, texts) = std::sync::mpsc::sync_channel(16);
+            scope.spawn(move || {
+                loop {
+                    let text = read_some(&mut file, FEW);
+                    let is_last = text.as_ref().map_or(true, |text| text.len() < FEW);
+                    if sender.send(text).is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+            for text in texts {
+                memory.add(parser.take(), &pagemap).map_err(explain_pages)?;
+                parser.feed(&text.map_err(explain)?);
+            }
+            Ok(())
+        })?;
     }
-    parser.finish().ok_or_else(|| not_understood(Object::Path(path.clone()), "read it"))
+    let rest = parser.finish().ok_or_else(|| not_understood(Object::Path(path.clone()), "read it"))?;
+    memory.add(rest, &pagemap).map_err(explain_pages)?;
+    Ok(memory)
+}
+
+/// Reads until there are `want` bytes, or no more.
+fn read_some(file: &mut File, want: usize) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(want);
+    Read::take(file, want as u64).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> {

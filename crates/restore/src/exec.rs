@@ -202,8 +202,8 @@ impl<'r> Exec<'r> {
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created =
             Created { root: root.pid, is_kept: false, is_sibling: self.options.restore_sibling };
-        self.make_processes(&own_vdso)?;
-        self.place()?;
+        let open = self.make_processes(&own_vdso)?;
+        self.place(&open)?;
         let threads = self.seize()?;
         self.set_own()?;
         for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
@@ -285,7 +285,8 @@ impl<'r> Exec<'r> {
         Ok(())
     }
 
-    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<(), Failure> {
+    /// Returns the mappings of each task that are still writable though they must not be.
+    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
         self.close_inherited()?;
         let files = |id: u32, mode: u32| {
             let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
@@ -302,6 +303,7 @@ impl<'r> Exec<'r> {
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         let mut fillings = Vec::new();
+        let mut open = vec![HashSet::new(); self.checkpoint.tasks.len()];
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
@@ -325,8 +327,9 @@ impl<'r> Exec<'r> {
                 }
                 self.clone_children(at, Birth::Empty, ops)?;
                 let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
-                let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
+                let parent = parent.map(|parent| (&self.checkpoint.tasks[parent], &open[parent]));
                 let mut filling = memory::build(task, parent, &sources, ops)?;
+                open[at] = std::mem::take(&mut filling.open);
                 if filling.copy.is_empty() {
                     memory::read(task, &mut filling.read, &sources, ops)?;
                     self.clone_children(at, Birth::Sharing, ops)?;
@@ -353,7 +356,7 @@ impl<'r> Exec<'r> {
                 self.fill(at, List::result(&executed, op), filling, &sources)?;
             }
         }
-        Ok(())
+        Ok(open)
     }
 
     /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
@@ -426,7 +429,7 @@ impl<'r> Exec<'r> {
     }
 
     /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
-    fn place(&self) -> Result<(), Failure> {
+    fn place(&self, open: &[HashSet<u64>]) -> Result<(), Failure> {
         let mut lists = Vec::new();
         let mut tables = HashSet::new();
         for (at, task) in self.tasks() {
@@ -439,7 +442,7 @@ impl<'r> Exec<'r> {
             if !task.is_zombie() {
                 ops.list.label("set the state of the memory");
                 for entry in &task.mm.vmas {
-                    vma::finish(entry, ops)?;
+                    vma::finish(entry, open[at].contains(&entry.start), ops)?;
                 }
                 let exe = self.files[&task.mm.exe_file_id].as_raw_fd();
                 let number = self.service.exe + at as i32;

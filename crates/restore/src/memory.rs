@@ -9,7 +9,7 @@ use image::vma as status;
 use kinds::contract::TaskOps;
 use kinds::vma::{self, Content};
 use model::{Errno, Failure, Object};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use sys::memory::View;
@@ -197,20 +197,23 @@ pub struct Filling {
     pub copy: Vec<Run>,
     /// Anonymous mappings that have those.
     pub mappings: Vec<Range<u64>>,
+    /// Starts of mappings that are writable for it, and must not be in the end.
+    pub open: HashSet<u64>,
 }
 
 /// As many bytes as make it worth while that the coordinator helps.
 const MANY: u64 = 4 << 20;
 
 /// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made
-/// after the parent's memory was filled, and so has a copy of it.
+/// after the parent's memory was filled, and so has a copy of it; with the parent's open mappings.
 pub fn build(
     task: &Task,
-    parent: Option<&Task>,
+    parent: Option<(&Task, &HashSet<u64>)>,
     sources: &Sources,
     ops: &mut TaskOps,
 ) -> Result<Filling, Failure> {
     let Sources { contents, reach, .. } = *sources;
+    let (parent, parents_open) = (parent.map(|parent| parent.0), parent.map(|parent| parent.1));
     let inherited = |entry: &VmaEntry| parent.is_some_and(|parent| is_inherited(parent, entry));
     let ours = vdso_range(task);
     if let Some(parent) = parent {
@@ -237,9 +240,23 @@ pub fn build(
             if let Some(parent) = parent
                 && vma::content(entry) == Content::Private
             {
+                let before = difference.put.last().map(|run| run.range.end);
                 compare(parent, task, entry, contents, &mut difference);
+                let is_open = parents_open.is_some_and(|open| open.contains(&entry.start));
+                let is_changed = difference.put.last().map(|run| run.range.end) != before;
+                if is_changed && !is_open && vma::is_guarded(entry) {
+                    vma::open(entry, ops);
+                }
+                if is_open || is_changed && vma::is_guarded(entry) {
+                    filling.open.insert(entry.start);
+                }
             }
             continue;
+        }
+        let is_filled = vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
+        let is_open = is_filled && vma::is_guarded(entry);
+        if is_open {
+            filling.open.insert(entry.start);
         }
         match vma::file_id(entry) {
             Some(id) => {
@@ -252,22 +269,16 @@ pub fn build(
                     )
                 })?;
                 let fd = reach.fetch(fd, ops);
-                vma::map(entry, Some(Arg::Result(fd)), ops);
+                vma::map(entry, Some(Arg::Result(fd)), is_open, ops);
                 ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
             }
-            None => vma::map(entry, None, ops),
+            None => vma::map(entry, None, is_open, ops),
         }
-        if vma::content(entry) == Content::Private {
-            let runs = runs_in(task, entry);
-            if vma::has_file(entry) {
-                filling.read.extend(runs);
-            } else {
-                let before = filling.copy.len();
-                filling.copy.extend(runs);
-                if filling.copy.len() > before {
-                    filling.mappings.push(entry.start..entry.end);
-                }
-            }
+        if is_filled && vma::has_file(entry) {
+            filling.read.extend(runs_in(task, entry));
+        } else if is_filled {
+            filling.copy.extend(runs_in(task, entry));
+            filling.mappings.push(entry.start..entry.end);
         }
     }
     if filling.copy.iter().map(Run::len).sum::<u64>() < MANY {

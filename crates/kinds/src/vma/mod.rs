@@ -1,8 +1,8 @@
 //! Mappings: what each is, and how it is made again.
 //!
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
-//! Rebuilt by: mmap(2) at the final address, writable as long as its pages are being filled; then
-//! mprotect(2), madvise(2), mlock2(2), names and seals.
+//! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
+//! madvise(2), mlock2(2), names and seals.
 //! Refused for now: huge pages, SysV segments, AIO and io_uring rings, packet rings, device memory,
 //! userfaultfd registrations, shadow stacks.
 
@@ -247,11 +247,6 @@ pub fn file_id(entry: &VmaEntry) -> Option<u32> {
     has_file(entry).then(|| u32::try_from(entry.shmid).ok()).flatten()
 }
 
-/// Has to be writable while pages are put in?
-fn is_filled(entry: &VmaEntry) -> bool {
-    content(entry) == Content::Private
-}
-
 /// Every reason not to make a mapping of a record.
 pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     let corrupt = |why: String| Some(Failure::corrupt(image, Some(index), why));
@@ -270,11 +265,17 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     None
 }
 
-/// Maps it, at its place, over whatever is there. `file` is the descriptor of its file.
-pub fn map(entry: &VmaEntry, file: Option<Arg>, ops: &mut TaskOps) {
+/// Has to be made writable for pages to be put in?
+pub fn is_guarded(entry: &VmaEntry) -> bool {
+    entry.prot & PROT_WRITE == 0
+}
+
+/// Maps it, at its place, over whatever is there. `file` is the descriptor of its file. An open one is
+/// writable until it is finished.
+pub fn map(entry: &VmaEntry, file: Option<Arg>, is_open: bool, ops: &mut TaskOps) {
     let kept = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE;
     let flags = entry.flags & kept | libc::MAP_FIXED as u32;
-    let prot = if is_filled(entry) { entry.prot | PROT_WRITE } else { entry.prot };
+    let prot = if is_open { entry.prot | PROT_WRITE } else { entry.prot };
     let args = [
         entry.start.into(),
         (entry.end - entry.start).into(),
@@ -286,15 +287,21 @@ pub fn map(entry: &VmaEntry, file: Option<Arg>, ops: &mut TaskOps) {
     ops.list.call(libc::SYS_mmap, &args, Judge::Equal(entry.start as i64));
 }
 
+/// Makes a mapping writable whose pages are to be changed.
+pub fn open(entry: &VmaEntry, ops: &mut TaskOps) {
+    let len = entry.end - entry.start;
+    ops.list.ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(entry.prot | PROT_WRITE).into()]);
+}
+
 /// Gives a mapping its final protection and state, when its pages are there.
-pub fn finish(entry: &VmaEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), Failure> {
     let (start, len) = (entry.start, entry.end - entry.start);
     if entry.status & status::GUARD != 0 {
         let args = [start.into(), len.into(), MADV_GUARD_INSTALL.into()];
         ops.list.ok(libc::SYS_madvise, &args);
         return Ok(());
     }
-    if is_filled(entry) && entry.prot & PROT_WRITE == 0 {
+    if is_open {
         ops.list.ok(libc::SYS_mprotect, &[start.into(), len.into(), u64::from(entry.prot).into()]);
     }
     let madv = entry.madv.unwrap_or(0);
