@@ -46,9 +46,9 @@ impl Slot {
 
 /// A list that an agent is executing.
 #[derive(Debug)]
-pub struct Run<'l> {
+pub struct Run {
     slot: Slot,
-    list: &'l List,
+    list: List,
     at: usize,
 }
 
@@ -139,7 +139,7 @@ impl Area {
     }
 
     /// Hands a list to the agent at `slot`, which must be idle.
-    pub fn start<'l>(&self, slot: Slot, list: &'l List) -> Result<Run<'l>, Errno> {
+    pub fn start(&self, slot: Slot, list: List) -> Result<Run, Errno> {
         let bytes = list.bytes();
         let at = self.take(bytes.len(), 8)?;
         self.map.write(at, &bytes);
@@ -158,7 +158,7 @@ impl Area {
     ///
     /// # Errors
     /// The operation that stopped the list; `None` when the other process is gone.
-    pub fn wait(&self, run: Run<'_>, is_alive: impl Fn() -> bool) -> Result<Vec<u8>, Option<Failed>> {
+    pub fn wait(&self, run: Run, is_alive: impl Fn() -> bool) -> Result<Vec<u8>, Option<Failed>> {
         let turn = self.map.word(run.slot.at + slot::TURN);
         let mut spins = SPINS;
         loop {

@@ -162,23 +162,13 @@ impl Host {
     }
 
     /// Sends a thread through a list. It has to be [`Host::collect`]ed.
-    pub fn start<'l>(
-        &self,
-        thread: Stopped,
-        context: &Context,
-        list: &'l List,
-    ) -> Result<(Running, Run<'l>), Failure> {
+    pub fn start(&self, thread: Stopped, context: &Context, list: List) -> Result<(Running, Run), Failure> {
         let tid = thread.tid();
         self.launch(thread, context, list)
             .map_err(|error| error.on(Object::Thread(tid), "start the agent").of(self.pid))
     }
 
-    fn launch<'l>(
-        &self,
-        thread: Stopped,
-        context: &Context,
-        list: &'l List,
-    ) -> Result<(Running, Run<'l>), Errno> {
+    fn launch(&self, thread: Stopped, context: &Context, list: List) -> Result<(Running, Run), Errno> {
         // The way home is ready before the thread leaves.
         let home = restart_interrupted_call(&context.registers);
         let address = self.area.aligned_room(arch::FRAME_MAX + context.xstate.len())?;
@@ -196,7 +186,7 @@ impl Host {
     /// # Errors
     /// The inner one: the operation that stopped the list; the thread is whole all the same.
     #[allow(clippy::type_complexity)]
-    pub fn collect(&self, running: &Running, run: Run<'_>) -> Result<Result<Vec<u8>, Failed>, Failure> {
+    pub fn collect(&self, running: &Running, run: Run) -> Result<Result<Vec<u8>, Failed>, Failure> {
         let tid = running.tid();
         let pid = self.pid;
         let is_alive = || Path::new(&format!("/proc/{pid}/task/{tid}")).exists();

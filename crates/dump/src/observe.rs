@@ -339,12 +339,12 @@ fn round(guests: &mut [Guest]) {
         });
     }
     let mut runs = Vec::new();
-    for (at, (guest, asked)) in guests.iter_mut().zip(&asked).enumerate() {
+    for (at, (guest, asked)) in guests.iter_mut().zip(&mut asked).enumerate() {
         let (Some(host), first) = (&guest.host, guest.next) else { continue };
-        for (nth, asked) in asked.iter().enumerate() {
+        for (nth, asked) in asked.iter_mut().enumerate() {
             let thread = &mut guest.part.threads[first + nth];
             let stopped = thread.stopped.take().expect("a frozen thread is stopped");
-            match host.start(stopped, &thread.context, &asked.list) {
+            match host.start(stopped, &thread.context, std::mem::take(&mut asked.list)) {
                 Ok((running, run)) => runs.push((at, first + nth, running, run)),
                 Err(failure) => {
                     guest.failure.get_or_insert(failure);

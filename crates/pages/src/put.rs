@@ -60,19 +60,25 @@ pub fn copy_runs(
     runs: &[Run],
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Errno> {
-    let chunks = cut(runs, COPIED);
+    let runs = cut(runs, COPIED);
+    let chunks = group(&runs);
     let next = AtomicUsize::new(0);
+    let copy = |chunk: &[Run]| {
+        let (first, last) = (&chunk[0], &chunk[chunk.len() - 1]);
+        let from = first.offset as usize..(last.offset + last.len()) as usize;
+        pages.populate(from.clone());
+        let copied = chunk.iter().try_for_each(|run| {
+            let bytes = pages.bytes().get(run.offset as usize..(run.offset + run.len()) as usize);
+            memory.copy(run.range.start, bytes.ok_or(Errno { call: "mmap", code: libc::ENODATA })?)
+        });
+        // Mapped pages of the file count as ours.
+        pages.forget(from);
+        copied
+    };
     let work = || -> Result<(), Errno> {
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let from = chunk.offset as usize..(chunk.offset + chunk.len()) as usize;
-            let short = Errno { call: "mmap", code: libc::ENODATA };
-            let bytes = pages.bytes().get(from.clone()).ok_or(short)?;
-            pages.populate(from.clone());
-            let copied = memory.copy(chunk.range.start, bytes);
-            // Mapped pages of the file count as ours.
-            pages.forget(from);
-            copied.inspect_err(|_| next.store(chunks.len(), Ordering::Relaxed))?;
-            done(chunk.len() / 4096);
+            copy(chunk).inspect_err(|_| next.store(chunks.len(), Ordering::Relaxed))?;
+            done(chunk.iter().map(Run::len).sum::<u64>() / 4096);
         }
         Ok(())
     };
@@ -82,6 +88,24 @@ pub fn copy_runs(
         let own = work();
         others.into_iter().map(|other| other.join().expect("a worker does not panic")).fold(own, Result::and)
     })
+}
+
+/// Runs that lie one behind the other in the file, as many as make a chunk.
+fn group(runs: &[Run]) -> Vec<&[Run]> {
+    let mut groups = Vec::new();
+    let mut first = 0;
+    for at in 1..=runs.len() {
+        let ends = runs.get(at).is_none_or(|run| {
+            let before = &runs[at - 1];
+            let is_next = run.offset == before.offset + before.len();
+            !is_next || run.offset + run.len() - runs[first].offset > COPIED
+        });
+        if ends {
+            groups.push(&runs[first..at]);
+            first = at;
+        }
+    }
+    groups
 }
 
 /// Splits runs so that none is longer than one call reads.
@@ -153,6 +177,21 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_in_the_file_are_copied_together() {
+        let run =
+            |start: u64, len: u64, offset: u64| Run { range: start..start + len, flags: PRESENT, offset };
+        let runs = [
+            run(0, 4096, 0),
+            run(0x9000, 8192, 4096),
+            run(0x20000, 4096, 0x8000),
+            run(1 << 30, COPIED, 0x9000),
+        ];
+        let sizes: Vec<usize> = group(&runs).iter().map(|group| group.len()).collect();
+        assert_eq!(sizes, [2, 1, 1]);
+        assert!(group(&[]).is_empty());
+    }
 
     #[test]
     fn neighbours_in_the_file_are_one_call() {

@@ -42,8 +42,7 @@ pub struct Selection {
 }
 
 /// Pages that are there or swapped out; guard markers look swapped out.
-const THERE: Query =
-    Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
+const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
 /// The same for kernels that know no guard markers.
 const THERE_UNGUARDED: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO };
 

@@ -8,6 +8,7 @@
 use crate::load::{Checkpoint, Task};
 use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan};
+use crate::stage::Stage;
 use agent::arch::{self, Config};
 use agent::area::{Area, Run, Slot};
 use agent::puppet::{self, CloneArgs};
@@ -202,10 +203,14 @@ impl<'r> Exec<'r> {
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created =
             Created { root: root.pid, is_kept: false, is_sibling: self.options.restore_sibling };
+        let mut stage = Stage::begin();
         let open = self.make_processes(&own_vdso)?;
+        stage.ends("made the processes and their memory");
         self.place(&open)?;
+        stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;
         self.set_own()?;
+        stage.ends("set what each thread has of its own");
         for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             if let Some(score) = task.tc().oom_score_adj {
                 let path = format!("/proc/{}/oom_score_adj", task.pid);
@@ -217,17 +222,18 @@ impl<'r> Exec<'r> {
         self.start_timers()?;
         arm()?;
         self.become_tasks(threads)?;
+        stage.ends("let the tasks go");
         created.is_kept = true;
         Ok(())
     }
 
     /// Waits for lists in the order given.
-    fn wait_all(&self, runs: Vec<(i32, Run<'_>)>) -> Result<(), Failure> {
+    fn wait_all(&self, runs: Vec<(i32, Run)>) -> Result<(), Failure> {
         runs.into_iter().try_for_each(|(pid, run)| self.wait(pid, run).map(drop))
     }
 
     /// Waits for a list; returns it with its results.
-    fn wait(&self, pid: i32, run: Run<'_>) -> Result<Vec<u8>, Failure> {
+    fn wait(&self, pid: i32, run: Run) -> Result<Vec<u8>, Failure> {
         let is_alive = || match std::fs::read(format!("/proc/{pid}/stat")) {
             Ok(text) => sys::proc::parse_stat(&text).is_some_and(|stat| stat.state != b'Z'),
             // Not made yet by its parent, whose list comes before this one and was done.
@@ -343,11 +349,11 @@ impl<'r> Exec<'r> {
         let mut stand_in = List::new();
         stand_in.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
         let mut runs = Vec::new();
-        for ((_, task), (list, slots)) in self.tasks().zip(lists.iter().zip(&self.slots)) {
+        for ((_, task), (list, slots)) in self.tasks().zip(lists.into_iter().zip(&self.slots)) {
             runs.push((task.pid, self.area.start(slots[0], list).map_err(tree_error)?));
         }
         for ((pgid, _), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-            runs.push((*pgid, self.area.start(*slot, &stand_in).map_err(tree_error)?));
+            runs.push((*pgid, self.area.start(*slot, stand_in.clone()).map_err(tree_error)?));
         }
         let mut fillings = fillings.into_iter().peekable();
         for (at, (pid, run)) in runs.into_iter().enumerate() {
@@ -389,7 +395,7 @@ impl<'r> Exec<'r> {
         }
         memory::read(task, &mut filling.read, sources, ops)?;
         self.clone_children(at, Birth::Sharing, ops)?;
-        let run = self.area.start(self.slots[at][0], &list).map_err(tree_error)?;
+        let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
         self.wait(task.pid, run).map(drop)
     }
 
@@ -410,7 +416,7 @@ impl<'r> Exec<'r> {
                 ops.list.ok(libc::SYS_close_range, &[first.into(), u64::from(last).into(), 0.into()]);
             }
         }
-        let run = self.area.start(self.slots[0][0], &list).map_err(tree_error)?;
+        let run = self.area.start(self.slots[0][0], list).map_err(tree_error)?;
         self.wait_all(vec![(self.checkpoint.tasks[0].pid, run)])
     }
 
@@ -430,7 +436,7 @@ impl<'r> Exec<'r> {
 
     /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
     fn place(&self, open: &[HashSet<u64>]) -> Result<(), Failure> {
-        let mut lists = Vec::new();
+        let (mut runs, mut later) = (Vec::new(), Vec::new());
         let mut tables = HashSet::new();
         for (at, task) in self.tasks() {
             let mut list = List::new();
@@ -439,6 +445,7 @@ impl<'r> Exec<'r> {
             if task.pgid != task.pid && !is_outside {
                 ops.list.label("join its process group").ok(libc::SYS_setpgid, &[0.into(), task.pgid.into()]);
             }
+            let mut is_owner = true;
             if !task.is_zombie() {
                 ops.list.label("set the state of the memory");
                 for entry in &task.mm.vmas {
@@ -453,7 +460,8 @@ impl<'r> Exec<'r> {
                 vma::mm::restore(&task.mm, number, ops)?;
                 ops.list.ok(libc::SYS_close, &[number.into()]);
                 self.working_directory(task, ops)?;
-                if tables.insert(task.ids.files_id) {
+                is_owner = tables.insert(task.ids.files_id);
+                if is_owner {
                     self.descriptors(task, ops)?;
                 }
                 ops.list.label("make its threads");
@@ -461,20 +469,13 @@ impl<'r> Exec<'r> {
                     self.clone_op(*tid, CLONE_THREAD_FLAGS, 0, *slot, ops)?;
                 }
             }
-            lists.push((at, task, list));
-        }
-        let mut runs = Vec::new();
-        // Tasks that share a table must not fetch at the same time as its owner fills it: they come after.
-        let mut later = Vec::new();
-        let mut seen = HashSet::new();
-        for (at, task, list) in &lists {
-            if !task.is_zombie() && !seen.insert(task.ids.files_id) {
-                later.push((*at, *task, list));
-                continue;
+            match is_owner {
+                true => runs.push((task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)),
+                false => later.push((at, task, list)),
             }
-            runs.push((task.pid, self.area.start(self.slots[*at][0], list).map_err(tree_error)?));
         }
         self.wait_all(runs)?;
+        // Tasks that share a table must not fetch at the same time as its owner fills it: they come after.
         for (at, task, list) in later {
             self.wait_all(vec![(task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)])?;
         }
@@ -551,19 +552,19 @@ impl<'r> Exec<'r> {
                     )
                 }
             };
-            let _ = self.area.start(self.slots[at][0], &list).map_err(tree_error)?;
+            let _ = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
             self.until_ended(task.pid)?;
         }
         let mut exit = List::new();
         exit.ok(libc::SYS_exit_group, &[0.into()]);
         for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-            let _ = self.area.start(*slot, &exit).map_err(tree_error)?;
+            let _ = self.area.start(*slot, exit.clone()).map_err(tree_error)?;
             self.until_ended(*pgid)?;
             let mut reap = List::new();
             let args = [(*pgid).into(), 0.into(), libc::__WALL.into(), 0.into()];
             reap.label("let a stand-in go").call(libc::SYS_wait4, &args, Judge::Equal((*pgid).into()));
             let pid = self.checkpoint.tasks[*maker].pid;
-            self.wait_all(vec![(pid, self.area.start(self.slots[*maker][0], &reap).map_err(tree_error)?)])?;
+            self.wait_all(vec![(pid, self.area.start(self.slots[*maker][0], reap).map_err(tree_error)?)])?;
         }
         Ok(())
     }
@@ -589,7 +590,9 @@ impl<'r> Exec<'r> {
         let runs = self
             .tasks()
             .filter(|(_, task)| !task.is_zombie())
-            .map(|(at, task)| Ok((task.pid, self.area.start(self.slots[at][0], &list).map_err(tree_error)?)))
+            .map(|(at, task)| {
+                Ok((task.pid, self.area.start(self.slots[at][0], list.clone()).map_err(tree_error)?))
+            })
             .collect::<Result<_, Failure>>()?;
         self.wait_all(runs)
     }
@@ -621,7 +624,7 @@ impl<'r> Exec<'r> {
     fn set_own(&self) -> Result<(), Failure> {
         let can_raise = self.own.cap_effective >> 24 & 1 != 0;
         let can_choose_timers = sys::probe::timer_cr_ids().is_ok();
-        let mut lists = Vec::new();
+        let mut runs = Vec::new();
         let mut finished: HashSet<u32> = HashSet::new();
         for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             let tc = task.tc();
@@ -684,17 +687,9 @@ impl<'r> Exec<'r> {
                 }
                 let dumpable = if nth == 0 { task.mm.dumpable } else { None };
                 attributes::restore_after_creds(dumpable, thread.pdeath_sig.unwrap_or(0), ops);
-                lists.push((task.pid, self.slots[at][nth], list));
+                runs.push((task.pid, self.area.start(self.slots[at][nth], list).map_err(tree_error)?));
             }
         }
-        self.run_lists(&lists)
-    }
-
-    fn run_lists(&self, lists: &[(i32, Slot, List)]) -> Result<(), Failure> {
-        let runs = lists
-            .iter()
-            .map(|(pid, slot, list)| Ok((*pid, self.area.start(*slot, list).map_err(tree_error)?)))
-            .collect::<Result<_, Failure>>()?;
         self.wait_all(runs)
     }
 
@@ -736,7 +731,7 @@ impl<'r> Exec<'r> {
 
     /// Pending signals and timers: the last that the agents do.
     fn start_timers(&self) -> Result<(), Failure> {
-        let mut lists = Vec::new();
+        let mut runs = Vec::new();
         for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             for (nth, (tid, core)) in task.tids.iter().zip(&task.cores).enumerate() {
                 let mut list = List::new();
@@ -754,11 +749,11 @@ impl<'r> Exec<'r> {
                     }
                 }
                 if !list.is_empty() {
-                    lists.push((task.pid, self.slots[at][nth], list));
+                    runs.push((task.pid, self.area.start(self.slots[at][nth], list).map_err(tree_error)?));
                 }
             }
         }
-        self.run_lists(&lists)
+        self.wait_all(runs)
     }
 
     /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go.

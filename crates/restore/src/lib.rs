@@ -6,5 +6,6 @@ mod load;
 mod memory;
 mod plan;
 mod run;
+mod stage;
 
 pub use run::{Outcome, Resumed, run};

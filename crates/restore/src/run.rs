@@ -4,6 +4,7 @@ use crate::exec::Exec;
 use crate::load::load;
 use crate::memory::Contents;
 use crate::plan::plan;
+use crate::stage::Stage;
 use image::Dir;
 use kinds::contract::{OpenCx, Shelf};
 use model::hooks::Action;
@@ -50,8 +51,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         return Err(Failure::unsupported(Object::Tree, why).into());
     }
     options.progress.stage("load");
+    let mut stage = Stage::begin();
     let checkpoint = load(&dir)?;
     let plan = plan(&checkpoint, options)?;
+    stage.ends("read the images");
     if options.dry_run {
         return Ok(Outcome::Planned(plan.describe(&checkpoint)));
     }
@@ -104,6 +107,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     if !failures.is_empty() {
         return Err(failures);
     }
+    stage.ends("opened the files");
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
     let exec = Exec::new(&checkpoint, &plan, options, &files, &mapped, pages, contents)?;

@@ -290,7 +290,8 @@ pub fn map(entry: &VmaEntry, file: Option<Arg>, is_open: bool, ops: &mut TaskOps
 /// Makes a mapping writable whose pages are to be changed.
 pub fn open(entry: &VmaEntry, ops: &mut TaskOps) {
     let len = entry.end - entry.start;
-    ops.list.ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(entry.prot | PROT_WRITE).into()]);
+    ops.list
+        .ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(entry.prot | PROT_WRITE).into()]);
 }
 
 /// Gives a mapping its final protection and state, when its pages are there.
