@@ -7,6 +7,7 @@
 
 pub mod arch;
 pub mod area;
+pub mod crew;
 pub mod inject;
 pub mod list;
 pub mod puppet;

@@ -3,8 +3,8 @@
 //! A thread is seized and interrupted; its new siblings and children are looked for until there are no
 //! more. Whatever ends the dump, dropping the [`Tree`] lets every thread run on as it was.
 
-use crate::crew::Crew;
 use crate::tracer::{Seized, Share, Tracer, children, leaderless, read_stat};
+use agent::crew::{self, Crew};
 use model::{Failure, Failures};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub enum FinalState {
 #[derive(Debug)]
 pub struct Tree {
     pub processes: Vec<Process>,
-    pub crew: Crew,
+    pub crew: Crew<Tracer>,
 }
 
 /// What one process of the tree turned out to be.
@@ -66,7 +66,7 @@ pub fn freeze(root: i32, timeout: Duration) -> Result<Tree, Failures> {
     let mut known = HashSet::new();
     let mut level = vec![root];
     let mut failures = Failures::new();
-    let size = Crew::size();
+    let size = crew::size();
     // One tracer has nobody to share with.
     let limit = if size > 1 { THREADS_OF_ONE } else { usize::MAX };
     while !level.is_empty() {
@@ -142,7 +142,7 @@ impl Tree {
 
     /// Stops a process with many threads: everybody has a share of them.
     fn share(&mut self, process: &mut Process, deadline: Instant) -> Result<(), Failure> {
-        let (pid, of) = (process.pid, Crew::size());
+        let (pid, of) = (process.pid, crew::size());
         process.members = (0..of).collect();
         loop {
             let seized = self.crew.each((0..of).map(|index| (index, index)), move |tracer, index| {

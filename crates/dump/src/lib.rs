@@ -1,7 +1,6 @@
 //! From live tasks to images: freeze, observe, survey, encode. [`run`] is the order of it all.
 #![forbid(unsafe_code)]
 
-mod crew;
 mod encode;
 mod freeze;
 mod identity;

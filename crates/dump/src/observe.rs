@@ -204,8 +204,13 @@ fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> 
     Err(Failure::unsupported(Object::Task, "has no system call instruction in its memory"))
 }
 
+/// A descriptor, and what it turned out to be.
+pub type Probed = (i32, Result<FdProbe, Errno>);
+/// A process, and what its threads answered.
+pub type Answered = (i32, Result<Vec<Seen>, Failure>);
+
 /// Some descriptors of a process, each looked at.
-pub fn probe(pid: i32, numbers: &[i32]) -> Result<Vec<(i32, Result<FdProbe, Errno>)>, Failure> {
+pub fn probe(pid: i32, numbers: &[i32]) -> Result<Vec<Probed>, Failure> {
     let pidfd: OwnedFd = sys::process::pidfd_open(pid)
         .map_err(|error| error.on(Object::Task, "read its descriptors").of(pid))?;
     let probe = |number: i32| {
@@ -252,10 +257,7 @@ struct Asked {
 ///
 /// # Errors
 /// For each process the first that went wrong; the threads are as they were all the same.
-pub fn ask(
-    tracer: &mut Tracer,
-    processes: Vec<(i32, Questions)>,
-) -> Result<Vec<(i32, Result<Vec<Seen>, Failure>)>, Failure> {
+pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<Answered>, Failure> {
     let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
     let watch = Rc::new(watch);
     let mut guests: Vec<Guest> = processes

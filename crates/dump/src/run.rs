@@ -1,6 +1,5 @@
 //! A dump from beginning to end.
 
-use crate::crew::Crew;
 use crate::freeze::{FinalState, freeze};
 use crate::{encode, survey};
 use image::{Dir, DumpStatsEntry, Message, StatsEntry, Writer, kind};
@@ -113,10 +112,10 @@ fn write_images(images: &[(String, Writer)], dir: &Dir) -> Result<(), Failure> {
     if images.len() <= MANY {
         return write(images);
     }
-    let share = images.len().div_ceil(Crew::size());
+    let share = images.len().div_ceil(agent::crew::size());
     std::thread::scope(|scope| {
         let writers: Vec<_> = images.chunks(share).map(|images| scope.spawn(move || write(images))).collect();
-        writers.into_iter().map(|writer| writer.join().expect("a writer does not panic")).collect()
+        writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
     })
 }
 

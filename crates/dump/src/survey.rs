@@ -1,10 +1,11 @@
 //! What follows from the observations of a tree: the census. Every objection is collected, none ends it
 //! early.
 
-use crate::crew::Crew;
 use crate::freeze::{Process, State, Tree};
 use crate::identity::{Files, Known};
 use crate::observe::{self, Link, Look, NAMESPACES, Namespaces, Questions, Seen, namespaces};
+use crate::tracer::Tracer;
+use agent::crew::{self, Crew};
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::task::seccomp;
@@ -122,15 +123,17 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
     Ok(Census { processes, cx: survey.cx, chains: survey.chains })
 }
 
+type Observed = Result<(Look, Vec<Seen>), Failure>;
+
 /// Looks at all processes and asks their threads, everybody in the crew at the same time. None for a
 /// zombie.
-fn observe_all(tree: &mut Tree) -> Vec<Option<Result<(Look, Vec<Seen>), Failure>>> {
+fn observe_all(tree: &mut Tree) -> Vec<Option<Observed>> {
     let alive = || tree.processes.iter().filter(|process| process.state != State::Zombie);
     let looks: Vec<(usize, i32)> = alive().map(|process| (process.members[0], process.pid)).collect();
     let looks = tree.crew.each(looks, |_, pid| observe::look(pid));
     // Mappings were read everywhere before the agent makes one of its own.
     let mut batches: Vec<(usize, Vec<(i32, Questions)>)> = Vec::new();
-    for member in 0..Crew::size() {
+    for member in 0..crew::size() {
         let of_member: Vec<(i32, Questions)> = alive()
             .zip(&looks)
             .filter(|(process, _)| process.members.contains(&member))
@@ -260,7 +263,7 @@ impl Survey<'_, '_> {
         process: &Process,
         look: Look,
         seen: Vec<Seen>,
-        crew: &mut Crew,
+        crew: &mut Crew<Tracer>,
     ) -> Result<Surveyed, Failure> {
         let pid = process.pid;
         if let State::Stopped(signal) = process.state
@@ -386,7 +389,11 @@ impl Survey<'_, '_> {
         )
     }
 
-    fn descriptors(&mut self, pid: i32, crew: &mut Crew) -> Result<(Vec<FdinfoEntry>, u32, bool), Failure> {
+    fn descriptors(
+        &mut self,
+        pid: i32,
+        crew: &mut Crew<Tracer>,
+    ) -> Result<(Vec<FdinfoEntry>, u32, bool), Failure> {
         let explain = |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
         let next = self.last_object + 1;
         let (files_id, is_new) = self.tables.find(Kcmp::Files, (pid, 0), || next).map_err(explain)?;
@@ -396,7 +403,7 @@ impl Survey<'_, '_> {
         self.last_object = next;
         let numbers = sys::fd::numbers(&format!("/proc/{pid}/fd")).map_err(explain)?;
         let chunks = numbers.chunks(DESCRIPTORS_AT_ONCE).map(<[i32]>::to_vec).enumerate();
-        let chunks = chunks.map(|(at, numbers)| (at % Crew::size(), numbers));
+        let chunks = chunks.map(|(at, numbers)| (at % crew::size(), numbers));
         let probes = crew.each(chunks, move |_, numbers| observe::probe(pid, &numbers));
         let mut entries = Vec::with_capacity(numbers.len());
         for chunk in probes {

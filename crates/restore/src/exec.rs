@@ -5,12 +5,14 @@
 //! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
+use crate::held::{Held, Thread};
 use crate::load::{Checkpoint, Task};
 use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan};
 use crate::stage::Stage;
-use agent::arch::{self, Config};
+use agent::arch::Config;
 use agent::area::{Area, Run, Slot};
+use agent::crew::{self, Crew};
 use agent::puppet::{self, CloneArgs};
 use agent::{Arg, Judge, List, Watch};
 use kinds::contract::TaskOps;
@@ -19,15 +21,18 @@ use kinds::vma;
 use model::{Errno, Failure, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use sys::proc::Status;
-use sys::ptrace::{self, Running, Stop, Stopped};
 use sys::userfault::Userfault;
 
 const PAGE: u64 = 4096;
 const SIGSET: u64 = 8;
 const EVERY_SIGNAL: u64 = !0;
+/// Threads for which one of ours is enough.
+const THREADS_OF_ONE: usize = 32;
 const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -37,7 +42,7 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
 
 /// Everything that the waves need.
 pub struct Exec<'r> {
-    pub checkpoint: &'r Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     pub plan: &'r Plan,
     pub options: &'r Options,
     /// Open files by id, as descriptors of this process.
@@ -123,7 +128,7 @@ fn service(checkpoint: &Checkpoint, area: &OwnedFd) -> Result<Service, Failure> 
 
 impl<'r> Exec<'r> {
     pub fn new(
-        checkpoint: &'r Checkpoint,
+        checkpoint: Arc<Checkpoint>,
         plan: &'r Plan,
         options: &'r Options,
         files: &'r HashMap<u32, OwnedFd>,
@@ -145,7 +150,7 @@ impl<'r> Exec<'r> {
             .map_err(tree_error)?;
         let stand_ins =
             plan.stand_ins.iter().map(|_| area.slot(0)).collect::<Result<_, _>>().map_err(tree_error)?;
-        let service = service(checkpoint, &file)?;
+        let service = service(&checkpoint, &file)?;
         let status = std::fs::read("/proc/self/status").unwrap_or_default();
         let own = sys::proc::parse_status(&status).ok_or_else(|| {
             Failure::conflict(Object::Tree, "read our own status", "the text is not understood")
@@ -170,7 +175,7 @@ impl<'r> Exec<'r> {
         Reach { pidfd: self.service.pidfd }
     }
 
-    fn tasks(&self) -> impl Iterator<Item = (usize, &'r Task)> + use<'r> {
+    fn tasks(&self) -> impl Iterator<Item = (usize, &Task)> {
         self.checkpoint.tasks.iter().enumerate()
     }
 
@@ -598,17 +603,23 @@ impl<'r> Exec<'r> {
     }
 
     /// Attaches to every thread: what they do from here on is not judged by filters of their own.
-    fn seize(&self) -> Result<Vec<Vec<Running>>, Failure> {
-        let attach = |task: &Task, tid: i32| {
-            ptrace::seize(tid, ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD)
-                .map_err(|error| error.on(Object::Thread(tid), "attach to it").of(task.pid))
-        };
-        self.tasks()
-            .map(|(_, task)| match task.is_zombie() {
-                true => Ok(Vec::new()),
-                false => task.tids.iter().map(|tid| attach(task, *tid)).collect(),
-            })
-            .collect()
+    fn seize(&self) -> Result<Crew<Held>, Failure> {
+        let mut crew: Crew<Held> = Crew::default();
+        let threads: Vec<Thread> = self
+            .tasks()
+            .filter(|(_, task)| !task.is_zombie())
+            .flat_map(|(at, task)| (0..task.tids.len()).map(move |nth| Thread { task: at, nth }))
+            .collect();
+        // A thread more of ours is worth it for some more of theirs.
+        let members = crew::size().min(threads.len().div_ceil(THREADS_OF_ONE));
+        let share = threads.len().div_ceil(members.max(1)).max(1);
+        let shares = threads.chunks(share).map(<[Thread]>::to_vec).enumerate();
+        let shares = shares.map(|(member, threads)| (member, (self.checkpoint.clone(), threads)));
+        let shares: Vec<_> = shares.collect();
+        crew.each(shares, |held, (checkpoint, threads)| held.seize(&checkpoint, threads))
+            .into_iter()
+            .collect::<Result<(), Failure>>()?;
+        Ok(crew)
     }
 
     fn set_name(&self, comm: &[u8], ops: &mut TaskOps) -> Result<(), Failure> {
@@ -756,89 +767,27 @@ impl<'r> Exec<'r> {
         self.wait_all(runs)
     }
 
-    /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go.
-    fn become_tasks(&self, threads: Vec<Vec<Running>>) -> Result<(), Failure> {
-        let mut ready: Vec<(&Task, Vec<Stopped>)> = Vec::new();
-        for running in threads.iter().flatten() {
-            let _ = running.interrupt();
-        }
-        for ((_, task), running) in self.tasks().zip(threads) {
-            let mut stopped = Vec::with_capacity(running.len());
-            for thread in running {
-                let tid = thread.tid();
-                let explain = |error: Errno| error.on(Object::Thread(tid), "stop it").of(task.pid);
-                match thread.halt().map_err(explain)? {
-                    Stop::Trap(thread) | Stop::Group(thread, _) => stopped.push(thread),
-                    _ => {
-                        return Err(
-                            Failure::conflict(Object::Thread(tid), "stop it", "it ended").of(task.pid)
-                        );
-                    }
-                }
-            }
-            ready.push((task, stopped));
-        }
-        let code = self.plan.hole.start + 0x100;
-        let instruction =
-            agent::remote::find_instruction(arch::code(), code).expect("the agent makes system calls");
-        let hole = self.plan.hole.end - self.plan.hole.start;
-        let args = [self.plan.hole.start, hole];
-        let mut leaders = Vec::with_capacity(ready.len());
-        for (task, stopped) in ready.iter_mut().filter(|(_, stopped)| !stopped.is_empty()) {
-            let thread = stopped.swap_remove(0);
-            let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
-            let registers = arch::Registers::read(&thread).map_err(explain)?;
-            leaders.push((thread, registers));
-        }
-        let calls = leaders.into_iter();
-        let (threads, registers): (Vec<Stopped>, Vec<arch::Registers>) = calls.unzip();
-        let calls = threads.into_iter().zip(&registers).map(|(thread, from)| agent::remote::Call {
-            thread,
-            from,
-            instruction,
-            number: libc::SYS_munmap,
-            args: &args,
-        });
-        let mut called = agent::remote::call_all(calls.collect()).into_iter();
-        for (task, stopped) in &mut ready {
-            if task.is_zombie() {
-                continue;
-            }
-            let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
-            let (thread, result) = called.next().expect("every leader made the call").map_err(explain)?;
-            if result != 0 {
-                return Err(explain(Errno { call: "munmap", code: -result as i32 }));
-            }
-            stopped.push(thread);
-            let last = stopped.len() - 1;
-            stopped.swap(0, last);
-        }
-        for (task, stopped) in &ready {
-            for ((thread, core), tid) in stopped.iter().zip(&task.cores).zip(&task.tids) {
-                let explain = |error: Errno| error.on(Object::Thread(*tid), "set its registers").of(task.pid);
-                // The loader has seen to it that both are there.
-                let (Some(own), Some(info)) = (&core.thread_core, &core.thread_info) else { continue };
-                let mut xstate = vec![0; arch::XSTATE_MAX];
-                let length = thread.read_regset(ptrace::X86_XSTATE, &mut xstate).map_err(explain)?;
-                arch::record::fill_xstate(&info.fpregs, &mut xstate[..length], &format!("core-{tid}.img"))
-                    .map_err(|failure| failure.of(task.pid))?;
-                thread.write_regset(ptrace::X86_XSTATE, &xstate[..length]).map_err(explain)?;
-                arch::record::registers(&info.gpregs).write(thread).map_err(explain)?;
-                let mask = own.blk_sigset.unwrap_or(task.tc().blk_sigset);
-                thread.set_signal_mask(mask).map_err(explain)?;
-            }
-        }
-        for (task, stopped) in ready {
-            let tc = task.tc();
-            if !stopped.is_empty() && (tc.task_state == 3 || self.options.leave_stopped) {
-                let signal = tc.stop_signo.unwrap_or(libc::SIGSTOP as u32) as i32;
+    /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go. Each
+    /// step is done for all before the next: an agent that goes takes the code of its whole process along.
+    fn become_tasks(&self, mut crew: Crew<Held>) -> Result<(), Failure> {
+        let hole = self.plan.hole.clone();
+        let is_left_stopped = self.options.leave_stopped;
+        let mut step = |work: fn(&mut Held, &Checkpoint, &Range<u64>) -> Result<(), Failure>| {
+            let members: Vec<_> =
+                (0..crew.len()).map(|member| (member, (self.checkpoint.clone(), hole.clone()))).collect();
+            crew.each(members, move |held, (checkpoint, hole)| work(held, &checkpoint, &hole))
+                .into_iter()
+                .collect::<Result<(), Failure>>()
+        };
+        step(Held::stop)?;
+        step(Held::take_agent_away)?;
+        step(Held::set_registers)?;
+        for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            if task.tc().task_state == 3 || is_left_stopped {
+                let signal = task.tc().stop_signo.unwrap_or(libc::SIGSTOP as u32) as i32;
                 let _ = sys::process::kill(task.pid, signal);
             }
-            for thread in stopped {
-                let tid = thread.tid();
-                thread.detach().map_err(|error| error.on(Object::Thread(tid), "let it go").of(task.pid))?;
-            }
         }
-        Ok(())
+        step(Held::let_go)
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod exec;
+mod held;
 mod load;
 mod memory;
 mod plan;

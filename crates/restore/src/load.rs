@@ -144,7 +144,7 @@ fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Ve
     if all.len() < MANY {
         return all.iter().map(work).collect();
     }
-    let share = all.len().div_ceil(std::thread::available_parallelism().map_or(1, usize::from));
+    let share = all.len().div_ceil(agent::crew::size());
     let work = &work;
     std::thread::scope(|scope| {
         let begin = |some: &'_ [T]| some.iter().map(work).collect::<Vec<R>>();

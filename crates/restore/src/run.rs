@@ -14,6 +14,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 /// What a restore came to.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     options.progress.stage("load");
     let mut stage = Stage::begin();
-    let checkpoint = load(&dir)?;
+    let checkpoint = Arc::new(load(&dir)?);
     let plan = plan(&checkpoint, options)?;
     stage.ends("read the images");
     if options.dry_run {
@@ -110,7 +111,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     stage.ends("opened the files");
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
-    let exec = Exec::new(&checkpoint, &plan, options, &files, &mapped, pages, contents)?;
+    let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
     exec.run(|| {
         for (id, fd) in &files {
             if let Some((kind, body)) = checkpoint.files.get(*id) {
