@@ -39,6 +39,8 @@ pub struct Case {
     pub peer_cannot_in: &'static [Mode],
     /// Also run with the images written by one tool and restored by the other.
     pub exchange: bool,
+    /// Also with dumps whose tool is killed.
+    pub killed: bool,
     /// The tree looks different from moment to moment: only the program itself can judge.
     pub restless: bool,
     /// Started in the session of the harness instead of as a session leader.
@@ -57,6 +59,7 @@ impl Case {
             not_yet: None,
             peer_cannot_in: &[],
             exchange: false,
+            killed: false,
             restless: false,
             shell_job: false,
             need: None,
@@ -113,6 +116,13 @@ impl Case {
         self
     }
 
+    /// Also with dumps whose tool is killed.
+    #[must_use]
+    pub const fn killed(mut self) -> Self {
+        self.killed = true;
+        self
+    }
+
     #[must_use]
     pub const fn shell_job(mut self) -> Self {
         self.shell_job = true;
@@ -131,6 +141,9 @@ impl Case {
             return vec![Mode::Refused];
         }
         let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::FailedDump];
+        if self.killed {
+            modes.push(Mode::KilledDump);
+        }
         if self.exchange {
             modes.extend([Mode::ToPeer, Mode::FromPeer]);
         }
@@ -157,6 +170,8 @@ pub enum Mode {
     Snapshot,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
+    /// Dumps whose tool is killed at many moments: the program never notices.
+    KilledDump,
     /// Dumped by the tool, restored by the peer.
     ToPeer,
     /// Dumped by the peer, restored by the tool.
@@ -166,11 +181,12 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::FailedDump,
+        Self::KilledDump,
         Self::ToPeer,
         Self::FromPeer,
         Self::Refused,
@@ -182,6 +198,7 @@ impl Mode {
             Self::Twice => "twice",
             Self::Snapshot => "snapshot",
             Self::FailedDump => "failed-dump",
+            Self::KilledDump => "killed-dump",
             Self::ToPeer => "to-peer",
             Self::FromPeer => "from-peer",
             Self::Refused => "refused",

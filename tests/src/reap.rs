@@ -26,7 +26,7 @@ impl Reaper {
         Ok(command.spawn()?.id() as i32)
     }
 
-    fn collect(&mut self) {
+    pub fn collect(&mut self) {
         loop {
             match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,

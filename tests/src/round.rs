@@ -207,6 +207,23 @@ impl Round {
         }
     }
 
+    /// Waits until whatever works for the tool has ended.
+    fn see_only_the_tree(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        let name = self.tools.dump.name();
+        loop {
+            self.reaper.collect();
+            let is_tool = |pid: &i32| read_lossy(Path::new(&format!("/proc/{pid}/comm"))).trim() == name;
+            if !others().iter().any(is_tool) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(5) {
+                return Err("a part of the killed tool does not end".into());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     fn see_nobody(&mut self, when: &str) -> Result<(), String> {
         let start = Instant::now();
         loop {
@@ -288,6 +305,29 @@ impl Round {
         Ok(())
     }
 
+    /// Dumps that are killed, at moments spread over the time that a dump takes.
+    fn killed_dumps(&mut self) -> Result<(), String> {
+        const KILLS: u32 = 40;
+        let begin = Instant::now();
+        self.snapshot(true)?;
+        let whole = begin.elapsed();
+        let before = Fingerprint::of(self.pid);
+        for kill in 0..KILLS {
+            let images = self.step("images")?;
+            let tool = self.tools.dump.clone();
+            let pid = self.pid.to_string();
+            let arguments = ["-t", pid.as_str(), "--leave-running"];
+            let delay = whole * kill / KILLS;
+            let ran = tool
+                .run_killed(&mut self.reaper, &images, "dump", &arguments, delay)
+                .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
+            self.logs.push(ran.log);
+            self.see_only_the_tree()?;
+            self.still_there(&format!("after a dump that was killed after {delay:?}"))?;
+        }
+        self.compare(&before, "killed dumps")
+    }
+
     fn refused(&mut self, words: &[&str]) -> Result<(), String> {
         let before = Fingerprint::of(self.pid);
         let images = self.step("images")?;
@@ -330,6 +370,7 @@ impl Round {
             }
             Mode::Snapshot => self.snapshot(is_restless),
             Mode::FailedDump => self.failed_dumps(is_restless),
+            Mode::KilledDump => self.killed_dumps(),
             Mode::Refused => self.refused(case.refused),
         };
         let result = played.and_then(|()| self.finish());

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 
 use crate::reap::Reaper;
 
@@ -82,6 +84,42 @@ impl Tool {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// Runs one command and kills it when it has not ended after `delay`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_killed(
+        &self,
+        reaper: &mut Reaper,
+        images: &Path,
+        command: &str,
+        arguments: &[&str],
+        delay: Duration,
+    ) -> io::Result<Ran> {
+        let (mut run, said, log) = self.command(images, command, arguments)?;
+        let pid = reaper.start(&mut run)?;
+        std::thread::sleep(delay);
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let status = reaper.wait(pid, LIMIT);
+        Ok(Ran { status, said: read_lossy(&said), log })
+    }
+
+    /// The command, and where its words and its log go.
+    fn command(
+        &self,
+        images: &Path,
+        command: &str,
+        arguments: &[&str],
+    ) -> io::Result<(Command, PathBuf, PathBuf)> {
+        let name = format!("{command}.log");
+        let said = images.with_extension(format!("{command}.said"));
+        let mut run = Command::new(&self.path);
+        run.arg(command).arg("-D").arg(images).args(["-o", &name, "-v4"]).args(arguments);
+        let file = fs::File::create(&said)?;
+        run.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Ok((run, said, images.join(name)))
+    }
+
     /// Runs one command with its log at `images/NAME.log`.
     ///
     /// # Errors
@@ -94,18 +132,11 @@ impl Tool {
         arguments: &[&str],
         limit: Duration,
     ) -> io::Result<Ran> {
-        let name = format!("{command}.log");
-        let said = images.with_extension(format!("{command}.said"));
-        let log = images.join(&name);
-        let mut run = Command::new(&self.path);
-        run.arg(command).arg("-D").arg(images).args(["-o", &name, "-v4"]).args(arguments);
-        let file = fs::File::create(&said)?;
-        run.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let (mut run, said, log) = self.command(images, command, arguments)?;
         let pid = reaper.start(&mut run)?;
         let status = reaper.wait(pid, limit);
         if status.is_none() {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             reaper.wait(pid, Duration::from_secs(5));
         }
         Ok(Ran { status, said: read_lossy(&said), log })

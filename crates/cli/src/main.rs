@@ -91,7 +91,20 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
     }
     match command {
         Command::Check => check::run(&options.check),
-        Command::Dump => dump(&options, &bar),
+        Command::Dump => {
+            let work = || {
+                let status = dump(&options, &bar);
+                log::logger().flush();
+                status
+            };
+            match sys::apart::run(work) {
+                Ok(status) => ExitCode::from(status),
+                Err(error) => {
+                    log::error!("cannot begin: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Command::Restore => restore(&options, &bar),
         other => {
             // Reading the options has refused these already.
@@ -144,14 +157,14 @@ fn introduce() {
     );
 }
 
-fn dump(options: &Options, bar: &Bar) -> ExitCode {
+fn dump(options: &Options, bar: &Bar) -> u8 {
     let result = dump::run(options);
     bar.clear();
     match result {
         Ok(()) => {
             log::info!("Dumping finished successfully");
             display_stats(options, bar);
-            ExitCode::SUCCESS
+            0
         }
         Err(failures) => fail(&failures, "Dumping FAILED."),
     }
@@ -173,7 +186,7 @@ fn restore(options: &Options, bar: &Bar) -> ExitCode {
     };
     match waited {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failures) => fail(&failures, "Restoring FAILED."),
+        Err(failures) => ExitCode::from(fail(&failures, "Restoring FAILED.")),
     }
 }
 
@@ -184,12 +197,12 @@ fn display_stats(options: &Options, bar: &Bar) {
     }
 }
 
-fn fail(failures: &Failures, marker: &str) -> ExitCode {
+fn fail(failures: &Failures, marker: &str) -> u8 {
     for failure in failures {
         log::error!("{failure}");
     }
     log::error!("{marker}");
-    ExitCode::from(exit_status(failures))
+    exit_status(failures)
 }
 
 /// 1, but a script that stops a dump after its images are complete decides itself: clients tell with

@@ -34,6 +34,7 @@ fn micros(since: Instant) -> u32 {
 fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Failures> {
     let start = Instant::now();
     options.progress.stage("freeze");
+    sys::apart::go_on()?;
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_time = micros(start);
     log::info!("froze {} processes in {freezing_time} us", tree.processes.len());
@@ -43,6 +44,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     let mut census = survey::survey(&mut tree, options)?;
     log::info!("surveyed the tree in {} us", micros(frozen));
 
+    sys::apart::go_on()?;
     dir.begin()?;
     let memory = Instant::now();
     options.progress.stage("pages");
@@ -55,6 +57,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     let memdump_time = micros(memory);
     log::info!("wrote {} pages in {memdump_time} us", taken.written_pages);
 
+    sys::apart::go_on()?;
     options.progress.stage("images");
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory()?)?;
@@ -64,6 +67,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         _ => FinalState::Killed,
     };
     hooks.run(Action::PostDump, dir.path(), Some(root))?;
+    sys::apart::go_on()?;
     let frozen_time = micros(frozen);
     tree.finish(state);
     let stats = DumpStats {

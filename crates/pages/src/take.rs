@@ -89,7 +89,9 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         loop {
             let Some(chunk) = lock(&chunks).pop_front() else { return };
             let state = &states[chunk.job];
-            match copy(&jobs[chunk.job], state, &chunk, dir, &mut buffer) {
+            let copied =
+                sys::apart::go_on().and_then(|()| copy(&jobs[chunk.job], state, &chunk, dir, &mut buffer));
+            match copied {
                 Ok(done) => {
                     let mut total = lock(&total);
                     total.written_pages += done.written_pages;

@@ -17,7 +17,7 @@ use crate::sys::process::fork;
 use crate::sys::{call, procfs, signal};
 
 pub const CASES: &[Case] = &[
-    case!(sleeping_process_survives).exchange(),
+    case!(sleeping_process_survives).exchange().killed(),
     case!(private_memory_survives).exchange(),
     case!(heap_and_stack_survive).exchange(),
     case!(regular_file_is_read_on_where_it_stopped).exchange(),
@@ -28,11 +28,11 @@ pub const CASES: &[Case] = &[
     case!(one_thread_survives).exchange(),
     case!(eight_threads_keep_their_ids).exchange(),
     case!(one_child_survives).exchange(),
-    case!(tree_with_pipes_and_files_survives).exchange(),
+    case!(tree_with_pipes_and_files_survives).exchange().killed(),
     case!(exited_zombie_is_collected_afterwards),
     case!(signal_handler_still_runs).exchange(),
     case!(pending_signal_is_delivered_afterwards),
-    case!(long_sleep_continues_for_the_time_left).restless(),
+    case!(long_sleep_continues_for_the_time_left).restless().killed(),
     case!(clock_calls_through_the_vdso_work).exchange(),
     case!(new_children_and_threads_can_be_made_afterwards),
 ];

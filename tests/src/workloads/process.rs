@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     case!(subreaper_flag_still_adopts),
     case!(parent_death_signal_still_comes),
     case!(parent_death_signal_is_kept),
-    case!(fifty_children_survive).exchange(),
+    case!(fifty_children_survive).exchange().killed(),
     case!(chain_of_ten_generations_survives),
     case!(parent_blocked_in_wait_is_woken),
     case!(comm_is_kept),

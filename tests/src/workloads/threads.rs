@@ -11,7 +11,7 @@ use crate::case::{Case, Trial, until};
 use crate::sys::{call, procfs, signal, thread};
 
 pub const CASES: &[Case] = &[
-    case!(a_hundred_threads_survive).exchange(),
+    case!(a_hundred_threads_survive).exchange().killed(),
     case!(thread_names_are_kept).exchange(),
     case!(thread_local_storage_is_kept).exchange(),
     case!(signal_masks_of_threads_differ_afterwards),
