@@ -507,6 +507,7 @@ fn see(
         seccomp_mode: Some(mode.into()),
         comm: Some(status.comm.clone()),
         rseq_entry: rseq::record(registered),
+        timer_slack: Some(own.timer_slack),
         ..ThreadCoreEntry::default()
     };
     let scheduling = sys::process::sched(tid).map_err(explain)?;
@@ -515,6 +516,7 @@ fn see(
         failures.push(Failure::unsupported(Object::Thread(tid), why).of(pid));
     }
     sched::record(scheduling, &mut core);
+    sched::record_affinity(sys::process::affinity(tid).map_err(explain)?, &mut core);
     let info = agent::arch::record::thread_info(&registers, &thread.context.xstate, own.clear_tid);
     let core = CoreEntry {
         mtype: agent::arch::record::MARCH.into(),

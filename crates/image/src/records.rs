@@ -215,6 +215,12 @@ pub struct ThreadCoreEntry {
     pub rseq_entry: Option<RseqEntry>,
     #[prost(uint32, optional, tag = "16")]
     pub cg_set: Option<u32>,
+    /// Ours: processors that it may run on, bit n of byte m for number 8m + n; empty when it may on all.
+    #[prost(bytes = "vec", optional, tag = "1000")]
+    pub affinity: Option<Vec<u8>>,
+    /// Ours: how late its timers may be, in nanoseconds.
+    #[prost(uint64, optional, tag = "1001")]
+    pub timer_slack: Option<u64>,
 }
 
 /// sigaltstack(2).

@@ -634,6 +634,8 @@ impl<'r> Exec<'r> {
     /// What each thread has of its own, credentials last.
     fn set_own(&self) -> Result<(), Failure> {
         let can_raise = self.own.cap_effective >> 24 & 1 != 0;
+        let is_own_everywhere = sched::is_everywhere(&sys::process::affinity(0).map_err(tree_error)?);
+        let own_slack = sys::process::own_timer_slack();
         let can_choose_timers = sys::probe::timer_cr_ids().is_ok();
         let mut runs = Vec::new();
         let mut finished: HashSet<u32> = HashSet::new();
@@ -675,6 +677,9 @@ impl<'r> Exec<'r> {
                 if let Some(entry) = &thread.rseq_entry {
                     rseq::restore(entry, ops)?;
                 }
+                // Before the policy: a real-time thread has no slack to set.
+                attributes::restore_timer_slack(thread.timer_slack, own_slack, ops);
+                sched::restore_affinity(thread, is_own_everywhere, ops)?;
                 sched::restore(thread, ops)?;
                 if nth == 0 {
                     if let Some(limits) = &tc.rlimits {

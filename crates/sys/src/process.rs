@@ -128,6 +128,30 @@ pub fn sched(tid: i32) -> Result<Sched, Errno> {
     Ok(Sched { policy: attr[1] | reset_on_fork, nice: attr[4] as i32, priority: attr[5] })
 }
 
+/// The processors that a thread may run on, bit n of byte m for number 8m + n; of the calling thread when
+/// `tid` is zero. Source: sched_getaffinity(2).
+pub fn affinity(tid: i32) -> Result<Vec<u8>, Errno> {
+    let mut mask = vec![0u8; 1024];
+    let args = [tid as u64, mask.len() as u64, mask.as_mut_ptr() as u64];
+    // SAFETY: the kernel writes at most the size given into the buffer.
+    let length = unsafe { syscall("sched_getaffinity", libc::SYS_sched_getaffinity, &args) }?;
+    mask.truncate(length as usize);
+    Ok(mask)
+}
+
+/// How many processors are online. Asked once. Source: sysconf(3).
+pub fn processors() -> u32 {
+    static COUNT: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    // SAFETY: takes a number and touches nothing.
+    *COUNT.get_or_init(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32)
+}
+
+/// How late the timers of this thread may be, in nanoseconds. Source: prctl(2) PR_GET_TIMERSLACK.
+pub fn own_timer_slack() -> u64 {
+    // SAFETY: integers only.
+    unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) }.max(0) as u64
+}
+
 /// Head and length of the robust futex list of a thread. Source: get_robust_list(2).
 pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
     let (mut head, mut len) = (0u64, 0u64);

@@ -38,11 +38,11 @@ pub const CASES: &[Case] = &[
     case!(resource_limits_are_kept),
     case!(nice_values_of_children_are_kept),
     case!(scheduling_policies_are_kept),
-    case!(cpu_affinity_is_kept).not_yet("CPU affinity").peer_cannot("affinity is not in its images"),
+    case!(cpu_affinity_is_kept).peer_cannot("affinity is not in its images"),
     case!(oom_score_is_kept),
     case!(personality_is_kept).peer_cannot("it restores every task with the default one"),
     case!(dumpable_flag_is_kept),
-    case!(timer_slack_is_kept).not_yet("timer slack").peer_cannot("timer slack is not in its images"),
+    case!(timer_slack_is_kept).peer_cannot("timer slack is not in its images"),
     case!(children_made_all_the_time_survive).restless(),
     case!(child_of_another_exit_signal_survives).peer_cannot("it makes every child with SIGCHLD"),
 ];

@@ -1,5 +1,5 @@
-//! Small attributes of a process or thread, most of them behind prctl(2): alternate signal stack, parent
-//! death signal, where the kernel clears the tid, subreaper, dumpable, huge pages, membarrier, break.
+//! Small attributes of a process or thread, most of them behind prctl(2): alternate signal stack, timer
+//! slack, parent death signal, where the kernel clears the tid, subreaper, dumpable, huge pages, membarrier, break.
 //!
 //! Read from: the calls themselves, in the thread. Rebuilt by: their counterparts.
 
@@ -22,6 +22,7 @@ pub struct AskedThread {
     stack: u64,
     death: u64,
     clear_tid: u64,
+    slack: usize,
 }
 
 /// What a thread answered.
@@ -31,6 +32,8 @@ pub struct ThreadAttributes {
     pub death_signal: u32,
     /// Where the kernel writes zero when the thread ends.
     pub clear_tid: u64,
+    /// How late its timers may be, in nanoseconds.
+    pub timer_slack: u64,
 }
 
 fn prctl(ask: &mut Ask, option: i32, argument: u64) -> usize {
@@ -38,12 +41,13 @@ fn prctl(ask: &mut Ask, option: i32, argument: u64) -> usize {
 }
 
 pub fn ask_thread(ask: &mut Ask) -> Result<AskedThread, Failure> {
-    let asked = AskedThread { stack: ask.room(24)?, death: ask.room(8)?, clear_tid: ask.room(8)? };
+    let (stack, death, clear_tid) = (ask.room(24)?, ask.room(8)?, ask.room(8)?);
     ask.list.label("read the attributes of a thread");
-    ask.list.ok(libc::SYS_sigaltstack, &[ZERO, asked.stack.into()]);
-    prctl(ask, libc::PR_GET_PDEATHSIG, asked.death);
-    prctl(ask, PR_GET_TID_ADDRESS, asked.clear_tid);
-    Ok(asked)
+    ask.list.ok(libc::SYS_sigaltstack, &[ZERO, stack.into()]);
+    prctl(ask, libc::PR_GET_PDEATHSIG, death);
+    prctl(ask, PR_GET_TID_ADDRESS, clear_tid);
+    let slack = prctl(ask, libc::PR_GET_TIMERSLACK, 0);
+    Ok(AskedThread { stack, death, clear_tid, slack })
 }
 
 impl AskedThread {
@@ -57,7 +61,16 @@ impl AskedThread {
             stack: ThreadSasEntry { ss_sp, ss_size, ss_flags },
             death_signal: death as u32,
             clear_tid,
+            timer_slack: answers.result(self.slack) as u64,
         }
+    }
+}
+
+/// Sets how late timers may be; zero is that of a real-time thread, which has none to set.
+pub fn restore_timer_slack(slack: Option<u64>, own: u64, ops: &mut TaskOps) {
+    if let Some(slack) = slack.filter(|slack| *slack != own && *slack != 0) {
+        ops.list.label("set the timer slack");
+        ops.list.ok(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK.into(), slack.into(), ZERO, ZERO, ZERO]);
     }
 }
 
