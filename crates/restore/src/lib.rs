@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod exec;
-mod load;
+pub mod load;
 mod memory;
-mod plan;
+pub mod plan;
 mod run;
 
 pub use run::{Outcome, Resumed, run};
