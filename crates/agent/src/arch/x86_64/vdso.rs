@@ -79,9 +79,8 @@ pub fn redirect(old: &mut [u8], new: &[u8], address: u64) -> Result<(), String> 
         let Some(target) = to.get(&name) else {
             return Err(String::from_utf8_lossy(&name).into_owned());
         };
-        let Some(code) = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| old.get_mut(offset..offset.checked_add(12)?))
+        let Some(code) =
+            usize::try_from(offset).ok().and_then(|offset| old.get_mut(offset..offset.checked_add(12)?))
         else {
             return Err(String::from_utf8_lossy(&name).into_owned());
         };
