@@ -223,6 +223,12 @@ pub const CASES: &[Case] = &[
     ("inventory_without_ids_of_tables", Refused(&["inventory.img#0"]), |set| {
         set.inventory(|inventory| inventory.fdinfo_per_id = None);
     }),
+    ("namespaces_of_its_own", Refused(&["namespaces", "pid, mnt"]), |set| {
+        set.inventory(|inventory| {
+            let ids = inventory.root_ids.get_or_insert_default();
+            (ids.pid_ns_id, ids.mnt_ns_id) = (Some(4242), Some(4243));
+        });
+    }),
     // The tree.
     ("process_that_is_its_own_parent", Refused(&["pstree.img#1", "parent"]), |set| {
         set.tree(|tree| tree[1].ppid = tree[1].pid);

@@ -113,6 +113,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             }
         }
     }
+    failures.extend(tasks.iter().filter_map(|task| check_namespaces(task, inventory.root_ids.as_ref())));
     let files = FileTable::new(dir.read_all(kind::FILES, "files.img")?);
     let mut tables = HashMap::new();
     for task in tasks.iter().filter(|task| !task.is_zombie()) {
@@ -237,6 +238,28 @@ fn load_task(
         }
     }
     if failures.is_empty() { Ok(task) } else { Err(failures) }
+}
+
+/// A namespace is one of the tree's own when its number is not that of whoever made the dump.
+fn check_namespaces(task: &Task, host: Option<&TaskKobjIdsEntry>) -> Option<Failure> {
+    type Id = fn(&TaskKobjIdsEntry) -> Option<u32>;
+    const NAMESPACES: [(&str, Id); 8] = [
+        ("pid", |ids| ids.pid_ns_id),
+        ("net", |ids| ids.net_ns_id),
+        ("ipc", |ids| ids.ipc_ns_id),
+        ("uts", |ids| ids.uts_ns_id),
+        ("mnt", |ids| ids.mnt_ns_id),
+        ("user", |ids| ids.user_ns_id),
+        ("cgroup", |ids| ids.cgroup_ns_id),
+        ("time", |ids| ids.time_ns_id),
+    ];
+    let host = host?;
+    let is_own = |of: Id| of(&task.ids).zip(of(host)).is_some_and(|(own, host)| own != host);
+    let own: Vec<&str> = NAMESPACES.iter().filter(|(_, of)| is_own(*of)).map(|(name, _)| *name).collect();
+    (!own.is_empty()).then(|| {
+        let why = format!("has namespaces of its own ({}), which are not carried yet", own.join(", "));
+        Failure::unsupported(Object::Task, why).of(task.pid)
+    })
 }
 
 /// Judges what the cores say of a process: whether it lives, its signals, timers and registers.
