@@ -333,6 +333,11 @@ pub const CASES: &[Case] = &[
             (registers.cs, registers.fs_base) = (0xffff, u64::MAX);
         });
     }),
+    ("thread_with_a_segment_of_the_kernel", Fails(&["set its registers"]), |set| {
+        set.core(set.thread, |core| {
+            core.thread_info.as_mut().expect("registers").gpregs.cs = 0x10;
+        });
+    }),
     ("pending_signal_cut_short", Refused(&["core-", "signal"]), |set| set.pending(vec![10; 9])),
     ("pending_sigkill", Refused(&["core-", "signal 9"]), |set| set.pending(siginfo(9))),
     ("pending_sigstop", Refused(&["core-", "signal 19"]), |set| set.pending(siginfo(19))),

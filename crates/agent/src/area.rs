@@ -9,6 +9,7 @@ use crate::list::{Failed, List, OP_SIZE, slot};
 use model::Errno;
 use std::cell::Cell;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use sys::memory::SharedMap;
 
@@ -21,8 +22,7 @@ const SPINS: u32 = 400;
 /// Shared memory, handed out from the start to the end; nothing is given back singly.
 #[derive(Debug)]
 pub struct Area {
-    // Dropped first: it points into the map.
-    watch: Watch,
+    watch: Rc<Watch>,
     map: SharedMap,
     /// Where it begins in the other process.
     remote: u64,
@@ -46,20 +46,20 @@ impl Slot {
 
 /// A list that an agent is executing.
 #[derive(Debug)]
-pub struct Run<'l> {
+pub struct Run {
     slot: Slot,
-    list: &'l List,
+    list: List,
     at: usize,
 }
 
 impl Area {
     /// Shares `len` bytes of `file`, which the other process has, or will have, at `remote`.
     ///
-    /// The calling thread is the coordinator: the words carry its id.
-    pub fn new(file: impl AsFd, len: usize, remote: u64) -> Result<Area, Errno> {
+    /// The calling thread is the coordinator: the words carry its id, and `watch` is its own.
+    pub fn new(file: impl AsFd, len: usize, remote: u64, watch: Rc<Watch>) -> Result<Area, Errno> {
         let map = SharedMap::new(file, 0, len)?;
         let idle = sys::process::own_tid() as u32 | FUTEX_WAITERS;
-        Ok(Area { map, remote, top: Cell::new(0), idle, watch: Watch::new()? })
+        Ok(Area { map, remote, top: Cell::new(0), idle, watch })
     }
 
     pub fn remote(&self) -> u64 {
@@ -79,9 +79,9 @@ impl Area {
         self.top.get()
     }
 
-    /// Takes back everything handed out after `mark`. No agent may use it any more.
+    /// Takes back everything handed out after `mark`. No agent may use it any more, and its slots are not
+    /// watched any more: [`Watch::forget`].
     pub fn rewind(&self, mark: usize) {
-        self.watch.forget();
         self.top.set(mark);
     }
 
@@ -139,7 +139,7 @@ impl Area {
     }
 
     /// Hands a list to the agent at `slot`, which must be idle.
-    pub fn start<'l>(&self, slot: Slot, list: &'l List) -> Result<Run<'l>, Errno> {
+    pub fn start(&self, slot: Slot, list: List) -> Result<Run, Errno> {
         let bytes = list.bytes();
         let at = self.take(bytes.len(), 8)?;
         self.map.write(at, &bytes);
@@ -158,7 +158,7 @@ impl Area {
     ///
     /// # Errors
     /// The operation that stopped the list; `None` when the other process is gone.
-    pub fn wait(&self, run: Run<'_>, is_alive: impl Fn() -> bool) -> Result<Vec<u8>, Option<Failed>> {
+    pub fn wait(&self, run: Run, is_alive: impl Fn() -> bool) -> Result<Vec<u8>, Option<Failed>> {
         let turn = self.map.word(run.slot.at + slot::TURN);
         let mut spins = SPINS;
         loop {
@@ -191,26 +191,34 @@ impl Area {
 }
 
 /// The coordinator thread's list of robust futexes: a ring from the head through the newest slot to the
-/// oldest and back. The kernel reads at most 2048 of it.
+/// oldest and back. The kernel reads at most 2048 of it. A thread has one, for all its areas.
 ///
 /// Source: Documentation/locking/robust-futex-ABI.rst.
 #[derive(Debug)]
-struct Watch {
+pub struct Watch {
     /// Next node, offset from a node to its word, node being changed.
     head: Box<[AtomicU64; 3]>,
     /// What the C library had registered.
     before: u64,
 }
 
+impl Drop for Area {
+    fn drop(&mut self) {
+        // Its slots go with it.
+        self.watch.forget();
+    }
+}
+
 impl Watch {
-    fn new() -> Result<Watch, Errno> {
+    /// Becomes the list of the calling thread, in place of the C library's, until it is dropped.
+    pub fn new() -> Result<Watch, Errno> {
         let before = sys::process::robust_list(0)?.0;
         let offset = slot::TURN as i64 - slot::NODE as i64;
         let head = Box::new([AtomicU64::new(0), AtomicU64::new(offset as u64), AtomicU64::new(0)]);
         let watch = Watch { head, before };
         watch.forget();
         // SAFETY: the head is on the heap and outlives its registration, which drop ends; its nodes are in
-        // a mapping that the area drops after the watch.
+        // mappings of areas, and an area that goes empties the list.
         unsafe { sys::memory::set_robust_list(watch.address()) }?;
         Ok(watch)
     }
@@ -225,7 +233,8 @@ impl Watch {
         self.head[0].store(node, Ordering::Release);
     }
 
-    fn forget(&self) {
+    /// Watches none of the slots any more.
+    pub fn forget(&self) {
         self.head[0].store(self.address(), Ordering::Release);
     }
 }

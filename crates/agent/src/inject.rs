@@ -1,14 +1,16 @@
-//! The agent in a frozen process: mapped by one remote call, run in each thread, and gone again.
+//! The agent in frozen processes: mapped by one remote call, run in each thread, and gone again. Several
+//! processes at the same time, for what takes long is that each wakes and stops.
 //!
 //! A thread whose registers are not its own has its context saved in a signal frame in the shared memory.
 //! If the coordinator dies, the agent returns to it with one rt_sigreturn(2).
 
 use crate::arch::{self, Registers, restart_interrupted_call, signal_frame};
-use crate::area::{Area, Run, Slot};
+use crate::area::{Area, Run, Slot, Watch};
 use crate::list::{Failed, List};
 use crate::remote;
 use model::{Errno, Failure, Object};
 use std::path::Path;
+use std::rc::Rc;
 use sys::ptrace::{Running, Stop, Stopped, X86_XSTATE};
 
 /// Code, slots, lists and frames of a batch of threads.
@@ -58,44 +60,92 @@ fn gone(tid: i32) -> Failure {
     Failure::conflict(Object::Thread(tid), "run the agent", "the thread ended while it was frozen")
 }
 
-impl Host {
-    /// Maps the agent into the process of `thread`, which is stopped and comes back as it was.
-    ///
-    /// `instruction` is where the process has a `syscall`.
-    pub fn enter(
-        pid: i32,
-        thread: Stopped,
-        context: &Context,
-        instruction: u64,
-    ) -> Result<(Host, Stopped), Failure> {
-        let tid = thread.tid();
-        let explain = |error: Errno| error.on(Object::Thread(tid), "map the agent").of(pid);
-        thread.set_signal_mask(EVERY_SIGNAL).map_err(explain)?;
-        let (prot, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        let args = [0, AREA as u64, prot as u64, flags as u64, u64::MAX, 0];
-        let (thread, result) =
-            remote::call(thread, &context.registers, instruction, libc::SYS_mmap, &args).map_err(explain)?;
-        context.restore(&thread).map_err(explain)?;
-        if result < 0 {
-            return Err(explain(Errno { call: "mmap", code: -result as i32 }));
-        }
-        let address = result as u64;
-        let host = Host::attach(pid, address, instruction);
-        match host {
-            Ok(host) => Ok((host, thread)),
-            Err(error) => {
-                // Not ours to use, so not theirs to keep.
-                unmap(thread, context, instruction, address).map_err(explain)?;
-                Err(explain(error))
+/// A thread through which the agent enters its process.
+#[derive(Debug)]
+pub struct Door<'c> {
+    pub pid: i32,
+    pub thread: Stopped,
+    pub context: &'c Context,
+    /// Where the process has a `syscall`.
+    pub instruction: u64,
+}
+
+impl Door<'_> {
+    fn explain(&self, doing: &'static str) -> impl Fn(Errno) -> Failure + use<> {
+        let (pid, tid) = (self.pid, self.thread.tid());
+        move |error| error.on(Object::Thread(tid), doing).of(pid)
+    }
+}
+
+/// Has one thread of each of several processes make a call, and puts it back as it was.
+fn call_all(
+    doors: Vec<Door>,
+    number: i64,
+    args: &[Vec<u64>],
+    doing: &'static str,
+) -> Vec<Result<(Stopped, i64), Failure>> {
+    let mut results: Vec<Option<Result<(Stopped, i64), Failure>>> = Vec::with_capacity(doors.len());
+    let mut calls = Vec::with_capacity(doors.len());
+    let mut callers = Vec::with_capacity(doors.len());
+    for (door, args) in doors.into_iter().zip(args) {
+        let explain = door.explain(doing);
+        match door.thread.set_signal_mask(EVERY_SIGNAL) {
+            Ok(()) => {
+                let (from, instruction) = (&door.context.registers, door.instruction);
+                calls.push(remote::Call { thread: door.thread, from, instruction, number, args });
+                callers.push((results.len(), door.context, explain));
+                results.push(None);
             }
+            Err(error) => results.push(Some(Err(explain(error)))),
         }
     }
+    for (called, (at, context, explain)) in remote::call_all(calls).into_iter().zip(callers) {
+        let restored = called.and_then(|(thread, result)| {
+            context.restore(&thread)?;
+            Ok((thread, result))
+        });
+        results[at] = Some(restored.map_err(explain));
+    }
+    results.into_iter().map(|result| result.expect("every call has a result")).collect()
+}
 
-    fn attach(pid: i32, address: u64, instruction: u64) -> Result<Host, Errno> {
+impl Host {
+    /// Maps the agent into several processes, through one thread of each, which is stopped and comes back
+    /// as it was.
+    pub fn enter_all(doors: Vec<Door>, watch: &Rc<Watch>) -> Vec<Result<(Host, Stopped), Failure>> {
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let args = vec![vec![0, AREA as u64, prot as u64, flags as u64, u64::MAX, 0]; doors.len()];
+        let known: Vec<_> = doors.iter().map(|door| (door.pid, door.instruction, door.context)).collect();
+        const DOING: &str = "map the agent";
+        let called = call_all(doors, libc::SYS_mmap, &args, DOING);
+        let mut entered = Vec::with_capacity(known.len());
+        for ((pid, instruction, context), called) in known.into_iter().zip(called) {
+            entered.push(called.and_then(|(thread, result)| {
+                let tid = thread.tid();
+                let explain = |error: Errno| error.on(Object::Thread(tid), DOING).of(pid);
+                if result < 0 {
+                    return Err(explain(Errno { call: "mmap", code: -result as i32 }));
+                }
+                match Host::attach(pid, result as u64, instruction, watch) {
+                    Ok(host) => Ok((host, thread)),
+                    Err(error) => {
+                        // Not ours to use, so not theirs to keep.
+                        let door = Door { pid, thread, context, instruction };
+                        let args = [vec![result as u64, AREA as u64]];
+                        call_all(vec![door], libc::SYS_munmap, &args, DOING).remove(0)?;
+                        Err(explain(error))
+                    }
+                }
+            }));
+        }
+        entered
+    }
+
+    fn attach(pid: i32, address: u64, instruction: u64, watch: &Rc<Watch>) -> Result<Host, Errno> {
         let path = format!("/proc/{pid}/map_files/{address:x}-{:x}", address + AREA as u64);
         let file = sys::fd::open(Path::new(&path), libc::O_RDWR)?;
-        let area = Area::new(&file, AREA, address)?;
+        let area = Area::new(&file, AREA, address, watch.clone())?;
         area.put(arch::code())?;
         let start = area.mark();
         Ok(Host { pid, instruction, area, start })
@@ -106,29 +156,19 @@ impl Host {
         &self.area
     }
 
-    /// Forgets the lists and results of the last batch.
+    /// Forgets the lists and results of the last batch; the watch of its slots has ended.
     pub fn next_batch(&self) {
         self.area.rewind(self.start);
     }
 
     /// Sends a thread through a list. It has to be [`Host::collect`]ed.
-    pub fn start<'l>(
-        &self,
-        thread: Stopped,
-        context: &Context,
-        list: &'l List,
-    ) -> Result<(Running, Run<'l>), Failure> {
+    pub fn start(&self, thread: Stopped, context: &Context, list: List) -> Result<(Running, Run), Failure> {
         let tid = thread.tid();
         self.launch(thread, context, list)
             .map_err(|error| error.on(Object::Thread(tid), "start the agent").of(self.pid))
     }
 
-    fn launch<'l>(
-        &self,
-        thread: Stopped,
-        context: &Context,
-        list: &'l List,
-    ) -> Result<(Running, Run<'l>), Errno> {
+    fn launch(&self, thread: Stopped, context: &Context, list: List) -> Result<(Running, Run), Errno> {
         // The way home is ready before the thread leaves.
         let home = restart_interrupted_call(&context.registers);
         let address = self.area.aligned_room(arch::FRAME_MAX + context.xstate.len())?;
@@ -141,15 +181,12 @@ impl Host {
         Ok((thread.resume(0)?, run))
     }
 
-    /// Waits for a thread's list and puts the thread back as it was. The result of the list may be an
-    /// error; the thread is whole all the same.
+    /// Waits until a thread's list is done, and tells the thread to stop. It has to be [`Host::retrieve`]d.
+    ///
+    /// # Errors
+    /// The inner one: the operation that stopped the list; the thread is whole all the same.
     #[allow(clippy::type_complexity)]
-    pub fn collect(
-        &self,
-        running: Running,
-        run: Run<'_>,
-        context: &Context,
-    ) -> Result<(Stopped, Result<Vec<u8>, Failed>), Failure> {
+    pub fn collect(&self, running: &Running, run: Run) -> Result<Result<Vec<u8>, Failed>, Failure> {
         let tid = running.tid();
         let pid = self.pid;
         let is_alive = || Path::new(&format!("/proc/{pid}/task/{tid}")).exists();
@@ -158,28 +195,50 @@ impl Host {
             Err(Some(failed)) => Err(failed),
             Err(None) => return Err(gone(tid).of(pid)),
         };
+        match running.interrupt() {
+            Ok(()) => Ok(result),
+            // The wait tells what became of it.
+            Err(error) if error.code == libc::ESRCH => Ok(result),
+            Err(error) => Err(error.on(Object::Thread(tid), "stop the agent").of(pid)),
+        }
+    }
+
+    /// Waits until a thread that was told to stop has stopped, and puts it back as it was.
+    pub fn retrieve(&self, running: Running, context: &Context) -> Result<Stopped, Failure> {
+        let tid = running.tid();
+        let pid = self.pid;
         let explain = |error: Errno| error.on(Object::Thread(tid), "stop the agent").of(pid);
-        let stopped = match running.halt().map_err(explain)? {
+        let stopped = match running.stand().map_err(explain)? {
             Stop::Trap(stopped) | Stop::Group(stopped, _) => stopped,
             _ => return Err(gone(tid).of(pid)),
         };
         context.restore(&stopped).map_err(explain)?;
-        Ok((stopped, result))
+        Ok(stopped)
     }
 
-    /// Takes the agent out of the process again.
-    pub fn leave(self, thread: Stopped, context: &Context) -> Result<Stopped, Failure> {
-        let tid = thread.tid();
-        let address = self.area.remote();
-        unmap(thread, context, self.instruction, address)
-            .map_err(|error| error.on(Object::Thread(tid), "unmap the agent").of(self.pid))
+    /// Takes the agent out of processes again, through one thread of each.
+    pub fn leave_all(leaving: Vec<(Host, Stopped, &Context)>) -> Vec<Result<Stopped, Failure>> {
+        let args: Vec<Vec<u64>> =
+            leaving.iter().map(|(host, ..)| vec![host.area.remote(), AREA as u64]).collect();
+        let doors = leaving
+            .into_iter()
+            .map(|(host, thread, context)| Door {
+                pid: host.pid,
+                thread,
+                context,
+                instruction: host.instruction,
+            })
+            .collect();
+        const DOING: &str = "unmap the agent";
+        call_all(doors, libc::SYS_munmap, &args, DOING)
+            .into_iter()
+            .map(|called| match called? {
+                (thread, 0) => Ok(thread),
+                (thread, result) => {
+                    Err(Errno { call: "munmap", code: -result as i32 }
+                        .on(Object::Thread(thread.tid()), DOING))
+                }
+            })
+            .collect()
     }
-}
-
-fn unmap(thread: Stopped, context: &Context, instruction: u64, address: u64) -> Result<Stopped, Errno> {
-    thread.set_signal_mask(EVERY_SIGNAL)?;
-    let (thread, result) =
-        remote::call(thread, &context.registers, instruction, libc::SYS_munmap, &[address, AREA as u64])?;
-    context.restore(&thread)?;
-    if result < 0 { Err(Errno { call: "munmap", code: -result as i32 }) } else { Ok(thread) }
 }

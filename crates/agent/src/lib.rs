@@ -7,10 +7,11 @@
 
 pub mod arch;
 pub mod area;
+pub mod crew;
 pub mod inject;
 pub mod list;
 pub mod puppet;
 pub mod remote;
 
-pub use area::{Area, Slot};
+pub use area::{Area, Slot, Watch};
 pub use list::{Arg, Failed, Judge, List};

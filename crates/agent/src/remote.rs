@@ -1,31 +1,50 @@
-//! One system call at a time in a stopped thread, through ptrace at a `syscall` instruction that the
+//! System calls in stopped threads, one in each, through ptrace at a `syscall` instruction that the
 //! process already has.
 
 use crate::arch::Registers;
 use model::Errno;
 use sys::ptrace::{Running, Stop, Stopped};
 
+/// A call to be made by a stopped thread.
+#[derive(Debug)]
+pub struct Call<'c> {
+    pub thread: Stopped,
+    pub from: &'c Registers,
+    /// Where the process has a `syscall`.
+    pub instruction: u64,
+    pub number: i64,
+    pub args: &'c [u64],
+}
+
 /// What a system call did, and the thread, stopped as it left it.
 ///
 /// # Errors
 /// The thread is gone (`ESRCH`), or ptrace(2) failed. An error of the call itself is its result.
-pub fn call(
-    thread: Stopped,
-    from: &Registers,
-    instruction: u64,
-    number: i64,
-    args: &[u64],
-) -> Result<(Stopped, i64), Errno> {
-    from.calling(instruction, number, args).write(&thread)?;
-    let thread = to_syscall_stop(thread)?;
-    let thread = to_syscall_stop(thread)?;
-    let result = Registers::read(&thread)?.result();
-    Ok((thread, result))
+pub type Called = Result<(Stopped, i64), Errno>;
+
+/// Makes calls in threads, all at the same time: the threads of several processes, or only one of each.
+pub fn call_all(calls: Vec<Call>) -> Vec<Called> {
+    let begin = |call: Call| {
+        call.from.calling(call.instruction, call.number, call.args).write(&call.thread)?;
+        call.thread.resume_to_syscall()
+    };
+    let begun: Vec<Result<Running, Errno>> = calls.into_iter().map(begin).collect();
+    let entered: Vec<Result<Running, Errno>> = begun
+        .into_iter()
+        .map(|running| running.and_then(to_syscall_stop).and_then(Stopped::resume_to_syscall))
+        .collect();
+    entered
+        .into_iter()
+        .map(|running| {
+            let thread = running.and_then(to_syscall_stop)?;
+            let result = Registers::read(&thread)?.result();
+            Ok((thread, result))
+        })
+        .collect()
 }
 
 /// Signals that cannot be blocked may come between; they are given back to the process.
-fn to_syscall_stop(thread: Stopped) -> Result<Stopped, Errno> {
-    let mut running: Running = thread.resume_to_syscall()?;
+fn to_syscall_stop(mut running: Running) -> Result<Stopped, Errno> {
     let mut kept = Vec::new();
     let stopped = loop {
         match running.wait()? {

@@ -56,9 +56,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     log::info!("wrote {} pages in {memdump_time} us", taken.written_pages);
 
     options.progress.stage("images");
-    for (name, image) in encode::encode(census) {
-        dir.write(&name, &image)?;
-    }
+    write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory()?)?;
     let state = match options {
         Options { leave_running: true, .. } => FinalState::Running,
@@ -104,6 +102,21 @@ fn jobs(census: &mut survey::Census) -> Result<Vec<Job>, Failure> {
         jobs.push(Job { source: Source::File(file), runs, pagemap, pages_id: jobs.len() as u32 + 1 });
     }
     Ok(jobs)
+}
+
+/// Writes them, when there are many on all processors: what it takes is making the files.
+fn write_images(images: &[(String, Writer)], dir: &Dir) -> Result<(), Failure> {
+    const MANY: usize = 64;
+    let write =
+        |images: &[(String, Writer)]| images.iter().try_for_each(|(name, image)| dir.write(name, image));
+    if images.len() <= MANY {
+        return write(images);
+    }
+    let share = images.len().div_ceil(agent::crew::size());
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = images.chunks(share).map(|images| scope.spawn(move || write(images))).collect();
+        writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
+    })
 }
 
 /// Statistics are no part of the dump: without them it is as good.

@@ -32,6 +32,14 @@ impl FdProbe {
         Ok(FdProbe { pid, number, fd, stat, flags, position, link: OnceCell::new(), info: OnceCell::new() })
     }
 
+    /// Reads now what would be read when it is asked for: by whoever has the time.
+    pub fn read_all(&self) {
+        self.info();
+        if !matches!(self.format(), libc::S_IFSOCK | libc::S_IFIFO) {
+            self.link();
+        }
+    }
+
     /// Device and inode.
     pub fn inode(&self) -> (u64, u64) {
         (self.stat.st_dev, self.stat.st_ino)

@@ -1,17 +1,24 @@
-//! Pages from `pages-*.img` back into memory: read by the agents straight to where they belong.
+//! Pages from `pages-*.img` back into memory. Few are read by the agent of their process, straight to where
+//! they belong; many are put there by the coordinator, on all processors, as pages that are new and filled
+//! in one step: the kernel does not clear them first.
 
 use agent::{Arg, Judge};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, Run};
-use model::{Failure, Object};
+use model::{Errno, Failure, Object};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use sys::memory::View;
+use sys::userfault::Userfault;
 
 /// iovecs of one preadv(2): IOV_MAX of the kernel.
 const VECTORS: usize = 1024;
 /// Bytes of one preadv(2), well below what the kernel reads at once.
 const BYTES: u64 = 1 << 30;
+/// Bytes of one UFFDIO_COPY.
+const COPIED: u64 = 2 << 20;
 
 /// Reads `runs` from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
 /// makes bytes readable for the agent and returns their address.
@@ -45,22 +52,79 @@ pub fn read_runs(
     Ok(())
 }
 
+/// Gives a process new pages with the content of `runs` in `pages`, on as many threads as there are
+/// processors. All of it is registered with `memory` and has no pages yet. `done` is told of pages.
+pub fn copy_runs(
+    memory: &Userfault,
+    pages: &View,
+    runs: &[Run],
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), Errno> {
+    let runs = cut(runs, COPIED);
+    let chunks = group(&runs);
+    let next = AtomicUsize::new(0);
+    let copy = |chunk: &[Run]| {
+        let (first, last) = (&chunk[0], &chunk[chunk.len() - 1]);
+        let from = first.offset as usize..(last.offset + last.len()) as usize;
+        pages.populate(from.clone());
+        let copied = chunk.iter().try_for_each(|run| {
+            let bytes = pages.bytes().get(run.offset as usize..(run.offset + run.len()) as usize);
+            memory.copy(run.range.start, bytes.ok_or(Errno { call: "mmap", code: libc::ENODATA })?)
+        });
+        // Mapped pages of the file count as ours.
+        pages.forget(from);
+        copied
+    };
+    let work = || -> Result<(), Errno> {
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            copy(chunk).inspect_err(|_| next.store(chunks.len(), Ordering::Relaxed))?;
+            done(chunk.iter().map(Run::len).sum::<u64>() / 4096);
+        }
+        Ok(())
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(chunks.len());
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().map(|other| other.join().expect("a worker does not panic")).fold(own, Result::and)
+    })
+}
+
+/// Runs that lie one behind the other in the file, as many as make a chunk.
+fn group(runs: &[Run]) -> Vec<&[Run]> {
+    let mut groups = Vec::new();
+    let mut first = 0;
+    for at in 1..=runs.len() {
+        let ends = runs.get(at).is_none_or(|run| {
+            let before = &runs[at - 1];
+            let is_next = run.offset == before.offset + before.len();
+            !is_next || run.offset + run.len() - runs[first].offset > COPIED
+        });
+        if ends {
+            groups.push(&runs[first..at]);
+            first = at;
+        }
+    }
+    groups
+}
+
 /// Splits runs so that none is longer than one call reads.
 pub fn split(runs: &[Run]) -> Vec<Run> {
-    let mut split = Vec::with_capacity(runs.len());
+    cut(runs, BYTES)
+}
+
+fn cut(runs: &[Run], longest: u64) -> Vec<Run> {
+    let mut parts = Vec::with_capacity(runs.len());
     for run in runs {
         let mut start = run.range.start;
         while start < run.range.end {
-            let end = run.range.end.min(start + BYTES);
-            split.push(Run {
-                range: start..end,
-                flags: run.flags,
-                offset: run.offset + (start - run.range.start),
-            });
+            let end = run.range.end.min(start + longest);
+            let offset = run.offset + (start - run.range.start);
+            parts.push(Run { range: start..end, flags: run.flags, offset });
             start = end;
         }
     }
-    split
+    parts
 }
 
 /// The page map of a task or of a memory file; empty when the dump wrote none.
@@ -113,6 +177,21 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_in_the_file_are_copied_together() {
+        let run =
+            |start: u64, len: u64, offset: u64| Run { range: start..start + len, flags: PRESENT, offset };
+        let runs = [
+            run(0, 4096, 0),
+            run(0x9000, 8192, 4096),
+            run(0x20000, 4096, 0x8000),
+            run(1 << 30, COPIED, 0x9000),
+        ];
+        let sizes: Vec<usize> = group(&runs).iter().map(|group| group.len()).collect();
+        assert_eq!(sizes, [2, 1, 1]);
+        assert!(group(&[]).is_empty());
+    }
 
     #[test]
     fn neighbours_in_the_file_are_one_call() {

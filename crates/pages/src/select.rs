@@ -41,12 +41,10 @@ pub struct Selection {
     pub scanned_pages: u64,
 }
 
-/// Anonymous pages that are there or swapped out, except the page of zeros.
-const OWN: Query = Query { inverted: FILE | ZERO, all: FILE | ZERO, any: PRESENT | SWAPPED, report: 0 };
-/// The same on kernels that know guard markers, which look swapped out.
-const OWN_UNGUARDED: Query =
-    Query { inverted: FILE | ZERO | GUARD, all: FILE | ZERO | GUARD, any: PRESENT | SWAPPED, report: 0 };
-const GUARDS: Query = Query { inverted: 0, all: GUARD, any: 0, report: 0 };
+/// Pages that are there or swapped out; guard markers look swapped out.
+const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
+/// The same for kernels that know no guard markers.
+const THERE_UNGUARDED: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO };
 
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
 ///
@@ -57,10 +55,21 @@ pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
     let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
     let all = first.range.start..last.range.end;
     let mut found: Vec<Range<u64>> = Vec::new();
+    let mut scan = |query| {
+        found.clear();
+        selection.guards.clear();
+        pagemap::scan(pagemap, all.clone(), query, |run, categories| match categories {
+            0 => found.push(run),
+            GUARD => selection.guards.push(run),
+            _ => {}
+        })
+    };
     // Before Linux 6.15 there is no such category, and before 6.13 no such page.
-    let guarded = pagemap::scan(pagemap, all.clone(), GUARDS, |run, _| selection.guards.push(run));
-    let own = if guarded.is_ok() { OWN_UNGUARDED } else { OWN };
-    match pagemap::scan(pagemap, all, own, |run, _| found.push(run)) {
+    let scanned = match scan(THERE) {
+        Err(error) if error.code == libc::EINVAL => scan(THERE_UNGUARDED),
+        scanned => scanned,
+    };
+    match scanned {
         Ok(()) => {}
         Err(error) if error.code == libc::ENOTTY => {
             for area in areas {
@@ -76,6 +85,15 @@ pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
     selection.scanned_pages = found.iter().map(|run| (run.end - run.start) / 4096).sum();
     selection.runs = intersect(&found, areas);
     Ok(selection)
+}
+
+impl Selection {
+    /// Appends what was found at higher addresses.
+    pub fn append(&mut self, mut higher: Selection) {
+        self.runs.append(&mut higher.runs);
+        self.guards.append(&mut higher.guards);
+        self.scanned_pages += higher.scanned_pages;
+    }
 }
 
 /// The parts of `found` that are inside areas, and the areas that are kept whole.

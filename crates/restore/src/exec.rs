@@ -5,26 +5,34 @@
 //! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
+use crate::held::{Held, Thread};
 use crate::load::{Checkpoint, Task};
-use crate::memory::{self, Contents, OwnVdso, Reach};
+use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan};
-use agent::arch::{self, Config};
+use crate::stage::Stage;
+use agent::arch::Config;
 use agent::area::{Area, Run, Slot};
+use agent::crew::{self, Crew};
 use agent::puppet::{self, CloneArgs};
-use agent::{Arg, Judge, List};
+use agent::{Arg, Judge, List, Watch};
 use kinds::contract::TaskOps;
 use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
 use sys::proc::Status;
-use sys::ptrace::{self, Running, Stop, Stopped};
+use sys::userfault::Userfault;
 
 const PAGE: u64 = 4096;
 const SIGSET: u64 = 8;
 const EVERY_SIGNAL: u64 = !0;
+/// Threads for which one of ours is enough.
+const THREADS_OF_ONE: usize = 32;
 const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -34,7 +42,7 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
 
 /// Everything that the waves need.
 pub struct Exec<'r> {
-    pub checkpoint: &'r Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     pub plan: &'r Plan,
     pub options: &'r Options,
     /// Open files by id, as descriptors of this process.
@@ -143,7 +151,7 @@ fn service(checkpoint: &Checkpoint, area: &OwnedFd) -> Result<Service, Failure> 
 
 impl<'r> Exec<'r> {
     pub fn new(
-        checkpoint: &'r Checkpoint,
+        checkpoint: Arc<Checkpoint>,
         plan: &'r Plan,
         options: &'r Options,
         files: &'r HashMap<u32, OwnedFd>,
@@ -154,7 +162,9 @@ impl<'r> Exec<'r> {
         let len = plan.hole.end - plan.hole.start - puppet::PAGES;
         let file = sys::memory::memfd(c"crtools-area", false).map_err(tree_error)?;
         sys::fd::truncate(&file, len).map_err(tree_error)?;
-        let area = Area::new(&file, len as usize, plan.hole.start + puppet::PAGES).map_err(tree_error)?;
+        let watch = Rc::new(Watch::new().map_err(tree_error)?);
+        let area =
+            Area::new(&file, len as usize, plan.hole.start + puppet::PAGES, watch).map_err(tree_error)?;
         let slots = checkpoint
             .tasks
             .iter()
@@ -163,7 +173,7 @@ impl<'r> Exec<'r> {
             .map_err(tree_error)?;
         let stand_ins =
             plan.stand_ins.iter().map(|_| area.slot(0)).collect::<Result<_, _>>().map_err(tree_error)?;
-        let service = service(checkpoint, &file)?;
+        let service = service(&checkpoint, &file)?;
         let status = std::fs::read("/proc/self/status").unwrap_or_default();
         let own = sys::proc::parse_status(&status).ok_or_else(|| {
             Failure::conflict(Object::Tree, "read our own status", "the text is not understood")
@@ -188,7 +198,7 @@ impl<'r> Exec<'r> {
         Reach { pidfd: self.service.pidfd }
     }
 
-    fn tasks(&self) -> impl Iterator<Item = (usize, &'r Task)> + use<'r> {
+    fn tasks(&self) -> impl Iterator<Item = (usize, &Task)> {
         self.checkpoint.tasks.iter().enumerate()
     }
 
@@ -220,10 +230,14 @@ impl<'r> Exec<'r> {
         puppet::spawn(&file, root.pid, self.options.restore_sibling)
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created = Created { root: root.pid, is_kept: false };
-        self.make_processes(&own_vdso)?;
-        self.place()?;
+        let mut stage = Stage::begin();
+        let open = self.make_processes(&own_vdso)?;
+        stage.ends("made the processes and their memory");
+        self.place(&open)?;
+        stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;
         self.set_own()?;
+        stage.ends("set what each thread has of its own");
         for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             if let Some(score) = task.tc().oom_score_adj {
                 let path = format!("/proc/{}/oom_score_adj", task.pid);
@@ -235,36 +249,33 @@ impl<'r> Exec<'r> {
         self.start_timers()?;
         arm()?;
         self.become_tasks(threads)?;
+        stage.ends("let the tasks go");
         created.is_kept = true;
         Ok(())
     }
 
     /// Waits for lists in the order given.
-    fn wait_all(&self, runs: Vec<(i32, Run<'_>)>) -> Result<(), Failure> {
-        let mut first = Ok(());
-        for (pid, run) in runs {
-            if first.is_err() {
-                break;
-            }
-            match self.area.wait(run, || is_at_work(pid)) {
-                Ok(_) => {}
-                Err(Some(failed)) => {
-                    let why = failed.errno().on(Object::Task, failed.doing).of(pid);
-                    let why = match failed.errno() {
-                        Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
-                            "the id is taken by a running process: restore in a fresh pid namespace",
-                        )),
-                        _ => why,
-                    };
-                    first = Err(why);
-                }
-                Err(None) => {
-                    let why = "the process ended, or was stopped by a fault";
-                    first = Err(Failure::conflict(Object::Task, "build it", why).of(pid));
+    fn wait_all(&self, runs: Vec<(i32, Run)>) -> Result<(), Failure> {
+        runs.into_iter().try_for_each(|(pid, run)| self.wait(pid, run).map(drop))
+    }
+
+    /// Waits for a list; returns it with its results.
+    fn wait(&self, pid: i32, run: Run) -> Result<Vec<u8>, Failure> {
+        self.area.wait(run, || is_at_work(pid)).map_err(|failed| match failed {
+            Some(failed) => {
+                let why = failed.errno().on(Object::Task, failed.doing).of(pid);
+                match failed.errno() {
+                    Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
+                        "the id is taken by a running process: restore in a fresh pid namespace",
+                    )),
+                    _ => why,
                 }
             }
-        }
-        first
+            None => {
+                let why = "the process ended, or was stopped by a fault";
+                Failure::conflict(Object::Task, "build it", why).of(pid)
+            }
+        })
     }
 
     fn clone_op(
@@ -305,7 +316,8 @@ impl<'r> Exec<'r> {
         Ok(())
     }
 
-    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<(), Failure> {
+    /// Returns the mappings of each task that are still writable though they must not be.
+    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
         self.close_inherited()?;
         let files = |id: u32, mode: u32| {
             let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
@@ -321,6 +333,8 @@ impl<'r> Exec<'r> {
             reach: self.reach(),
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
+        let mut fillings = Vec::new();
+        let mut open = vec![HashSet::new(); self.checkpoint.tasks.len()];
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
@@ -344,22 +358,70 @@ impl<'r> Exec<'r> {
                 }
                 self.clone_children(at, Birth::Empty, ops)?;
                 let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
-                let parent = parent.map(|parent| &self.checkpoint.tasks[parent]);
-                memory::build(task, parent, &sources, ops)?;
-                self.clone_children(at, Birth::Sharing, ops)?;
+                let parent = parent.map(|parent| (&self.checkpoint.tasks[parent], &open[parent]));
+                let mut filling = memory::build(task, parent, &sources, ops)?;
+                open[at] = std::mem::take(&mut filling.open);
+                if filling.copy.is_empty() {
+                    memory::read(task, &mut filling.read, &sources, ops)?;
+                    self.clone_children(at, Birth::Sharing, ops)?;
+                } else {
+                    let flags = libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY;
+                    fillings.push((at, ops.list.any(libc::SYS_userfaultfd, &[flags.into()]), filling));
+                }
             }
             lists.push(list);
         }
         let mut stand_in = List::new();
         stand_in.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
         let mut runs = Vec::new();
-        for ((_, task), (list, slots)) in self.tasks().zip(lists.iter().zip(&self.slots)) {
+        for ((_, task), (list, slots)) in self.tasks().zip(lists.into_iter().zip(&self.slots)) {
             runs.push((task.pid, self.area.start(slots[0], list).map_err(tree_error)?));
         }
         for ((pgid, _), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-            runs.push((*pgid, self.area.start(*slot, &stand_in).map_err(tree_error)?));
+            runs.push((*pgid, self.area.start(*slot, stand_in.clone()).map_err(tree_error)?));
         }
-        self.wait_all(runs)
+        let mut fillings = fillings.into_iter().peekable();
+        for (at, (pid, run)) in runs.into_iter().enumerate() {
+            let executed = self.wait(pid, run)?;
+            if let Some((_, op, filling)) = fillings.next_if(|(task, ..)| *task == at) {
+                self.fill(at, List::result(&executed, op), filling, &sources)?;
+            }
+        }
+        Ok(open)
+    }
+
+    /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
+    /// descriptor, or the error why it has none; then its agent reads them all.
+    fn fill(
+        &self,
+        at: usize,
+        userfault: i64,
+        mut filling: Filling,
+        sources: &memory::Sources,
+    ) -> Result<(), Failure> {
+        let task = &self.checkpoint.tasks[at];
+        let mut list = List::new();
+        let ops = &mut TaskOps { list: &mut list, area: &self.area };
+        if let (Ok(number), Some(pages)) = (i32::try_from(userfault), self.contents.of(task))
+            && number >= 0
+        {
+            let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
+            let copy = || {
+                let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number)?;
+                let memory = Userfault::new(fd)?;
+                filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
+                pages::put::copy_runs(&memory, pages, &filling.copy, &|_| ())
+            };
+            copy().map_err(explain)?;
+            filling.copy.clear();
+            ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
+        } else {
+            filling.copy_nothing();
+        }
+        memory::read(task, &mut filling.read, sources, ops)?;
+        self.clone_children(at, Birth::Sharing, ops)?;
+        let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
+        self.wait(task.pid, run).map(drop)
     }
 
     /// Leaves the first puppet deaf to signals, and without descriptors but the way back to us.
@@ -379,7 +441,7 @@ impl<'r> Exec<'r> {
                 ops.list.ok(libc::SYS_close_range, &[first.into(), u64::from(last).into(), 0.into()]);
             }
         }
-        let run = self.area.start(self.slots[0][0], &list).map_err(tree_error)?;
+        let run = self.area.start(self.slots[0][0], list).map_err(tree_error)?;
         self.wait_all(vec![(self.checkpoint.tasks[0].pid, run)])
     }
 
@@ -398,8 +460,8 @@ impl<'r> Exec<'r> {
     }
 
     /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
-    fn place(&self) -> Result<(), Failure> {
-        let mut lists = Vec::new();
+    fn place(&self, open: &[HashSet<u64>]) -> Result<(), Failure> {
+        let (mut runs, mut later) = (Vec::new(), Vec::new());
         let mut tables = HashSet::new();
         for (at, task) in self.tasks() {
             let mut list = List::new();
@@ -408,10 +470,11 @@ impl<'r> Exec<'r> {
             if task.pgid != task.pid && !is_outside {
                 ops.list.label("join its process group").ok(libc::SYS_setpgid, &[0.into(), task.pgid.into()]);
             }
+            let mut is_owner = true;
             if !task.is_zombie() {
                 ops.list.label("set the state of the memory");
                 for entry in &task.mm.vmas {
-                    vma::finish(entry, ops)?;
+                    vma::finish(entry, open[at].contains(&entry.start), ops)?;
                 }
                 let exe = self.files[&task.mm.exe_file_id].as_raw_fd();
                 let number = self.service.exe + at as i32;
@@ -422,7 +485,8 @@ impl<'r> Exec<'r> {
                 vma::mm::restore(&task.mm, number, ops)?;
                 ops.list.ok(libc::SYS_close, &[number.into()]);
                 self.working_directory(task, ops)?;
-                if tables.insert(task.ids.files_id) {
+                is_owner = tables.insert(task.ids.files_id);
+                if is_owner {
                     self.descriptors(task, ops)?;
                 }
                 ops.list.label("make its threads");
@@ -430,20 +494,13 @@ impl<'r> Exec<'r> {
                     self.clone_op(*tid, CLONE_THREAD_FLAGS, 0, *slot, ops)?;
                 }
             }
-            lists.push((at, task, list));
-        }
-        let mut runs = Vec::new();
-        // Tasks that share a table must not fetch at the same time as its owner fills it: they come after.
-        let mut later = Vec::new();
-        let mut seen = HashSet::new();
-        for (at, task, list) in &lists {
-            if !task.is_zombie() && !seen.insert(task.ids.files_id) {
-                later.push((*at, *task, list));
-                continue;
+            match is_owner {
+                true => runs.push((task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)),
+                false => later.push((at, task, list)),
             }
-            runs.push((task.pid, self.area.start(self.slots[*at][0], list).map_err(tree_error)?));
         }
         self.wait_all(runs)?;
+        // Tasks that share a table must not fetch at the same time as its owner fills it: they come after.
         for (at, task, list) in later {
             self.wait_all(vec![(task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)])?;
         }
@@ -520,19 +577,19 @@ impl<'r> Exec<'r> {
                     )
                 }
             };
-            let _ = self.area.start(self.slots[at][0], &list).map_err(tree_error)?;
+            let _ = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
             self.until_ended(task.pid)?;
         }
         let mut exit = List::new();
         exit.ok(libc::SYS_exit_group, &[0.into()]);
         for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-            let _ = self.area.start(*slot, &exit).map_err(tree_error)?;
+            let _ = self.area.start(*slot, exit.clone()).map_err(tree_error)?;
             self.until_ended(*pgid)?;
             let mut reap = List::new();
             let args = [(*pgid).into(), 0.into(), libc::__WALL.into(), 0.into()];
             reap.label("let a stand-in go").call(libc::SYS_wait4, &args, Judge::Equal((*pgid).into()));
             let pid = self.checkpoint.tasks[*maker].pid;
-            self.wait_all(vec![(pid, self.area.start(self.slots[*maker][0], &reap).map_err(tree_error)?)])?;
+            self.wait_all(vec![(pid, self.area.start(self.slots[*maker][0], reap).map_err(tree_error)?)])?;
         }
         Ok(())
     }
@@ -558,23 +615,31 @@ impl<'r> Exec<'r> {
         let runs = self
             .tasks()
             .filter(|(_, task)| !task.is_zombie())
-            .map(|(at, task)| Ok((task.pid, self.area.start(self.slots[at][0], &list).map_err(tree_error)?)))
+            .map(|(at, task)| {
+                Ok((task.pid, self.area.start(self.slots[at][0], list.clone()).map_err(tree_error)?))
+            })
             .collect::<Result<_, Failure>>()?;
         self.wait_all(runs)
     }
 
     /// Attaches to every thread: what they do from here on is not judged by filters of their own.
-    fn seize(&self) -> Result<Vec<Vec<Running>>, Failure> {
-        let attach = |task: &Task, tid: i32| {
-            ptrace::seize(tid, ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD)
-                .map_err(|error| error.on(Object::Thread(tid), "attach to it").of(task.pid))
-        };
-        self.tasks()
-            .map(|(_, task)| match task.is_zombie() {
-                true => Ok(Vec::new()),
-                false => task.tids.iter().map(|tid| attach(task, *tid)).collect(),
-            })
-            .collect()
+    fn seize(&self) -> Result<Crew<Held>, Failure> {
+        let mut crew: Crew<Held> = Crew::default();
+        let threads: Vec<Thread> = self
+            .tasks()
+            .filter(|(_, task)| !task.is_zombie())
+            .flat_map(|(at, task)| (0..task.tids.len()).map(move |nth| Thread { task: at, nth }))
+            .collect();
+        // A thread more of ours is worth it for some more of theirs.
+        let members = crew::size().min(threads.len().div_ceil(THREADS_OF_ONE));
+        let share = threads.len().div_ceil(members.max(1)).max(1);
+        let shares = threads.chunks(share).map(<[Thread]>::to_vec).enumerate();
+        let shares = shares.map(|(member, threads)| (member, (self.checkpoint.clone(), threads)));
+        let shares: Vec<_> = shares.collect();
+        crew.each(shares, |held, (checkpoint, threads)| held.seize(&checkpoint, threads))
+            .into_iter()
+            .collect::<Result<(), Failure>>()?;
+        Ok(crew)
     }
 
     fn set_name(&self, comm: &[u8], ops: &mut TaskOps) -> Result<(), Failure> {
@@ -590,7 +655,7 @@ impl<'r> Exec<'r> {
     fn set_own(&self) -> Result<(), Failure> {
         let can_raise = self.own.cap_effective >> 24 & 1 != 0;
         let can_choose_timers = sys::probe::timer_cr_ids().is_ok();
-        let mut lists = Vec::new();
+        let mut runs = Vec::new();
         let mut finished: HashSet<u32> = HashSet::new();
         for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             let tc = task.tc();
@@ -653,17 +718,9 @@ impl<'r> Exec<'r> {
                 }
                 let dumpable = if nth == 0 { task.mm.dumpable } else { None };
                 attributes::restore_after_creds(dumpable, thread.pdeath_sig.unwrap_or(0), ops);
-                lists.push((task.pid, self.slots[at][nth], list));
+                runs.push((task.pid, self.area.start(self.slots[at][nth], list).map_err(tree_error)?));
             }
         }
-        self.run_lists(&lists)
-    }
-
-    fn run_lists(&self, lists: &[(i32, Slot, List)]) -> Result<(), Failure> {
-        let runs = lists
-            .iter()
-            .map(|(pid, slot, list)| Ok((*pid, self.area.start(*slot, list).map_err(tree_error)?)))
-            .collect::<Result<_, Failure>>()?;
         self.wait_all(runs)
     }
 
@@ -705,7 +762,7 @@ impl<'r> Exec<'r> {
 
     /// Pending signals and timers: the last that the agents do.
     fn start_timers(&self) -> Result<(), Failure> {
-        let mut lists = Vec::new();
+        let mut runs = Vec::new();
         for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
             for (nth, (tid, core)) in task.tids.iter().zip(&task.cores).enumerate() {
                 let mut list = List::new();
@@ -723,83 +780,34 @@ impl<'r> Exec<'r> {
                     }
                 }
                 if !list.is_empty() {
-                    lists.push((task.pid, self.slots[at][nth], list));
+                    runs.push((task.pid, self.area.start(self.slots[at][nth], list).map_err(tree_error)?));
                 }
             }
         }
-        self.run_lists(&lists)
+        self.wait_all(runs)
     }
 
-    /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go.
-    fn become_tasks(&self, threads: Vec<Vec<Running>>) -> Result<(), Failure> {
-        let mut ready: Vec<(&Task, Vec<Stopped>)> = Vec::new();
-        for running in threads.iter().flatten() {
-            let _ = running.interrupt();
-        }
-        for ((_, task), running) in self.tasks().zip(threads) {
-            let mut stopped = Vec::with_capacity(running.len());
-            for thread in running {
-                let tid = thread.tid();
-                let explain = |error: Errno| error.on(Object::Thread(tid), "stop it").of(task.pid);
-                match thread.halt().map_err(explain)? {
-                    Stop::Trap(thread) | Stop::Group(thread, _) => stopped.push(thread),
-                    _ => {
-                        return Err(
-                            Failure::conflict(Object::Thread(tid), "stop it", "it ended").of(task.pid)
-                        );
-                    }
-                }
-            }
-            ready.push((task, stopped));
-        }
-        let code = self.plan.hole.start + 0x100;
-        let instruction =
-            agent::remote::find_instruction(arch::code(), code).expect("the agent makes system calls");
-        let hole = self.plan.hole.end - self.plan.hole.start;
-        for (task, stopped) in &mut ready {
-            if stopped.is_empty() {
-                continue;
-            }
-            let explain = |error: Errno| error.on(Object::Task, "take the agent away").of(task.pid);
-            let thread = stopped.swap_remove(0);
-            let registers = arch::Registers::read(&thread).map_err(explain)?;
-            let args = [self.plan.hole.start, hole];
-            let (thread, result) =
-                agent::remote::call(thread, &registers, instruction, libc::SYS_munmap, &args)
-                    .map_err(explain)?;
-            stopped.push(thread);
-            let last = stopped.len() - 1;
-            stopped.swap(0, last);
-            if result != 0 {
-                return Err(explain(Errno { call: "munmap", code: -result as i32 }));
-            }
-        }
-        for (task, stopped) in &ready {
-            for ((thread, core), tid) in stopped.iter().zip(&task.cores).zip(&task.tids) {
-                let explain = |error: Errno| error.on(Object::Thread(*tid), "set its registers").of(task.pid);
-                // The loader has seen to it that both are there.
-                let (Some(own), Some(info)) = (&core.thread_core, &core.thread_info) else { continue };
-                let mut xstate = vec![0; arch::XSTATE_MAX];
-                let length = thread.read_regset(ptrace::X86_XSTATE, &mut xstate).map_err(explain)?;
-                arch::record::fill_xstate(&info.fpregs, &mut xstate[..length], &format!("core-{tid}.img"))
-                    .map_err(|failure| failure.of(task.pid))?;
-                thread.write_regset(ptrace::X86_XSTATE, &xstate[..length]).map_err(explain)?;
-                arch::record::registers(&info.gpregs).write(thread).map_err(explain)?;
-                let mask = own.blk_sigset.unwrap_or(task.tc().blk_sigset);
-                thread.set_signal_mask(mask).map_err(explain)?;
-            }
-        }
-        for (task, stopped) in ready {
-            let tc = task.tc();
-            if !stopped.is_empty() && (tc.task_state == 3 || self.options.leave_stopped) {
-                let signal = tc.stop_signo.unwrap_or(libc::SIGSTOP as u32) as i32;
+    /// Stops every thread in the agent, takes the agent away, gives it its own registers, lets it go. Each
+    /// step is done for all before the next: an agent that goes takes the code of its whole process along.
+    fn become_tasks(&self, mut crew: Crew<Held>) -> Result<(), Failure> {
+        let hole = self.plan.hole.clone();
+        let is_left_stopped = self.options.leave_stopped;
+        let mut step = |work: fn(&mut Held, &Checkpoint, &Range<u64>) -> Result<(), Failure>| {
+            let members: Vec<_> =
+                (0..crew.len()).map(|member| (member, (self.checkpoint.clone(), hole.clone()))).collect();
+            crew.each(members, move |held, (checkpoint, hole)| work(held, &checkpoint, &hole))
+                .into_iter()
+                .collect::<Result<(), Failure>>()
+        };
+        step(Held::stop)?;
+        step(Held::take_agent_away)?;
+        step(Held::set_registers)?;
+        for (_, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            if task.tc().task_state == 3 || is_left_stopped {
+                let signal = task.tc().stop_signo.unwrap_or(libc::SIGSTOP as u32) as i32;
                 let _ = sys::process::kill(task.pid, signal);
             }
-            for thread in stopped {
-                let tid = thread.tid();
-                thread.detach().map_err(|error| error.on(Object::Thread(tid), "let it go").of(task.pid))?;
-            }
         }
-        Ok(())
+        step(Held::let_go)
     }
 }

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod exec;
+mod held;
 pub mod load;
 mod memory;
 pub mod plan;
 mod run;
+mod stage;
 
 pub use run::{Outcome, Resumed, run};

@@ -69,7 +69,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     }
     let mut known: HashMap<u32, usize> = HashMap::new();
     let mut ids = HashSet::new();
-    let mut tasks = Vec::with_capacity(pstree.len());
+    let mut found = Vec::with_capacity(pstree.len());
     for (index, entry) in pstree.iter().enumerate() {
         let corrupt = |why: String| Failure::corrupt("pstree.img", Some(index), why);
         let parent = match (index, entry.ppid) {
@@ -99,18 +99,20 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             failures.push(corrupt(format!("process {} has an id that is none, or is taken", entry.pid)));
             continue;
         }
-        known.insert(entry.pid, tasks.len());
-        match load_task(dir, entry, parent, tids) {
+        known.insert(entry.pid, found.len());
+        found.push((index, entry, parent, tids));
+    }
+    let loaded = in_parallel(&found, |(_, entry, parent, tids)| load_task(dir, entry, *parent, tids));
+    let mut tasks = Vec::with_capacity(found.len());
+    for (task, (index, entry, ..)) in loaded.into_iter().zip(&found) {
+        match task {
             // Of one that has ended CRIU lists no threads worth reading.
             Ok(task) if !task.is_zombie() && entry.threads.first() != Some(&entry.pid) => {
-                failures.push(corrupt(format!("process {} is not its own first thread", entry.pid)));
-                known.remove(&entry.pid);
+                let why = format!("process {} is not its own first thread", entry.pid);
+                failures.push(Failure::corrupt("pstree.img", Some(*index), why));
             }
             Ok(task) => tasks.push(task),
-            Err(more) => {
-                failures.extend(more);
-                known.remove(&entry.pid);
-            }
+            Err(more) => failures.extend(more),
         }
     }
     failures.extend(tasks.iter().filter_map(|task| check_namespaces(task, inventory.root_ids.as_ref())));
@@ -150,25 +152,37 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     Err(failures)
 }
 
-fn load_task(
-    dir: &Dir,
-    entry: &PstreeEntry,
-    parent: Option<usize>,
-    tids: Vec<u32>,
-) -> Result<Task, Failures> {
-    let pid = entry.pid;
-    let mut cores = Vec::with_capacity(tids.len());
-    for tid in &tids {
-        let name = format!("core-{tid}.img");
-        let core: CoreEntry = dir.read_one(kind::CORE, &name)?;
-        if core.mtype != i32::from(agent::arch::record::MARCH) {
-            return Err(Failure::corrupt(name, Some(0), "is of another processor architecture").into());
-        }
-        if core.thread_core.is_some() && core.thread_info.is_none() {
-            return Err(Failure::corrupt(name, Some(0), "has no registers").into());
-        }
-        cores.push(core);
+/// Does the same for all, on all processors when they are many; the results are in the same order.
+fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    const MANY: usize = 32;
+    if all.len() < MANY {
+        return all.iter().map(work).collect();
     }
+    let share = all.len().div_ceil(agent::crew::size());
+    let work = &work;
+    std::thread::scope(|scope| {
+        let begin = |some: &'_ [T]| some.iter().map(work).collect::<Vec<R>>();
+        let workers: Vec<_> = all.chunks(share).map(|some| scope.spawn(move || begin(some))).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker does not panic")).collect()
+    })
+}
+
+fn load_core(dir: &Dir, tid: u32) -> Result<CoreEntry, Failure> {
+    let name = format!("core-{tid}.img");
+    let core: CoreEntry = dir.read_one(kind::CORE, &name)?;
+    if core.mtype != i32::from(agent::arch::record::MARCH) {
+        return Err(Failure::corrupt(name, Some(0), "is of another processor architecture"));
+    }
+    if core.thread_core.is_some() && core.thread_info.is_none() {
+        return Err(Failure::corrupt(name, Some(0), "has no registers"));
+    }
+    Ok(core)
+}
+
+fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]) -> Result<Task, Failures> {
+    let pid = entry.pid;
+    let cores = in_parallel(tids, |tid| load_core(dir, *tid));
+    let cores: Vec<CoreEntry> = cores.into_iter().collect::<Result<_, _>>()?;
     if cores[0].tc.is_none() || cores[1..].iter().any(|core| core.thread_core.is_none()) {
         return Err(Failure::corrupt(
             format!("core-{pid}.img"),
@@ -183,7 +197,7 @@ fn load_task(
         pgid: entry.pgid as i32,
         sid: entry.sid as i32,
         parent,
-        tids: tids.into_iter().map(|tid| tid as i32).collect(),
+        tids: tids.iter().map(|tid| *tid as i32).collect(),
         cores,
         ids: TaskKobjIdsEntry::default(),
         mm: MmEntry::default(),

@@ -9,7 +9,7 @@ use image::vma as status;
 use kinds::contract::TaskOps;
 use kinds::vma::{self, Content};
 use model::{Errno, Failure, Object};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use sys::memory::View;
@@ -74,9 +74,14 @@ impl Contents {
         Ok(())
     }
 
+    /// All pages of a task.
+    pub fn of(&self, task: &Task) -> Option<&View> {
+        self.0.get(&task.pagemap.pages_id)
+    }
+
     fn page(&self, task: &Task, run: &Run, address: u64) -> Option<&[u8]> {
         let at = (run.offset + (address - run.range.start)) as usize;
-        self.0.get(&task.pagemap.pages_id)?.bytes().get(at..at + PAGE as usize)
+        self.of(task)?.bytes().get(at..at + PAGE as usize)
     }
 }
 
@@ -183,15 +188,32 @@ pub struct Sources<'r> {
     pub reach: Reach,
 }
 
-/// Maps and fills the memory of `task`. `parent` is given when the task was made after the parent's
-/// memory was filled, and so has a copy of it.
+/// Pages that go into a new address space.
+#[derive(Debug, Default)]
+pub struct Filling {
+    /// Read by the agent.
+    pub read: Vec<Run>,
+    /// Put in by the coordinator, when they are many.
+    pub copy: Vec<Run>,
+    /// Anonymous mappings that have those.
+    pub mappings: Vec<Range<u64>>,
+    /// Starts of mappings that are writable for it, and must not be in the end.
+    pub open: HashSet<u64>,
+}
+
+/// As many bytes as make it worth while that the coordinator helps.
+const MANY: u64 = 4 << 20;
+
+/// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made
+/// after the parent's memory was filled, and so has a copy of it; with the parent's open mappings.
 pub fn build(
     task: &Task,
-    parent: Option<&Task>,
+    parent: Option<(&Task, &HashSet<u64>)>,
     sources: &Sources,
     ops: &mut TaskOps,
-) -> Result<(), Failure> {
+) -> Result<Filling, Failure> {
     let Sources { contents, reach, .. } = *sources;
+    let (parent, parents_open) = (parent.map(|parent| parent.0), parent.map(|parent| parent.1));
     let inherited = |entry: &VmaEntry| parent.is_some_and(|parent| is_inherited(parent, entry));
     let ours = vdso_range(task);
     if let Some(parent) = parent {
@@ -205,7 +227,7 @@ pub fn build(
             }
         }
     }
-    let mut runs: Vec<Run> = Vec::new();
+    let mut filling = Filling::default();
     if parent.is_none_or(|parent| vdso_range(parent) != ours)
         && let Some((whole, code)) = ours
     {
@@ -218,9 +240,23 @@ pub fn build(
             if let Some(parent) = parent
                 && vma::content(entry) == Content::Private
             {
+                let before = difference.put.last().map(|run| run.range.end);
                 compare(parent, task, entry, contents, &mut difference);
+                let is_open = parents_open.is_some_and(|open| open.contains(&entry.start));
+                let is_changed = difference.put.last().map(|run| run.range.end) != before;
+                if is_changed && !is_open && vma::is_guarded(entry) {
+                    vma::open(entry, ops);
+                }
+                if is_open || is_changed && vma::is_guarded(entry) {
+                    filling.open.insert(entry.start);
+                }
             }
             continue;
+        }
+        let is_filled = vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
+        let is_open = is_filled && vma::is_guarded(entry);
+        if is_open {
+            filling.open.insert(entry.start);
         }
         match vma::file_id(entry) {
             Some(id) => {
@@ -233,33 +269,52 @@ pub fn build(
                     )
                 })?;
                 let fd = reach.fetch(fd, ops);
-                vma::map(entry, Some(Arg::Result(fd)), ops);
+                vma::map(entry, Some(Arg::Result(fd)), is_open, ops);
                 ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
             }
-            None => vma::map(entry, None, ops),
+            None => vma::map(entry, None, is_open, ops),
         }
-        if vma::content(entry) == Content::Private {
-            runs.extend(runs_in(task, entry));
+        if is_filled && vma::has_file(entry) {
+            filling.read.extend(runs_in(task, entry));
+        } else if is_filled {
+            filling.copy.extend(runs_in(task, entry));
+            filling.mappings.push(entry.start..entry.end);
         }
+    }
+    if filling.copy.iter().map(Run::len).sum::<u64>() < MANY {
+        filling.copy_nothing();
     }
     ops.list.label("drop pages that only the parent has");
     for range in &difference.drop {
         let args = [range.start.into(), (range.end - range.start).into(), libc::MADV_DONTNEED.into()];
         ops.list.ok(libc::SYS_madvise, &args);
     }
-    runs.append(&mut difference.put);
-    runs.sort_unstable_by_key(|run| run.range.start);
+    filling.read.append(&mut difference.put);
+    Ok(filling)
+}
+
+impl Filling {
+    /// Leaves everything to the agent.
+    pub fn copy_nothing(&mut self) {
+        self.read.append(&mut self.copy);
+        self.mappings.clear();
+    }
+}
+
+/// Reads pages into the memory of `task`.
+pub fn read(task: &Task, runs: &mut [Run], sources: &Sources, ops: &mut TaskOps) -> Result<(), Failure> {
     if runs.is_empty() {
         return Ok(());
     }
+    runs.sort_unstable_by_key(|run| run.range.start);
     ops.list.label("read the pages");
     let Some(pages_fd) = (sources.pages)(task.pagemap.pages_id) else {
         return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
     };
-    let fd = reach.fetch(pages_fd, ops);
+    let fd = sources.reach.fetch(pages_fd, ops);
     let area = ops.area;
     let put = |bytes: &[u8]| area.put(bytes).map_err(|error| error.on(Object::Tree, "prepare operations"));
-    pages::put::read_runs(&pages::put::split(&runs), Arg::Result(fd), ops.list, put)?;
+    pages::put::read_runs(&pages::put::split(runs), Arg::Result(fd), ops.list, put)?;
     ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::exec::Exec;
 use crate::load::load;
 use crate::memory::Contents;
 use crate::plan::plan;
+use crate::stage::Stage;
 use image::Dir;
 use kinds::contract::{OpenCx, Shelf};
 use model::hooks::Action;
@@ -13,6 +14,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 /// What a restore came to.
 #[derive(Debug)]
@@ -50,8 +52,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         return Err(Failure::unsupported(Object::Tree, why).into());
     }
     options.progress.stage("load");
-    let checkpoint = load(&dir)?;
+    let mut stage = Stage::begin();
+    let checkpoint = Arc::new(load(&dir)?);
     let plan = plan(&checkpoint, options)?;
+    stage.ends("read the images");
     if options.dry_run {
         return Ok(Outcome::Planned(plan.describe(&checkpoint)));
     }
@@ -104,9 +108,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     if !failures.is_empty() {
         return Err(failures);
     }
+    stage.ends("opened the files");
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
-    let exec = Exec::new(&checkpoint, &plan, options, &files, &mapped, pages, contents)?;
+    let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
     exec.run(|| {
         for (id, fd) in &files {
             if let Some((kind, body)) = checkpoint.files.get(*id) {

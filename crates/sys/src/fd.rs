@@ -30,11 +30,19 @@ pub fn stat(fd: impl AsFd) -> Result<libc::stat, Errno> {
 
 /// stat(2), following symbolic links only with `follow`.
 pub fn stat_path(path: &Path, follow: bool) -> Result<libc::stat, Errno> {
+    stat_from(libc::AT_FDCWD, path, if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW })
+}
+
+/// The inode that `path`, seen from a directory, leads to. Source: fstatat(2).
+pub fn stat_at(dir: impl AsFd, path: &Path) -> Result<libc::stat, Errno> {
+    stat_from(dir.as_fd().as_raw_fd(), path, 0)
+}
+
+fn stat_from(dir: i32, path: &Path, flags: i32) -> Result<libc::stat, Errno> {
     let path = c_path(path)?;
     let mut stat = MaybeUninit::<libc::stat>::zeroed();
-    let flags = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
     // SAFETY: the kernel reads the path and writes one stat on this stack.
-    check("stat", unsafe { libc::fstatat(libc::AT_FDCWD, path.as_ptr(), stat.as_mut_ptr(), flags) }.into())?;
+    check("stat", unsafe { libc::fstatat(dir, path.as_ptr(), stat.as_mut_ptr(), flags) }.into())?;
     // SAFETY: zeroed integers, filled by the kernel.
     Ok(unsafe { stat.assume_init() })
 }

@@ -15,6 +15,7 @@ pub mod process;
 pub mod ptrace;
 pub mod socket;
 pub mod unix_diag;
+pub mod userfault;
 
 pub use call::{check, syscall};
 pub use model::Errno;

@@ -151,6 +151,15 @@ impl SmapsParser {
         }
     }
 
+    /// Takes the mappings that are complete: all but the last, of which more may come.
+    pub fn take(&mut self) -> Vec<Vma> {
+        let last = self.vmas.pop();
+        let complete = std::mem::take(&mut self.vmas);
+        self.vmas.extend(last);
+        complete
+    }
+
+    /// The mappings that were not taken; `None` when the text was not understood.
     pub fn finish(self) -> Option<Vec<Vma>> {
         (!self.is_broken && self.partial.is_empty()).then_some(self.vmas)
     }

@@ -13,6 +13,8 @@ pub const SUSPEND_SECCOMP: u64 = 1 << 21;
 
 /// Tells stops at system calls from signals.
 pub const SYSCALL_GOOD: u64 = 1;
+/// Ends the thread when the one that traces it ends without having let it go.
+pub const EXIT_KILL: u64 = 1 << 20;
 
 /// A thread that we trace and that is stopped.
 #[derive(Debug)]
@@ -119,17 +121,21 @@ impl Running {
         }
     }
 
-    /// Interrupts and waits until the thread stands still of our doing or its group's; signals that come
-    /// first are delivered.
+    /// Interrupts and waits: [`Running::interrupt`], [`Running::stand`].
     pub fn halt(self) -> Result<Stop, Errno> {
-        let tid = self.0;
         match self.interrupt() {
             // It is dying, or stands in a stop that nobody fetched; the wait tells.
             Ok(()) => {}
             Err(error) if error.code == libc::ESRCH => {}
             Err(error) => return Err(error),
         }
-        let mut running = Running(tid);
+        self.stand()
+    }
+
+    /// Waits until the thread, which was told to stop, stands still of our doing or its group's; signals
+    /// that come first are delivered.
+    pub fn stand(self) -> Result<Stop, Errno> {
+        let mut running = self;
         loop {
             match running.wait()? {
                 Stop::Signal(stopped, signal) => running = stopped.resume(signal)?,

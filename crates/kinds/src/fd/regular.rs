@@ -86,13 +86,13 @@ fn explain_name(failure: Failure, stat: &libc::stat) -> Failure {
     }
 }
 
-/// Files recorded for other purposes than a descriptor, by path and flags.
+/// Files recorded for other purposes than a descriptor, by inode, path and flags.
 #[derive(Debug, Default)]
-struct Recorded(HashMap<(Vec<u8>, u32), u32>);
+struct Recorded(HashMap<(u64, u64, Vec<u8>, u32), u32>);
 
 /// Adds a record for a file that a task uses without a descriptor; returns its id.
 ///
-/// The same path with the same flags is one record.
+/// The same file under the same path with the same flags is one record.
 pub fn record(
     path: &[u8],
     flags: u32,
@@ -100,7 +100,7 @@ pub fn record(
     object: impl FnOnce() -> Object,
     cx: &mut DumpCx,
 ) -> Result<u32, Failure> {
-    let key = (path.to_vec(), flags);
+    let key = (stat.st_dev, stat.st_ino, path.to_vec(), flags);
     if let Some(id) = cx.shelf.of::<Recorded>().0.get(&key) {
         return Ok(*id);
     }

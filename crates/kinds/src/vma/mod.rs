@@ -1,8 +1,8 @@
 //! Mappings: what each is, and how it is made again.
 //!
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
-//! Rebuilt by: mmap(2) at the final address, writable as long as its pages are being filled; then
-//! mprotect(2), madvise(2), mlock2(2), names and seals.
+//! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
+//! madvise(2), mlock2(2), names and seals.
 //! Refused for now: huge pages, SysV segments, AIO and io_uring rings, packet rings, device memory,
 //! userfaultfd registrations, shadow stacks.
 
@@ -86,11 +86,8 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
     }
 }
 
-/// The record of a mapping. Records of the files behind it go to `cx`.
-pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
-    if let Some(why) = refusal(vma) {
-        return Err(Failure::unsupported(object(vma), why).of(pid));
-    }
+/// The record of a mapping, as far as the mapping alone says it: the file behind it is missing.
+pub fn describe(vma: &Vma) -> VmaEntry {
     let has = |flag| vma.flags.has(flag);
     let mut entry = VmaEntry {
         start: vma.start,
@@ -139,9 +136,37 @@ pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
             entry.anon_name =
                 name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
         }
-        _ => dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?,
+        _ => {
+            // A shared mapping that may become writable needs a file open for writing.
+            let flags = if vma.is_shared && has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
+            entry.pgoff = vma.offset;
+            entry.fdflags = Some(flags as u32);
+            entry.status |= if vma.is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+            if memfd::object_name(&vma.name).is_some() {
+                entry.status |= status::MEMFD;
+            }
+        }
+    }
+    entry
+}
+
+/// Completes the record of a mapping. Records of the files behind it go to `cx`.
+///
+/// # Errors
+/// Why the mapping is not carried.
+pub fn dump(pid: i32, vma: &Vma, mut entry: VmaEntry, cx: &mut DumpCx) -> Result<VmaEntry, Failure> {
+    if let Some(why) = refusal(vma) {
+        return Err(Failure::unsupported(object(vma), why).of(pid));
+    }
+    if has_file(&entry) {
+        dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?;
     }
     Ok(entry)
+}
+
+/// Is there a file behind this mapping?
+pub fn has_file(entry: &VmaEntry) -> bool {
+    entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
 }
 
 /// Adds a record. The data of the vdso is one, though kernels since 6.13 map it in two pieces: CRIU knows
@@ -156,16 +181,9 @@ pub fn push(vmas: &mut Vec<VmaEntry>, entry: VmaEntry) {
 }
 
 fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Result<(), Failure> {
-    // A shared mapping that may become writable needs a file open for writing.
-    let flags = if vma.is_shared && vma.flags.has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
-    let is_memory = memfd::object_name(&vma.name).is_some();
-    entry.pgoff = vma.offset;
-    entry.fdflags = Some(flags as u32);
-    entry.status |= if vma.is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
-    if is_memory {
-        entry.status |= status::MEMFD;
-    }
-    let key = (vma.inode, vma.name.clone(), flags as u32);
+    let flags = entry.fdflags.unwrap_or(0);
+    let is_memory = entry.status & status::MEMFD != 0;
+    let key = (vma.inode, vma.name.clone(), flags);
     if let Some(id) = cx.shelf.of::<Files>().0.get(&key) {
         entry.shmid = (*id).into();
         return Ok(());
@@ -176,9 +194,9 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
     let stat = sys::fd::stat(&fd).map_err(explain)?;
     let id = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if is_memory => memfd::record(fd, &vma.name, &stat, object(vma), cx)?,
-        libc::S_IFREG => regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?,
+        libc::S_IFREG => regular::record(&vma.name, flags, &stat, || object(vma), cx)?,
         libc::S_IFCHR if &*vma.name == b"/dev/zero" => {
-            regular::record(&vma.name, flags as u32, &stat, || object(vma), cx)?
+            regular::record(&vma.name, flags, &stat, || object(vma), cx)?
         }
         _ => return Err(Failure::unsupported(object(vma), "is memory of a device, which is not carried")),
     };
@@ -230,13 +248,7 @@ pub fn is_special(entry: &VmaEntry) -> bool {
 
 /// The id of the file behind a mapping.
 pub fn file_id(entry: &VmaEntry) -> Option<u32> {
-    let has_file = entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-    has_file.then(|| u32::try_from(entry.shmid).ok()).flatten()
-}
-
-/// Has to be writable while pages are put in?
-fn is_filled(entry: &VmaEntry) -> bool {
-    content(entry) == Content::Private
+    has_file(entry).then(|| u32::try_from(entry.shmid).ok()).flatten()
 }
 
 /// Every reason not to make a mapping of a record.
@@ -277,11 +289,17 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     None
 }
 
-/// Maps it, at its place, over whatever is there. `file` is the descriptor of its file.
-pub fn map(entry: &VmaEntry, file: Option<Arg>, ops: &mut TaskOps) {
+/// Has to be made writable for pages to be put in?
+pub fn is_guarded(entry: &VmaEntry) -> bool {
+    entry.prot & PROT_WRITE == 0
+}
+
+/// Maps it, at its place, over whatever is there. `file` is the descriptor of its file. An open one is
+/// writable until it is finished.
+pub fn map(entry: &VmaEntry, file: Option<Arg>, is_open: bool, ops: &mut TaskOps) {
     let kept = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE;
     let flags = entry.flags & kept | libc::MAP_FIXED as u32;
-    let prot = if is_filled(entry) { entry.prot | PROT_WRITE } else { entry.prot };
+    let prot = if is_open { entry.prot | PROT_WRITE } else { entry.prot };
     let args = [
         entry.start.into(),
         (entry.end - entry.start).into(),
@@ -293,15 +311,22 @@ pub fn map(entry: &VmaEntry, file: Option<Arg>, ops: &mut TaskOps) {
     ops.list.call(libc::SYS_mmap, &args, Judge::Equal(entry.start as i64));
 }
 
+/// Makes a mapping writable whose pages are to be changed.
+pub fn open(entry: &VmaEntry, ops: &mut TaskOps) {
+    let len = entry.end - entry.start;
+    ops.list
+        .ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(entry.prot | PROT_WRITE).into()]);
+}
+
 /// Gives a mapping its final protection and state, when its pages are there.
-pub fn finish(entry: &VmaEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), Failure> {
     let (start, len) = (entry.start, entry.end - entry.start);
     if entry.status & status::GUARD != 0 {
         let args = [start.into(), len.into(), MADV_GUARD_INSTALL.into()];
         ops.list.ok(libc::SYS_madvise, &args);
         return Ok(());
     }
-    if is_filled(entry) && entry.prot & PROT_WRITE == 0 {
+    if is_open {
         ops.list.ok(libc::SYS_mprotect, &[start.into(), len.into(), u64::from(entry.prot).into()]);
     }
     let madv = entry.madv.unwrap_or(0);

@@ -1,6 +1,7 @@
 //! The extended state: x87, SSE, AVX, AVX-512, protection keys, AMX and what comes after them.
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 /// More than any processor has today: AMX tiles are 8 KiB of 11.
 pub const XSTATE_MAX: usize = 1 << 16;
@@ -18,9 +19,17 @@ pub const EXTENDED_AT: usize = 576;
 impl Layout {
     /// Offset and length of `component` (2 is AVX, 5 to 7 AVX-512, 9 PKRU, 18 AMX tiles), when there is one.
     pub fn component(self, component: u32) -> Option<(usize, usize)> {
-        // The leaf exists wherever the kernel keeps an extended state at all.
-        let leaf = __cpuid_count(0xd, component);
-        (component >= 2 && leaf.eax != 0).then_some((leaf.ebx as usize, leaf.eax as usize))
+        // Asked once: the instruction is an expensive one in a virtual machine.
+        static COMPONENTS: OnceLock<[(u32, u32); 63]> = OnceLock::new();
+        let components = COMPONENTS.get_or_init(|| {
+            std::array::from_fn(|component| {
+                // The leaf exists wherever the kernel keeps an extended state at all.
+                let leaf = __cpuid_count(0xd, component as u32);
+                (leaf.ebx, leaf.eax)
+            })
+        });
+        let (offset, length) = *components.get(component as usize).filter(|_| component >= 2)?;
+        (length != 0).then_some((offset as usize, length as usize))
     }
 
     /// Bytes for the components in `mask`.

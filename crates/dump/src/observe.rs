@@ -1,0 +1,541 @@
+//! What one process says of itself: its `/proc`, and the answers of its threads. Nothing here knows of
+//! other processes, so that all are observed at the same time; what follows from it is for the survey.
+
+use crate::tracer::{Part, Thread, Tracer, read_stat};
+use agent::inject::{BATCH, Door, Host};
+use agent::{List, Watch};
+use image::*;
+use kinds::contract::FdProbe;
+use kinds::task::{Answers, Ask, attributes, creds, limits, rseq, sched, seccomp, signals, timers};
+use kinds::vma;
+use model::{Errno, Failure, Object};
+use pages::select::{Area, Selection};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use sys::proc::{SmapsParser, Stat, Status, Timer, Vma};
+
+/// As `/proc/PID/ns` names them.
+pub const NAMESPACES: [&str; 10] =
+    ["pid", "pid_for_children", "net", "ipc", "uts", "mnt", "user", "cgroup", "time", "time_for_children"];
+
+/// Inodes of the namespaces of a process.
+pub type Namespaces = [Option<u64>; NAMESPACES.len()];
+
+/// What a link of `/proc/PID` points to.
+pub struct Link {
+    pub name: &'static str,
+    pub path: Vec<u8>,
+    pub stat: libc::stat,
+}
+
+/// What `/proc` tells of a process.
+pub struct Look {
+    pub stat: Stat,
+    pub namespaces: Namespaces,
+    /// Each with its record, in which the file is missing.
+    pub maps: Vec<(Vma, VmaEntry)>,
+    pub auxv: Vec<u8>,
+    pub exe: Link,
+    pub cwd: Link,
+    pub root: Link,
+    pub timers: Vec<Timer>,
+    pub oom_score_adj: Option<i32>,
+    pub pages: Selection,
+    /// Where the process has a `syscall` instruction.
+    pub instruction: u64,
+}
+
+/// What a thread tells.
+pub struct Seen {
+    pub tid: i32,
+    /// Without its seccomp filters.
+    pub core: CoreEntry,
+    /// The programs of those, oldest first.
+    pub filters: Vec<Vec<u8>>,
+    pub umask: Option<u32>,
+    /// Of the leader alone.
+    pub process: Option<attributes::ProcessAttributes>,
+    pub failures: Vec<Failure>,
+}
+
+fn read(path: String) -> Result<Vec<u8>, Failure> {
+    std::fs::read(&path)
+        .map_err(|error| sys::memory::io_errno("read", &error).on(Object::Path(path), "read it"))
+}
+
+fn not_understood(object: Object, doing: &'static str) -> Failure {
+    Failure::conflict(object, doing, "the text is not understood")
+}
+
+/// The namespaces of a process, by its name in `/proc`.
+pub fn namespaces(pid: &str) -> Namespaces {
+    let dir = sys::fd::open(Path::new(&format!("/proc/{pid}/ns")), libc::O_RDONLY | libc::O_DIRECTORY);
+    NAMESPACES.map(|name| Some(sys::fd::stat_at(dir.as_ref().ok()?, Path::new(name)).ok()?.st_ino))
+}
+
+/// Reads what `/proc` tells of a frozen process.
+///
+/// # Errors
+/// The first thing that cannot be read.
+pub fn look(pid: i32) -> Result<Look, Failure> {
+    let memory = read_memory(pid)?;
+    let timers = read(format!("/proc/{pid}/timers"))?;
+    Ok(Look {
+        stat: read_stat(pid)?,
+        namespaces: namespaces(&pid.to_string()),
+        auxv: read(format!("/proc/{pid}/auxv"))?,
+        exe: link(pid, "exe")?,
+        cwd: link(pid, "cwd")?,
+        root: link(pid, "root")?,
+        timers: sys::proc::parse_timers(&timers)
+            .ok_or_else(|| not_understood(Object::Task, "read its timers"))?,
+        oom_score_adj: sys::proc::decimal(read(format!("/proc/{pid}/oom_score_adj"))?.trim_ascii()),
+        instruction: find_instruction(pid, &memory.maps)?,
+        maps: memory.maps,
+        pages: memory.pages,
+    })
+}
+
+fn link(pid: i32, name: &'static str) -> Result<Link, Failure> {
+    let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+    let explain = |error: Errno| error.on(Object::Named(name.into()), "read its link").of(pid);
+    let target =
+        std::fs::read_link(&path).map_err(|error| explain(sys::memory::io_errno("readlink", &error)))?;
+    let stat = sys::fd::stat_path(&path, true).map_err(explain)?;
+    Ok(Link { name, path: target.as_os_str().as_bytes().to_vec(), stat })
+}
+
+/// The mappings of a process, and which of their pages are its own.
+#[derive(Default)]
+struct Memory {
+    maps: Vec<(Vma, VmaEntry)>,
+    pages: Selection,
+}
+
+impl Memory {
+    /// Adds mappings at higher addresses.
+    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File) -> Result<(), Errno> {
+        let first = self.maps.len();
+        self.maps.extend(vmas.into_iter().map(|map| {
+            let entry = vma::describe(&map);
+            (map, entry)
+        }));
+        let areas: Vec<Area> = self.maps[first..]
+            .iter()
+            .map(|(_, entry)| entry)
+            .filter(|entry| vma::content(entry) != vma::Content::None)
+            .map(|entry| Area {
+                range: entry.start..entry.end,
+                is_readable: entry.prot & libc::PROT_READ as u32 != 0,
+                is_whole: vma::content(entry) == vma::Content::Whole,
+                has_file: vma::has_file(entry),
+            })
+            .collect();
+        self.pages.append(pages::select::select(pagemap, &areas)?);
+        Ok(())
+    }
+}
+
+/// The kernel's text of many mappings takes long to write: as long as it does, what is there already is
+/// read and its pages are looked for.
+fn read_memory(pid: i32) -> Result<Memory, Failure> {
+    /// Bytes read before it counts as much: some hundred mappings.
+    const FEW: usize = 256 << 10;
+    let path = format!("/proc/{pid}/smaps");
+    let explain = |error: std::io::Error| {
+        sys::memory::io_errno("read", &error).on(Object::Path(path.clone()), "read its mappings")
+    };
+    let pagemap = format!("/proc/{pid}/pagemap");
+    let explain_pages = |error: Errno| error.on(Object::Path(pagemap.clone()), "find its pages").of(pid);
+    let pagemap =
+        File::open(&pagemap).map_err(|error| explain_pages(sys::memory::io_errno("open", &error)))?;
+    let mut file = File::open(&path).map_err(explain)?;
+    let mut parser = SmapsParser::default();
+    let mut memory = Memory::default();
+    let few = read_some(&mut file, FEW).map_err(explain)?;
+    parser.feed(&few);
+    if few.len() >= FEW {
+        std::thread::scope(|scope| {
+            let (sender, texts) = std::sync::mpsc::sync_channel(16);
+            scope.spawn(move || {
+                loop {
+                    let text = read_some(&mut file, FEW);
+                    let is_last = text.as_ref().map_or(true, |text| text.len() < FEW);
+                    if sender.send(text).is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+            for text in texts {
+                memory.add(parser.take(), &pagemap).map_err(explain_pages)?;
+                parser.feed(&text.map_err(explain)?);
+            }
+            Ok(())
+        })?;
+    }
+    let rest = parser.finish().ok_or_else(|| not_understood(Object::Path(path.clone()), "read it"))?;
+    memory.add(rest, &pagemap).map_err(explain_pages)?;
+    Ok(memory)
+}
+
+/// Reads until there are `want` bytes, or no more.
+fn read_some(file: &mut File, want: usize) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(want);
+    Read::take(file, want as u64).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> {
+    // The vdso has one; without it any code that the process may execute will do.
+    let maps = || maps.iter().map(|(map, _)| map);
+    let is_vdso = |map: &&Vma| map.name == b"[vdso]";
+    let is_code = |map: &&Vma| map.prot & libc::PROT_EXEC as u32 != 0 && map.name != b"[vsyscall]";
+    for map in maps().filter(is_vdso).chain(maps().filter(is_code)) {
+        let mut code = vec![0; (map.end - map.start).min(1 << 22) as usize];
+        let count = sys::memory::read_remote(pid, map.start, &mut code).unwrap_or(0);
+        if let Some(at) = agent::remote::find_instruction(&code[..count], map.start) {
+            return Ok(at);
+        }
+    }
+    Err(Failure::unsupported(Object::Task, "has no system call instruction in its memory"))
+}
+
+/// A descriptor, and what it turned out to be.
+pub type Probed = (i32, Result<FdProbe, Errno>);
+/// A process, and what its threads answered.
+pub type Answered = (i32, Result<Vec<Seen>, Failure>);
+
+/// Some descriptors of a process, each looked at.
+pub fn probe(pid: i32, numbers: &[i32]) -> Result<Vec<Probed>, Failure> {
+    let pidfd: OwnedFd = sys::process::pidfd_open(pid)
+        .map_err(|error| error.on(Object::Task, "read its descriptors").of(pid))?;
+    let probe = |number: i32| {
+        let fd = sys::process::pidfd_getfd(&pidfd, number)?;
+        let probe = FdProbe::new(pid, number, fd)?;
+        probe.read_all();
+        Ok(probe)
+    };
+    Ok(numbers.iter().map(|number| (*number, probe(*number))).collect())
+}
+
+/// What the leader is asked about its process, when its turn comes.
+#[derive(Debug)]
+pub struct Questions {
+    pub instruction: u64,
+    pub stat: Stat,
+    pub timers: Vec<Timer>,
+}
+
+/// A process that answers: the threads of it that one tracer holds.
+struct Guest {
+    part: Part,
+    stat: Stat,
+    timers: Option<Vec<Timer>>,
+    instruction: u64,
+    /// None when the agent could not enter.
+    host: Option<Host>,
+    /// The first thread of the next round.
+    next: usize,
+    seen: Vec<Seen>,
+    failure: Option<Failure>,
+}
+
+/// What one thread is asked.
+struct Asked {
+    list: List,
+    creds: creds::Asked,
+    own: attributes::AskedThread,
+    whole: Option<(attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked)>,
+}
+
+/// Has every thread that `tracer` holds of these processes answer what only it can, all at the same time
+/// as far as there is room.
+///
+/// # Errors
+/// For each process the first that went wrong; the threads are as they were all the same.
+pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<Answered>, Failure> {
+    let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
+    let watch = Rc::new(watch);
+    let mut guests: Vec<Guest> = processes
+        .into_iter()
+        .map(|(pid, questions)| Guest {
+            part: tracer.take(pid),
+            stat: questions.stat,
+            timers: Some(questions.timers),
+            instruction: questions.instruction,
+            host: None,
+            next: 0,
+            seen: Vec::new(),
+            failure: None,
+        })
+        .collect();
+    enter(&mut guests, &watch);
+    while guests.iter().any(Guest::has_more) {
+        watch.forget();
+        round(&mut guests);
+    }
+    leave(&mut guests);
+    let mut results = Vec::with_capacity(guests.len());
+    for guest in guests {
+        results.push((guest.part.pid, guest.failure.map_or(Ok(guest.seen), Err)));
+        tracer.parts.push(guest.part);
+    }
+    Ok(results)
+}
+
+fn enter(guests: &mut [Guest], watch: &Rc<Watch>) {
+    let mut doors = Vec::with_capacity(guests.len());
+    let mut entering = Vec::with_capacity(guests.len());
+    for guest in guests {
+        let Guest { part, instruction, host, failure, .. } = guest;
+        let Some(Thread { context, stopped, .. }) = part.threads.first_mut() else { continue };
+        let thread = stopped.take().expect("a frozen thread is stopped");
+        doors.push(Door { pid: part.pid, thread, context, instruction: *instruction });
+        entering.push((host, stopped, failure));
+    }
+    for ((host, stopped, failure), entered) in entering.into_iter().zip(Host::enter_all(doors, watch)) {
+        match entered {
+            Ok((new, thread)) => (*host, *stopped) = (Some(new), Some(thread)),
+            Err(error) => *failure = Some(error),
+        }
+    }
+}
+
+fn leave(guests: &mut [Guest]) {
+    let mut leaving = Vec::with_capacity(guests.len());
+    let mut left = Vec::with_capacity(guests.len());
+    for guest in guests {
+        let Guest { part, host, failure, .. } = guest;
+        let Some(host) = host.take() else { continue };
+        let Thread { context, stopped, .. } = &mut part.threads[0];
+        // A thread that is gone has taken its process along, and the agent with it.
+        let Some(thread) = stopped.take() else { continue };
+        leaving.push((host, thread, &*context));
+        left.push((stopped, failure));
+    }
+    for ((stopped, failure), thread) in left.into_iter().zip(Host::leave_all(leaving)) {
+        match thread {
+            Ok(thread) => *stopped = Some(thread),
+            Err(error) => {
+                failure.get_or_insert(error);
+            }
+        }
+    }
+}
+
+/// Some threads of each process answer, all at once. Every thread that was sent off is collected,
+/// whatever happens.
+fn round(guests: &mut [Guest]) {
+    let mut asked: Vec<Vec<Asked>> = Vec::with_capacity(guests.len());
+    for guest in guests.iter_mut() {
+        asked.push(match guest.prepare() {
+            Ok(asked) => asked,
+            Err(failure) => {
+                guest.failure = Some(failure);
+                Vec::new()
+            }
+        });
+    }
+    let mut runs = Vec::new();
+    for (at, (guest, asked)) in guests.iter_mut().zip(&mut asked).enumerate() {
+        let (Some(host), first) = (&guest.host, guest.next) else { continue };
+        for (nth, asked) in asked.iter_mut().enumerate() {
+            let thread = &mut guest.part.threads[first + nth];
+            let stopped = thread.stopped.take().expect("a frozen thread is stopped");
+            match host.start(stopped, &thread.context, std::mem::take(&mut asked.list)) {
+                Ok((running, run)) => runs.push((at, first + nth, running, run)),
+                Err(failure) => {
+                    guest.failure.get_or_insert(failure);
+                }
+            }
+        }
+    }
+    // All are told to stop before the first is waited for.
+    let mut stopping = Vec::with_capacity(runs.len());
+    for (at, nth, running, run) in runs {
+        let host = guests[at].host.as_ref().expect("it started the list");
+        let result = host.collect(&running, run);
+        stopping.push((at, nth, running, result));
+    }
+    let mut executed: Vec<Vec<Vec<u8>>> = guests.iter().map(|_| Vec::new()).collect();
+    for (at, nth, running, result) in stopping {
+        let guest = &mut guests[at];
+        let host = guest.host.as_ref().expect("it started the list");
+        let thread = &mut guest.part.threads[nth];
+        let result = match host.retrieve(running, &thread.context) {
+            Ok(stopped) => {
+                thread.stopped = Some(stopped);
+                result
+            }
+            Err(failure) => Err(failure),
+        };
+        let failed = |failed: agent::Failed| failed.errno().on(Object::Thread(thread.tid), failed.doing);
+        match result.and_then(|result| result.map_err(failed)) {
+            Ok(ops) => executed[at].push(ops),
+            Err(failure) => {
+                guest.failure.get_or_insert(failure);
+            }
+        }
+    }
+    for ((guest, asked), executed) in guests.iter_mut().zip(asked).zip(executed) {
+        if guest.failure.is_none()
+            && let Err(failure) = guest.understand(asked, &executed)
+        {
+            guest.failure = Some(failure);
+        }
+    }
+}
+
+impl Guest {
+    fn has_more(&self) -> bool {
+        self.host.is_some() && self.failure.is_none() && self.next < self.part.threads.len()
+    }
+
+    /// The questions for the threads of the next round.
+    fn prepare(&mut self) -> Result<Vec<Asked>, Failure> {
+        let Some(host) = self.host.as_ref().filter(|_| self.has_more()) else { return Ok(Vec::new()) };
+        host.next_batch();
+        let end = self.part.threads.len().min(self.next + BATCH);
+        let mut all = Vec::with_capacity(end - self.next);
+        for thread in &self.part.threads[self.next..end] {
+            let mut list = List::new();
+            let mut ask = Ask { list: &mut list, area: host.area() };
+            let creds = creds::ask(&mut ask);
+            let own = attributes::ask_thread(&mut ask)?;
+            let whole = match self.timers.take_if(|_| thread.tid == self.part.pid) {
+                Some(timers) => Some((
+                    attributes::ask_process(&mut ask)?,
+                    signals::ask(&mut ask)?,
+                    limits::ask(&mut ask)?,
+                    timers::ask(timers, &mut ask)?,
+                )),
+                None => None,
+            };
+            all.push(Asked { list, creds, own, whole });
+        }
+        Ok(all)
+    }
+
+    /// Makes records of the answers.
+    fn understand(&mut self, asked: Vec<Asked>, executed: &[Vec<u8>]) -> Result<(), Failure> {
+        let Some(host) = &self.host else { return Ok(()) };
+        let pid = self.part.pid;
+        let first = self.next;
+        self.next += asked.len();
+        for ((thread, asked), ops) in self.part.threads[first..].iter().zip(asked).zip(executed) {
+            let status = status(pid, thread.tid)?;
+            let answers = Answers { ops, area: host.area() };
+            let own = asked.own.answer(answers);
+            let mut seen = see(pid, thread, &status, &own)?;
+            if let Some(thread_core) = &mut seen.core.thread_core {
+                thread_core.creds = Some(asked.creds.answer(&status, answers));
+            }
+            if let Some((process, actions, limits, timers)) = asked.whole {
+                let process = process.answer(answers);
+                let stopped = thread.stopped.as_ref().expect("every list was collected");
+                let shared = stopped
+                    .pending(true)
+                    .map_err(|error| error.on(Object::Task, "read its state").of(pid))?;
+                check_pending(pid, pid, &shared, &mut seen.failures);
+                let stat = &self.stat;
+                seen.core.tc = Some(TaskCoreEntry {
+                    personality: process.personality,
+                    flags: stat.flags,
+                    blk_sigset: thread.context.mask,
+                    comm: status.comm.clone(),
+                    timers: Some(timers.answer(answers)),
+                    rlimits: Some(limits.answer(answers)),
+                    signals_s: Some(signals::queue(shared)),
+                    sigactions: actions.answer(answers),
+                    exit_signal: (stat.exit_signal != libc::SIGCHLD).then_some(stat.exit_signal as u32),
+                    child_subreaper: Some(process.is_subreaper),
+                    membarrier_registration_mask: (process.membarrier != 0).then_some(process.membarrier),
+                    cg_set: Some(1),
+                    ..TaskCoreEntry::default()
+                });
+                seen.process = Some(process);
+            }
+            self.seen.push(seen);
+        }
+        Ok(())
+    }
+}
+
+fn status(pid: i32, tid: i32) -> Result<Status, Failure> {
+    let text = read(format!("/proc/{pid}/task/{tid}/status"))?;
+    sys::proc::parse_status(&text).ok_or_else(|| not_understood(Object::Thread(tid), "read its status"))
+}
+
+/// The record of one thread.
+fn see(
+    pid: i32,
+    thread: &Thread,
+    status: &Status,
+    own: &attributes::ThreadAttributes,
+) -> Result<Seen, Failure> {
+    let tid = thread.tid;
+    let mut failures = Vec::new();
+    let stopped = thread.stopped.as_ref().expect("every list was collected");
+    let explain = |error: Errno| error.on(Object::Thread(tid), "read its state").of(pid);
+    let mut registers = agent::arch::restart_interrupted_call(&thread.context.registers);
+    let registered = stopped.rseq().map_err(explain)?;
+    let read = |address: u64, bytes: &mut [u8]| {
+        sys::memory::read_remote(pid, address, bytes).is_ok_and(|count| count == bytes.len())
+    };
+    if let Some(abort) = rseq::abort_address(registered, registers.ip, read) {
+        registers.ip = abort;
+    }
+    let (futex_rla, futex_rla_len) = sys::process::robust_list(tid).map_err(explain)?;
+    let pending = stopped.pending(false).map_err(explain)?;
+    check_pending(pid, tid, &pending, &mut failures);
+    let mode = seccomp::mode(status.seccomp)?;
+    let filters = match mode {
+        SeccompMode::Filter => read_filters(stopped).map_err(explain)?,
+        _ => Vec::new(),
+    };
+    let mut core = ThreadCoreEntry {
+        futex_rla,
+        futex_rla_len: futex_rla_len as u32,
+        blk_sigset: Some(thread.context.mask),
+        sas: Some(own.stack.clone()),
+        pdeath_sig: (own.death_signal != 0).then_some(own.death_signal),
+        signals_p: Some(signals::queue(pending)),
+        seccomp_mode: Some(mode.into()),
+        comm: Some(status.comm.clone()),
+        rseq_entry: rseq::record(registered),
+        ..ThreadCoreEntry::default()
+    };
+    let scheduling = sys::process::sched(tid).map_err(explain)?;
+    if scheduling.policy & 0xff == sched::SCHED_DEADLINE {
+        let why = "is scheduled by deadlines, which is not carried yet";
+        failures.push(Failure::unsupported(Object::Thread(tid), why).of(pid));
+    }
+    sched::record(scheduling, &mut core);
+    let info = agent::arch::record::thread_info(&registers, &thread.context.xstate, own.clear_tid);
+    let core = CoreEntry {
+        mtype: agent::arch::record::MARCH.into(),
+        thread_info: Some(info),
+        thread_core: Some(core),
+        ..CoreEntry::default()
+    };
+    Ok(Seen { tid, core, filters, umask: status.umask, process: None, failures })
+}
+
+fn read_filters(thread: &sys::ptrace::Stopped) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut programs = Vec::new();
+    while let Some(program) = sys::ptrace::seccomp_filter(thread, programs.len() as u64)? {
+        programs.push(program);
+    }
+    Ok(programs)
+}
+
+fn check_pending(pid: i32, tid: i32, pending: &[[u8; 128]], failures: &mut Vec<Failure>) {
+    if pending.iter().any(|info| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) == libc::SIGTRAP) {
+        let why = "has a SIGTRAP pending, which cannot be told from our own";
+        failures.push(Failure::unsupported(Object::Thread(tid), why).of(pid));
+    }
+}

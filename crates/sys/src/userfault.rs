@@ -1,0 +1,114 @@
+//! userfaultfd(2): new pages put into another address space, filled, in one step.
+
+use crate::call::last;
+use model::Errno;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// For the flags of userfaultfd(2): faults of the kernel on behalf of the process are not stopped, which
+/// needs no privilege. Linux 5.11.
+pub const USER_MODE_ONLY: i32 = 1;
+
+const UFFD_API: u64 = 0xaa;
+const REGISTER_MODE_MISSING: u64 = 1;
+const COPY_MODE_DONTWAKE: u64 = 1;
+/// _IOWR(0xaa, 0x3f, struct uffdio_api)
+const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+/// _IOWR(0xaa, 0x00, struct uffdio_register)
+const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+/// _IOWR(0xaa, 0x03, struct uffdio_copy)
+const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
+
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+/// The memory of the process that made the descriptor.
+#[derive(Debug)]
+pub struct Userfault(OwnedFd);
+
+impl Userfault {
+    /// `fd` is a new one, from userfaultfd(2).
+    ///
+    /// # Errors
+    /// Of `UFFDIO_API`.
+    pub fn new(fd: OwnedFd) -> Result<Userfault, Errno> {
+        let userfault = Userfault(fd);
+        let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+        // SAFETY: the kernel reads and writes one struct on this stack.
+        unsafe { userfault.ioctl("ioctl(UFFDIO_API)", UFFDIO_API, (&raw mut api).cast()) }?;
+        Ok(userfault)
+    }
+
+    /// # Safety
+    /// `argument` points to the struct of this request.
+    unsafe fn ioctl(
+        &self,
+        call: &'static str,
+        request: libc::Ioctl,
+        argument: *mut libc::c_void,
+    ) -> Result<(), Errno> {
+        // SAFETY: the caller vouches for the argument.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument) } {
+            0 => Ok(()),
+            _ => Err(last(call)),
+        }
+    }
+
+    /// Makes anonymous mappings in `range` ready for [`Userfault::copy`].
+    ///
+    /// # Errors
+    /// `EINVAL` when something else is mapped there.
+    pub fn register(&self, range: Range<u64>) -> Result<(), Errno> {
+        let len = range.end - range.start;
+        let mut register = Register { start: range.start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        // SAFETY: the kernel reads and writes one struct on this stack.
+        unsafe { self.ioctl("ioctl(UFFDIO_REGISTER)", UFFDIO_REGISTER, (&raw mut register).cast()) }
+    }
+
+    /// Gives the process new pages at `to` with the content of `from`; both are whole pages.
+    ///
+    /// # Errors
+    /// `EEXIST` where there is a page already, `ENOENT` where nothing is registered.
+    pub fn copy(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < from.len() {
+            let mut copy = Copy {
+                dst: to + done as u64,
+                src: from[done..].as_ptr() as u64,
+                len: (from.len() - done) as u64,
+                mode: COPY_MODE_DONTWAKE,
+                copied: 0,
+            };
+            // SAFETY: the kernel reads and writes one struct on this stack, and reads `len` bytes of `from`.
+            let result = unsafe { self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY, (&raw mut copy).cast()) };
+            match result {
+                Ok(()) => return Ok(()),
+                // Interrupted in the middle, or the mappings were just changing.
+                Err(error) if error.code == libc::EAGAIN => done += copy.copied.max(0) as usize,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
