@@ -191,6 +191,20 @@ impl Round {
         self.compare(&before, "the dump and the restore")
     }
 
+    /// Dumps the tree, sees that it is gone, and gives the images away.
+    ///
+    /// # Errors
+    /// With the reason and the tails of the logs.
+    pub fn dump_for_good(mut self) -> Result<PathBuf, String> {
+        let images = self.step("images")?;
+        let ran = self.dump(&images, &[])?;
+        let result = match ran.is_good() {
+            true => self.see_nobody("after the dump"),
+            false => Err(format!("the dump failed: {:?}", ran.status)),
+        };
+        result.map(|()| images).map_err(|problem| self.report(&problem))
+    }
+
     fn compare(&mut self, before: &Fingerprint, what: &str) -> Result<(), String> {
         // A tool that returns before every task runs again is given the time to finish.
         let start = Instant::now();

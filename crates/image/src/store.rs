@@ -7,13 +7,16 @@ use crate::{Kind, Reader, Writer};
 use model::{Failure, Object};
 use prost::Message;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 const INVENTORY: &str = "inventory.img";
 const UNFINISHED: &str = ".inventory.img.unfinished";
+
+/// Longer than the longest image that is read as a whole, a page map of terabytes in single pages.
+const LENGTH_MAX: u64 = 4 << 30;
 
 /// Files of which a dump writes at most one, and only when it has something to say: one that an earlier
 /// dump left in the folder would be taken for this one's.
@@ -66,10 +69,34 @@ impl Dir {
 
     /// The whole file, or `None` when there is none: that is how a dump says "nothing of this kind".
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
-        match fs::read(self.path.join(name)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.io(name, "read the image", "read", &error)),
+        let explain = |call, error: std::io::Error| self.io(name, "read the image", call, &error);
+        let Some((file, length)) = self.open_there(name)? else { return Ok(None) };
+        if length > LENGTH_MAX {
+            return Err(Failure::corrupt(name, None, format!("has {length} bytes, more than any image")));
+        }
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(length as usize)
+            .map_err(|_| Failure::errno(self.object(name), "read the image", "malloc", libc::ENOMEM))?;
+        // Not what it has grown by meanwhile.
+        file.take(length).read_to_end(&mut bytes).map_err(|error| explain("read", error))?;
+        Ok(Some(bytes))
+    }
+
+    /// Opens a file that is one: a pipe or a device in its place would have no end. With its length.
+    fn open_there(&self, name: &str) -> Result<Option<(File, u64)>, Failure> {
+        let explain = |call, error: std::io::Error| self.io(name, "open the image", call, &error);
+        // Opening a pipe would otherwise wait for somebody to write.
+        let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.path.join(name));
+        let file = match options {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(explain("open", error)),
+        };
+        let data = file.metadata().map_err(|error| explain("fstat", error))?;
+        match data.is_file() {
+            true => Ok(Some((file, data.len()))),
+            false => Err(Failure::corrupt(name, None, "is no regular file")),
         }
     }
 
@@ -94,10 +121,8 @@ impl Dir {
 
     /// Opens a file of pages, whose content is not for this process's memory.
     pub fn open_file(&self, name: &str) -> Result<File, Failure> {
-        File::open(self.path.join(name)).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Failure::corrupt(name, None, "is missing"),
-            _ => self.io(name, "open the image", "open", &error),
-        })
+        let file = self.open_there(name)?.ok_or_else(|| Failure::corrupt(name, None, "is missing"))?;
+        Ok(file.0)
     }
 
     /// Makes the folder say "no dump here" before the first image is written.
@@ -151,5 +176,29 @@ impl Dir {
                 log::warn!("{name} of the failed dump could not be removed: {error}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_or_has_no_end_is_not_read() {
+        let path = std::env::temp_dir().join(format!("crtools-store-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        let dir = Dir::open(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", path.join("device.img")).unwrap();
+        fs::create_dir(path.join("folder.img")).unwrap();
+        File::create(path.join("long.img")).and_then(|file| file.set_len(1 << 40)).unwrap();
+        File::create(path.join("short.img")).unwrap();
+        let said = |name: &str| dir.read(name).map_err(|failure| failure.to_string());
+        let results = ["device.img", "folder.img", "long.img", "short.img", "none.img"].map(said);
+        fs::remove_dir_all(&path).unwrap();
+        let wrong = |name: &str, why: &str| Err(format!("{name}: {why}"));
+        assert_eq!(results[0], wrong("device.img", "is no regular file"));
+        assert_eq!(results[1], wrong("folder.img", "is no regular file"));
+        assert_eq!(results[2], wrong("long.img", "has 1099511627776 bytes, more than any image"));
+        assert_eq!(results[3..], [Ok(Some(Vec::new())), Ok(None)]);
     }
 }

@@ -72,7 +72,6 @@ struct Service {
 struct Created {
     root: i32,
     is_kept: bool,
-    is_sibling: bool,
 }
 
 impl Drop for Created {
@@ -81,6 +80,7 @@ impl Drop for Created {
             return;
         }
         let mut all = vec![self.root];
+        let mut threads = Vec::new();
         let mut at = 0;
         while at < all.len() {
             let tids = sys::fd::numbers(&format!("/proc/{}/task", all[at])).unwrap_or_default();
@@ -88,16 +88,39 @@ impl Drop for Created {
                 let text =
                     std::fs::read(format!("/proc/{}/task/{tid}/children", all[at])).unwrap_or_default();
                 all.extend(text.split(|byte| *byte == b' ').filter_map(sys::proc::decimal::<i32>));
+                threads.extend((tid != all[at]).then_some(tid));
             }
             at += 1;
         }
         for pid in all.iter().rev() {
             let _ = sys::process::kill(*pid, libc::SIGKILL);
         }
-        if !self.is_sibling {
-            let _ = sys::process::wait(self.root, true);
+        // Whoever was attached to ends for its parent only when we have seen the end; and a leader only
+        // after its threads. Others are none of ours to wait for, which is an error and means nothing.
+        let has_ended = |status: i32| libc::WIFEXITED(status) || libc::WIFSIGNALED(status);
+        for id in threads.iter().chain(all[1..].iter().rev()).chain([&self.root]) {
+            while let Ok(Some(status)) = sys::process::wait(*id, true)
+                && !has_ended(status)
+            {}
         }
     }
+}
+
+/// Do all threads of a puppet go on with their lists?
+///
+/// Once attached to, one whose list leads it astray does not end: it stops for us to hear of the signal.
+/// Nothing else stops a puppet, which is deaf to signals and not interrupted before all lists are done.
+fn is_at_work(pid: i32) -> bool {
+    let state = |path: String| {
+        let text = std::fs::read(path).ok()?;
+        sys::proc::parse_stat(&text).map(|stat| stat.state)
+    };
+    // None when it was not made by its parent, whose list comes before this one and was done.
+    if matches!(state(format!("/proc/{pid}/stat")), None | Some(b'Z')) {
+        return false;
+    }
+    let tids = sys::fd::numbers(&format!("/proc/{pid}/task")).unwrap_or_default();
+    !tids.iter().any(|tid| state(format!("/proc/{pid}/task/{tid}/stat")) == Some(b't'))
 }
 
 fn tree_error(error: Errno) -> Failure {
@@ -206,8 +229,7 @@ impl<'r> Exec<'r> {
         let own_vdso = OwnVdso::read()?;
         puppet::spawn(&file, root.pid, self.options.restore_sibling)
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
-        let mut created =
-            Created { root: root.pid, is_kept: false, is_sibling: self.options.restore_sibling };
+        let mut created = Created { root: root.pid, is_kept: false };
         let mut stage = Stage::begin();
         let open = self.make_processes(&own_vdso)?;
         stage.ends("made the processes and their memory");
@@ -239,12 +261,7 @@ impl<'r> Exec<'r> {
 
     /// Waits for a list; returns it with its results.
     fn wait(&self, pid: i32, run: Run) -> Result<Vec<u8>, Failure> {
-        let is_alive = || match std::fs::read(format!("/proc/{pid}/stat")) {
-            Ok(text) => sys::proc::parse_stat(&text).is_some_and(|stat| stat.state != b'Z'),
-            // Not made yet by its parent, whose list comes before this one and was done.
-            Err(_) => false,
-        };
-        self.area.wait(run, is_alive).map_err(|failed| match failed {
+        self.area.wait(run, || is_at_work(pid)).map_err(|failed| match failed {
             Some(failed) => {
                 let why = failed.errno().on(Object::Task, failed.doing).of(pid);
                 match failed.errno() {
@@ -254,7 +271,10 @@ impl<'r> Exec<'r> {
                     _ => why,
                 }
             }
-            None => Failure::conflict(Object::Task, "build it", "the process ended").of(pid),
+            None => {
+                let why = "the process ended, or was stopped by a fault";
+                Failure::conflict(Object::Task, "build it", why).of(pid)
+            }
         })
     }
 

@@ -33,9 +33,13 @@ impl Held {
     pub fn seize(&mut self, checkpoint: &Checkpoint, threads: Vec<Thread>) -> Result<(), Failure> {
         for thread in threads {
             let task = &checkpoint.tasks[thread.task];
-            let running =
-                ptrace::seize(task.tids[thread.nth], ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD)
-                    .map_err(explain(task, thread, "attach to it"))?;
+            // After a failure none must run on half made, not even until all are killed.
+            let options = ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD | ptrace::EXIT_KILL;
+            let running = ptrace::seize(task.tids[thread.nth], options).map_err(explain(
+                task,
+                thread,
+                "attach to it",
+            ))?;
             self.running.push((thread, running));
         }
         Ok(())

@@ -3,9 +3,9 @@
 
 mod exec;
 mod held;
-mod load;
+pub mod load;
 mod memory;
-mod plan;
+pub mod plan;
 mod run;
 mod stage;
 

@@ -4,6 +4,7 @@
 use image::pagemap::Pagemap;
 use image::*;
 use kinds::contract::FileTable;
+use kinds::task::{signals, timers};
 use kinds::vma;
 use model::{Failure, Failures, Object};
 use std::collections::{HashMap, HashSet};
@@ -72,7 +73,11 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     for (index, entry) in pstree.iter().enumerate() {
         let corrupt = |why: String| Failure::corrupt("pstree.img", Some(index), why);
         let parent = match (index, entry.ppid) {
-            (0, _) => None,
+            (0, 0) => None,
+            (0, ppid) => {
+                failures.push(corrupt(format!("the root has the parent {ppid}")));
+                continue;
+            }
             (_, ppid) => match known.get(&ppid) {
                 Some(parent) => Some(*parent),
                 None => {
@@ -95,16 +100,22 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             continue;
         }
         known.insert(entry.pid, found.len());
-        found.push((entry, parent, tids));
+        found.push((index, entry, parent, tids));
     }
-    let loaded = in_parallel(&found, |(entry, parent, tids)| load_task(dir, entry, *parent, tids));
+    let loaded = in_parallel(&found, |(_, entry, parent, tids)| load_task(dir, entry, *parent, tids));
     let mut tasks = Vec::with_capacity(found.len());
-    for task in loaded {
+    for (task, (index, entry, ..)) in loaded.into_iter().zip(&found) {
         match task {
+            // Of one that has ended CRIU lists no threads worth reading.
+            Ok(task) if !task.is_zombie() && entry.threads.first() != Some(&entry.pid) => {
+                let why = format!("process {} is not its own first thread", entry.pid);
+                failures.push(Failure::corrupt("pstree.img", Some(*index), why));
+            }
             Ok(task) => tasks.push(task),
             Err(more) => failures.extend(more),
         }
     }
+    failures.extend(tasks.iter().filter_map(|task| check_namespaces(task, inventory.root_ids.as_ref())));
     let files = FileTable::new(dir.read_all(kind::FILES, "files.img")?);
     let mut tables = HashMap::new();
     for task in tasks.iter().filter(|task| !task.is_zombie()) {
@@ -113,9 +124,12 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             let name = format!("fdinfo-{id}.img");
             let mut entries: Vec<FdinfoEntry> = dir.read_all(kind::FDINFO, &name)?;
             entries.sort_by_key(|entry| entry.fd);
-            let has_twins = entries.windows(2).any(|pair| pair[0].fd == pair[1].fd);
-            if has_twins || entries.iter().any(|entry| entry.fd >= FD_MAX) {
-                failures.push(Failure::corrupt(name, None, "a descriptor is there twice, or has no number"));
+            if let Some(pair) = entries.windows(2).find(|pair| pair[0].fd == pair[1].fd) {
+                failures.push(Failure::corrupt(&*name, None, format!("has fd {} twice", pair[0].fd)));
+            }
+            if let Some(entry) = entries.last().filter(|entry| entry.fd >= FD_MAX) {
+                let why = format!("has fd {}, which is none", entry.fd as i32);
+                failures.push(Failure::corrupt(name, None, why));
             }
             slot.insert(entries);
         }
@@ -190,6 +204,7 @@ fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]
         fs: FsEntry::default(),
         pagemap: Pagemap::default(),
     };
+    check_state(&task)?;
     if task.is_zombie() {
         return Ok(task);
     }
@@ -197,7 +212,9 @@ fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]
     task.fs = dir.read_one(kind::FS, &format!("fs-{pid}.img"))?;
     let name = format!("mm-{pid}.img");
     task.mm = dir.read_one(kind::MM, &name)?;
-    task.pagemap = pages::put::load(dir, &format!("pagemap-{pid}.img"))?;
+    let pagemap = format!("pagemap-{pid}.img");
+    dir.open_file(&pagemap)?;
+    task.pagemap = pages::put::load(dir, &pagemap)?;
     let mut failures = Failures::new();
     let mut last = 0;
     for (index, entry) in task.mm.vmas.iter().enumerate() {
@@ -235,6 +252,74 @@ fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]
         }
     }
     if failures.is_empty() { Ok(task) } else { Err(failures) }
+}
+
+/// A namespace is one of the tree's own when its number is not that of whoever made the dump.
+fn check_namespaces(task: &Task, host: Option<&TaskKobjIdsEntry>) -> Option<Failure> {
+    type Id = fn(&TaskKobjIdsEntry) -> Option<u32>;
+    const NAMESPACES: [(&str, Id); 8] = [
+        ("pid", |ids| ids.pid_ns_id),
+        ("net", |ids| ids.net_ns_id),
+        ("ipc", |ids| ids.ipc_ns_id),
+        ("uts", |ids| ids.uts_ns_id),
+        ("mnt", |ids| ids.mnt_ns_id),
+        ("user", |ids| ids.user_ns_id),
+        ("cgroup", |ids| ids.cgroup_ns_id),
+        ("time", |ids| ids.time_ns_id),
+    ];
+    let host = host?;
+    let is_own = |of: Id| of(&task.ids).zip(of(host)).is_some_and(|(own, host)| own != host);
+    let own: Vec<&str> = NAMESPACES.iter().filter(|(_, of)| is_own(*of)).map(|(name, _)| *name).collect();
+    (!own.is_empty()).then(|| {
+        let why = format!("has namespaces of its own ({}), which are not carried yet", own.join(", "));
+        Failure::unsupported(Object::Task, why).of(task.pid)
+    })
+}
+
+/// Judges what the cores say of a process: whether it lives, its signals, timers and registers.
+fn check_state(task: &Task) -> Result<(), Failures> {
+    const ALIVE: u32 = 1;
+    const ENDED: u32 = 2;
+    const STOPPED: u32 = 3;
+    let mut failures = Failures::new();
+    let mut corrupt = |tid: i32, why: String| {
+        failures.push(Failure::corrupt(format!("core-{tid}.img"), Some(0), why));
+    };
+    let tc = task.tc();
+    match (tc.task_state, task.is_zombie()) {
+        (ALIVE, false) | (STOPPED, false) | (ENDED, true) => {}
+        (state, _) => corrupt(task.pid, format!("has the state {state}, which its content contradicts")),
+    }
+    // A process that is to end by a signal that ends nothing would be waited for without end.
+    if task.is_zombie() && !ends(tc.exit_code as i32 & 0x7f) {
+        corrupt(task.pid, format!("has the exit code {:#x}, with which no process ends", tc.exit_code));
+    }
+    if tc.stop_signo.is_some_and(|signal| tc.task_state == STOPPED && !STOPS.contains(&(signal as i32))) {
+        corrupt(task.pid, format!("was stopped by signal {}, which stops none", tc.stop_signo.unwrap_or(0)));
+    }
+    let why = tc.signals_s.as_ref().and_then(signals::check);
+    let why = why.or_else(|| tc.timers.as_ref().and_then(timers::check));
+    why.into_iter().for_each(|why| corrupt(task.pid, why));
+    for (tid, core) in task.tids.iter().zip(&task.cores) {
+        let queue = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
+        queue.and_then(signals::check).into_iter().for_each(|why| corrupt(*tid, why));
+    }
+    // As large as the kernel's can be, so that only the image is judged, and the processor.
+    let mut xstate = vec![0; agent::arch::XSTATE_MAX];
+    for (tid, core) in task.tids.iter().zip(&task.cores) {
+        let Some(info) = &core.thread_info else { continue };
+        let name = format!("core-{tid}.img");
+        failures.extend(agent::arch::record::fill_xstate(&info.fpregs, &mut xstate, &name).err());
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// Does a process end by this signal when it has no handler, or with no signal at all?
+fn ends(signal: i32) -> bool {
+    const IGNORED: [i32; 4] = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+    (0..=64).contains(&signal) && !STOPS.contains(&signal) && !IGNORED.contains(&signal)
 }
 
 fn check_files(

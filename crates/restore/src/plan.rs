@@ -83,6 +83,11 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
             stand_ins.entry(task.pgid).or_insert(at);
         }
     }
+    let threads: HashSet<i32> = tasks.iter().flat_map(|task| &task.tids).copied().collect();
+    for (pgid, at) in stand_ins.iter().filter(|(pgid, _)| threads.contains(pgid)) {
+        let why = format!("its process group {pgid} is a thread");
+        failures.push(Failure::corrupt("pstree.img", Some(*at), why));
+    }
     let hole = match find_hole(tasks) {
         Some(hole) => hole,
         None => {
@@ -111,6 +116,8 @@ fn shares_memory(parent: &Task, child: &Task) -> bool {
 fn find_hole(tasks: &[Task]) -> Option<Range<u64>> {
     let mut used: Vec<Range<u64>> =
         tasks.iter().flat_map(|task| &task.mm.vmas).map(|vma| vma.start..vma.end).collect();
+    // Only the kernel's own page for old system calls is there, at the end of all addresses.
+    used.retain(|range| range.start < HIGHEST);
     used.sort_unstable_by_key(|range| range.start);
     AREAS.iter().find_map(|area| {
         let want = area + agent::puppet::PAGES;

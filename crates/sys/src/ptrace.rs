@@ -13,6 +13,8 @@ pub const SUSPEND_SECCOMP: u64 = 1 << 21;
 
 /// Tells stops at system calls from signals.
 pub const SYSCALL_GOOD: u64 = 1;
+/// Ends the thread when the one that traces it ends without having let it go.
+pub const EXIT_KILL: u64 = 1 << 20;
 
 /// A thread that we trace and that is stopped.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ pub const CASES: &[Case] = &[
     case!(eight_threads_keep_their_ids).exchange(),
     case!(one_child_survives).exchange(),
     case!(tree_with_pipes_and_files_survives).exchange().killed(),
+    case!(threads_beside_a_child_with_pipe_and_file_survive),
     case!(exited_zombie_is_collected_afterwards),
     case!(signal_handler_still_runs).exchange(),
     case!(pending_signal_is_delivered_afterwards),
@@ -202,6 +203,38 @@ fn tree_with_pipes_and_files_survives(t: &Trial) {
     child.succeed();
     shared.write_all(b"3").expect("append");
     assert_eq!(std::fs::read_to_string(t.path("all")).expect("read"), "123");
+}
+
+/// A little of everything that most trees have; `tests/hostile.rs` damages its images.
+fn threads_beside_a_child_with_pipe_and_file_survive(t: &Trial) {
+    let mut file = std::fs::File::create(t.path("file")).expect("create");
+    file.write_all(b"before").expect("write");
+    let (mut reader, mut writer) = std::io::pipe().expect("pipe");
+    writer.write_all(b"queued ").expect("write");
+    let child = fork(|| {
+        t.mark("child");
+        t.hold();
+        writer.write_all(b"and sent").expect("write");
+    });
+    drop(writer);
+    let is_ready = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                is_ready.fetch_add(1, Ordering::SeqCst);
+                t.hold();
+            });
+        }
+        t.await_mark("child");
+        until("the threads", || is_ready.load(Ordering::SeqCst) == 2);
+        t.checkpoint();
+    });
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "queued and sent");
+    child.succeed();
+    file.write_all(b" and after").expect("write");
+    assert_eq!(std::fs::read_to_string(t.path("file")).expect("read"), "before and after");
 }
 
 fn exited_zombie_is_collected_afterwards(t: &Trial) {

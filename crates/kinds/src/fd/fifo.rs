@@ -70,6 +70,12 @@ impl FdKind for Fifo {
         let regular = regular.ok_or_else(|| Failure::corrupt("files.img", None, "a fifo has no path"))?;
         if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {
             let both = regular::open(&regular, (libc::O_RDWR | libc::O_NONBLOCK) as u32, cx.options)?;
+            let is_fifo = |stat: libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO;
+            if !sys::fd::stat(&both).is_ok_and(is_fifo) {
+                // Or the bytes would go to whatever it is.
+                let object = Object::Path(String::from_utf8_lossy(&regular.name).into_owned());
+                return Err(Failure::conflict(object, "", "is no fifo any more"));
+            }
             pipe::load_content(&both, entry.pipe_id, "fifo-data.img", kind::FIFO_DATA, cx)?;
             cx.shelf.of::<Opened>().0.insert(entry.pipe_id, both);
         }

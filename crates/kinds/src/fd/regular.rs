@@ -6,10 +6,10 @@
 //! refused, and so is one whose size or mode is another at the restore.
 //! The working directory, the root, the executable and mapped files are records of this kind as well.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, open_flags};
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, set_status};
 use image::{FdTypes, FileEntry, FownEntry};
 use model::{Options, options};
-use model::{Errno, Failure, Object, Remedy};
+use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -159,7 +159,28 @@ impl FdKind for Regular {
     }
 
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
-        open(entry, entry.flags, cx.options)
+        // Not to wait for the other end of a fifo, should there be one where the file was.
+        let fd = open(entry, entry.flags | libc::O_NONBLOCK as u32, cx.options)?;
+        let object = || Object::Path(String::from_utf8_lossy(&entry.name).into_owned());
+        let explain = |error: Errno| error.on(object(), "open it again");
+        if entry.flags & libc::O_PATH as u32 != 0 {
+            return Ok(fd);
+        }
+        if sys::fd::stat(&fd).map_err(explain)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+            return Err(Failure::conflict(object(), "", "is a fifo now"));
+        }
+        if entry.flags & libc::O_NONBLOCK as u32 == 0 {
+            set_status(&fd, entry.flags).map_err(explain)?;
+        }
+        Ok(fd)
+    }
+
+    fn link(&self, entries: &[(u32, RegFileEntry)], _files: &FileTable) -> Failures {
+        entries
+            .iter()
+            .filter(|(_, entry)| entry.name.contains(&0))
+            .map(|(id, _)| Failure::corrupt("files.img", None, format!("file {id} has a zero byte in its path")))
+            .collect()
     }
 
     fn owner<'e>(&self, entry: &'e RegFileEntry) -> Option<&'e FownEntry> {

@@ -329,6 +329,8 @@ fn load(cx: &mut OpenCx) -> Result<(), Failure> {
 fn fill(sender: impl AsFd, messages: Option<&Vec<Vec<u8>>>, opts: &SkOptsEntry) -> Result<(), Errno> {
     let Some(messages) = messages else { return Ok(()) };
     let sender = sender.as_fd();
+    // More than the queue takes is an error then, not a wait for a reader that never comes.
+    set_status(sender, libc::O_NONBLOCK as u32)?;
     let total: usize = messages.iter().map(|message| message.len() + 1024).sum();
     let set = |size: u32| {
         socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())

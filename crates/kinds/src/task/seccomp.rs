@@ -47,8 +47,11 @@ impl Chains {
 pub fn programs<'e>(core: &ThreadCoreEntry, chains: &'e SeccompEntry) -> Result<Vec<&'e [u8]>, Failure> {
     let corrupt = |why: String| Failure::corrupt("seccomp.img", None, why);
     let mut programs = Vec::new();
-    let mut next = match core.seccomp_mode.and_then(|mode| SeccompMode::try_from(mode).ok()) {
-        Some(SeccompMode::Filter) => core.seccomp_filter,
+    let mut next = match core.seccomp_mode.map(SeccompMode::try_from) {
+        Some(Ok(SeccompMode::Filter)) if core.seccomp_filter.is_some() => core.seccomp_filter,
+        // It would run unguarded.
+        Some(Ok(SeccompMode::Filter)) => return Err(corrupt("a thread is filtered by no filter".into())),
+        Some(Err(_)) => return Err(corrupt("a thread has a mode that is none".into())),
         _ => return Ok(programs),
     };
     while let Some(index) = next {

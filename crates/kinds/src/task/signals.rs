@@ -63,6 +63,19 @@ pub fn queue(pending: Vec<[u8; 128]>) -> SignalQueueEntry {
     }
 }
 
+/// Why these cannot wait for delivery, if so.
+pub fn check(queue: &SignalQueueEntry) -> Option<String> {
+    queue.signals.iter().find_map(|entry| {
+        let Some(number) = entry.siginfo.first_chunk().filter(|_| entry.siginfo.len() == 128) else {
+            return Some(format!("a pending signal has {} bytes", entry.siginfo.len()));
+        };
+        let signal = i32::from_ne_bytes(*number);
+        // These two act at once: on the agent, which would never come to an end of its list.
+        let can_wait = (1..=64).contains(&signal) && signal != libc::SIGKILL && signal != libc::SIGSTOP;
+        (!can_wait).then(|| format!("the signal {signal} cannot be pending"))
+    })
+}
+
 /// Queues signals for the thread `tid` of `pid`, or with no `tid` for the process.
 pub fn restore_pending(
     queue: &SignalQueueEntry,
@@ -72,9 +85,7 @@ pub fn restore_pending(
 ) -> Result<(), Failure> {
     ops.list.label("queue the pending signals");
     for entry in &queue.signals {
-        if entry.siginfo.len() != 128 {
-            return Err(Failure::corrupt(format!("core-{pid}.img"), None, "a signal is not 128 bytes long"));
-        }
+        // Checked by the loader.
         let signal = i32::from_ne_bytes(entry.siginfo[..4].try_into().expect("four bytes"));
         let info = ops.bytes(&entry.siginfo)?;
         match tid {
@@ -85,4 +96,25 @@ pub fn restore_pending(
         };
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(signal: i32, length: usize) -> SignalQueueEntry {
+        let mut siginfo = signal.to_ne_bytes().to_vec();
+        siginfo.resize(length, 0);
+        SignalQueueEntry { signals: vec![SiginfoEntry { siginfo }] }
+    }
+
+    #[test]
+    fn only_signals_that_can_wait_are_taken() {
+        assert_eq!(check(&pending(libc::SIGUSR1, 128)), None);
+        assert_eq!(check(&pending(64, 128)), None);
+        for signal in [0, -1, 65, libc::SIGKILL, libc::SIGSTOP] {
+            assert!(check(&pending(signal, 128)).unwrap().contains(&signal.to_string()));
+        }
+        assert_eq!(check(&pending(10, 3)).unwrap(), "a pending signal has 3 bytes");
+    }
 }

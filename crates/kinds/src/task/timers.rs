@@ -10,7 +10,7 @@ use super::{Answers, Ask, ZERO, words};
 use crate::contract::TaskOps;
 use agent::Judge;
 use image::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
-use model::Failure;
+use model::{Failure, Object, Remedy};
 use sys::proc::Timer;
 
 /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
@@ -70,6 +70,12 @@ impl Asked {
     }
 }
 
+/// Why these timers cannot be made, if so.
+pub fn check(entry: &TaskTimersEntry) -> Option<String> {
+    let wrong = entry.posix.iter().find(|timer| timer.it_id > i32::MAX as u32);
+    wrong.map(|timer| format!("the timer {} has no id", timer.it_id))
+}
+
 /// Makes the POSIX timers, not running yet. `can_choose` says whether the kernel lets ids be chosen.
 pub fn create(entry: &TaskTimersEntry, can_choose: bool, ops: &mut TaskOps) -> Result<(), Failure> {
     if entry.posix.is_empty() {
@@ -81,6 +87,11 @@ pub fn create(entry: &TaskTimersEntry, can_choose: bool, ops: &mut TaskOps) -> R
     }
     let mut timers: Vec<&PosixTimerEntry> = entry.posix.iter().collect();
     timers.sort_by_key(|timer| timer.it_id);
+    if let Some(last) = timers.last().filter(|last| !can_choose && last.it_id > COUNTED_ID_MAX) {
+        let object = Object::Named(format!("timer {}", last.it_id));
+        let why = "an id as high as this cannot be reached on this kernel";
+        return Err(Failure::unsupported(object, why).help(Remedy::Kernel("Linux 6.15")));
+    }
     let mut next = 0;
     for timer in timers {
         let id = ops.bytes(&words(&[timer.it_id.into()]))?;

@@ -41,6 +41,10 @@ const ADVICE: [(&str, i32); 8] = [
 ];
 const MADV_GUARD_INSTALL: i32 = 102;
 const MLOCK_ONFAULT: u64 = 1;
+/// Where the memory of processes ends, with page tables of five levels.
+const USER_END: u64 = (1 << 56) - 4096;
+/// Far more than any kernel's vdso has: it is put together in memory.
+const VDSO_MAX: u64 = 1 << 20;
 const SYS_MSEAL: i64 = 462;
 
 /// Files already looked at, by how the maps name them and how they are to be opened.
@@ -254,8 +258,28 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     if entry.start >= entry.end || !entry.start.is_multiple_of(4096) || !entry.end.is_multiple_of(4096) {
         return corrupt(format!("{what} is no range of pages"));
     }
+    let is = |bits: u32| entry.status & bits != 0;
+    if entry.end > USER_END && !is(status::VSYSCALL) {
+        return corrupt(format!("{what} is no memory of a process"));
+    }
     if entry.prot & !7 != 0 {
         return corrupt(format!("{what} has the protection {:#x}", entry.prot));
+    }
+    if is(status::VDSO) && entry.end - entry.start > VDSO_MAX {
+        return corrupt(format!("{what} is too long for a vdso"));
+    }
+    if is(status::FILE_PRIVATE | status::FILE_SHARED) {
+        if !entry.pgoff.is_multiple_of(4096) {
+            return corrupt(format!("{what} has the offset {:#x} in its file", entry.pgoff));
+        }
+        if file_id(entry).is_none() {
+            return corrupt(format!("{what} maps file {}, which is none", entry.shmid));
+        }
+    }
+    // Pages put into a mapping that is shared after all would go to the file.
+    let is_private = matches!(entry.flags & MAP_TYPE, MAP_PRIVATE | MAP_DROPPABLE);
+    if is(status::FILE_PRIVATE | status::ANON_PRIVATE) && (!is_private || is(status::FILE_SHARED)) {
+        return corrupt(format!("{what} is both private and shared"));
     }
     let unknown = entry.status & !status::CARRIED;
     if unknown != 0 {

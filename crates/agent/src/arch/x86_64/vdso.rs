@@ -18,8 +18,9 @@ fn jump(to: u64) -> [u8; 12] {
 
 /// Functions by name: their offsets in the vdso.
 pub fn functions(vdso: &[u8]) -> Option<HashMap<Vec<u8>, u64>> {
-    let half = |at: usize| Some(u16::from_le_bytes(vdso.get(at..at + 2)?.try_into().ok()?));
-    let word32 = |at: usize| Some(u32::from_le_bytes(vdso.get(at..at + 4)?.try_into().ok()?));
+    // An image says all this: no offset is to be trusted, nor the sum of two.
+    let half = |at: usize| Some(u16::from_le_bytes(vdso.get(at..at.checked_add(2)?)?.try_into().ok()?));
+    let word32 = |at: usize| Some(u32::from_le_bytes(vdso.get(at..at.checked_add(4)?)?.try_into().ok()?));
     let word = |at: usize| Some(u64::from_le_bytes(vdso.get(at..at.checked_add(8)?)?.try_into().ok()?));
     if vdso.get(..5)? != b"\x7fELF\x02" {
         return None;
@@ -78,11 +79,12 @@ pub fn redirect(old: &mut [u8], new: &[u8], address: u64) -> Result<(), String> 
         let Some(target) = to.get(&name) else {
             return Err(String::from_utf8_lossy(&name).into_owned());
         };
-        let Some(code) = usize::try_from(offset).ok().and_then(|offset| old.get_mut(offset..offset + 12))
+        let Some(code) =
+            usize::try_from(offset).ok().and_then(|offset| old.get_mut(offset..offset.checked_add(12)?))
         else {
             return Err(String::from_utf8_lossy(&name).into_owned());
         };
-        code.copy_from_slice(&jump(address + target));
+        code.copy_from_slice(&jump(address.wrapping_add(*target)));
     }
     Ok(())
 }
@@ -124,5 +126,9 @@ mod tests {
             functions(&whole[..length]);
         }
         assert!(functions(b"\x7fELF\x02 not really an executable").is_none());
+        // Program headers at the very end of the address space.
+        let mut far = whole[..64].to_vec();
+        far[32..40].fill(0xff);
+        assert!(functions(&far).is_none());
     }
 }
