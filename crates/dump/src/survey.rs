@@ -9,6 +9,7 @@ use agent::crew::{self, Crew};
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::task::seccomp;
+use kinds::task::sessions::{self, Kin};
 use kinds::vma;
 use model::{Errno, Failure, Failures, Object, Options};
 use std::collections::HashMap;
@@ -195,22 +196,35 @@ impl Survey<'_, '_> {
             let why = "has ended; there is nothing to bring back";
             self.failures.push(Failure::unsupported(Object::Task, why).of(root.pid));
         }
-        for process in &tree.processes {
+        let kin: Vec<Kin> = tree
+            .processes
+            .iter()
+            .enumerate()
+            .map(|(at, process)| Kin {
+                pid: process.pid,
+                sid: process.stat.sid,
+                parent: self.pids[..at].iter().position(|pid| *pid == process.stat.ppid),
+                has_ended: process.state == State::Zombie,
+            })
+            .collect();
+        for (process, way) in tree.processes.iter().zip(sessions::ways(&kin)) {
             let is_inside = |id: i32| self.pids.contains(&id);
             let is_shell = |id: i32, shell: i32| self.options.shell_job && id == shell;
+            let is_led = |id: i32| std::path::Path::new(&format!("/proc/{id}")).exists();
             let sid = process.stat.sid;
-            if !is_inside(sid) && !is_shell(sid, own_sid) {
+            let is_root = process.pid == root.pid;
+            if !is_inside(sid) && !is_shell(sid, own_sid) && (is_root || sid == own_sid || is_led(sid)) {
                 let why = format!("its session {sid} is led from outside of the tree");
                 let failure = Failure::policy(Object::Task, why, &model::options::SHELL_JOB).of(process.pid);
                 self.failures.push(failure);
                 continue;
             }
+            if let Err(why) = way {
+                self.failures.push(Failure::unsupported(Object::Task, why).of(process.pid));
+            }
             // A group whose leader has ended can be made again, except that it is the shell's.
             let pgid = process.stat.pgid;
-            if !is_inside(pgid)
-                && !is_shell(pgid, own_pgid)
-                && std::path::Path::new(&format!("/proc/{pgid}")).exists()
-            {
+            if !is_inside(pgid) && !is_shell(pgid, own_pgid) && is_led(pgid) {
                 let why = format!("its process group {pgid} is led from outside of the tree");
                 self.failures.push(Failure::unsupported(Object::Task, why).of(process.pid));
             }

@@ -8,7 +8,7 @@
 use crate::held::{Held, Thread};
 use crate::load::{Checkpoint, Task};
 use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
-use crate::plan::{Birth, Plan};
+use crate::plan::{Birth, Plan, StandIn};
 use crate::stage::Stage;
 use agent::arch::Config;
 use agent::area::{Area, Run, Slot};
@@ -306,12 +306,46 @@ impl<'r> Exec<'r> {
             let shares_files =
                 !task.is_zombie() && task.ids.files_id == self.checkpoint.tasks[at].ids.files_id;
             let flags = if shares_files { libc::CLONE_FILES } else { 0 };
-            let signal = task
-                .tc()
-                .exit_signal
-                .filter(|signal| *signal <= 64)
-                .map_or(libc::SIGCHLD, |signal| signal as i32);
-            self.clone_op(task.pid, flags, signal, self.slots[child][0], ops)?;
+            self.clone_task(child, flags, ops)?;
+        }
+        Ok(())
+    }
+
+    fn clone_task(&self, at: usize, flags: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        let task = &self.checkpoint.tasks[at];
+        let signal = task.tc().exit_signal.filter(|signal| *signal <= 64);
+        let signal = signal.map_or(libc::SIGCHLD, |signal| signal as i32);
+        self.clone_op(task.pid, flags, signal, self.slots[at][0], ops)
+    }
+
+    /// Makes those who begin with the memory of this task.
+    fn clone_heirs(&self, at: usize, ops: &mut TaskOps) -> Result<(), Failure> {
+        self.clone_children(at, Birth::Sharing, ops)?;
+        if self.plan.adopts(&self.checkpoint, at) {
+            ops.list.label("become the parent of orphans");
+            let zero = Arg::Value(0);
+            let args = [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into(), zero, zero, zero];
+            ops.list.ok(libc::SYS_prctl, &args);
+        }
+        self.clone_stand_ins(at, true, ops)
+    }
+
+    /// Makes those in the session of `sid` whom its leader leaves behind.
+    fn clone_orphans(&self, sid: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("make the orphans of its session");
+        for (at, _) in self.tasks().filter(|(_, task)| task.sid == sid) {
+            if self.plan.births[at] == Birth::Orphaned {
+                self.clone_task(at, 0, ops)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn clone_stand_ins(&self, at: usize, of_sessions: bool, ops: &mut TaskOps) -> Result<(), Failure> {
+        let all = self.plan.stand_ins.iter().zip(&self.stand_ins);
+        for (stand_in, slot) in all.filter(|(one, _)| one.maker == at && one.is_of_session == of_sessions) {
+            ops.list.label("make a stand-in for a leader");
+            self.clone_op(stand_in.id, 0, 0, *slot, ops)?;
         }
         Ok(())
     }
@@ -333,7 +367,7 @@ impl<'r> Exec<'r> {
             reach: self.reach(),
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
-        let mut fillings = Vec::new();
+        let mut fillings = HashMap::new();
         let mut open = vec![HashSet::new(); self.checkpoint.tasks.len()];
         for (at, task) in self.tasks() {
             let mut list = List::new();
@@ -346,48 +380,70 @@ impl<'r> Exec<'r> {
             }
             if task.sid == task.pid {
                 ops.list.label("lead a session").ok(libc::SYS_setsid, &[]);
+                if task.is_zombie() {
+                    self.clone_orphans(task.sid, ops)?;
+                }
             } else if task.pgid == task.pid {
                 ops.list.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
             }
             if !task.is_zombie() {
-                for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-                    if *maker == at {
-                        ops.list.label("make a leader for a process group");
-                        self.clone_op(*pgid, 0, 0, *slot, ops)?;
-                    }
-                }
+                self.clone_stand_ins(at, false, ops)?;
                 self.clone_children(at, Birth::Empty, ops)?;
-                let parent = task.parent.filter(|_| self.plan.births[at] == Birth::Sharing);
+                let parent = task.parent.filter(|_| self.plan.births[at].has_parents_memory());
                 let parent = parent.map(|parent| (&self.checkpoint.tasks[parent], &open[parent]));
                 let mut filling = memory::build(task, parent, &sources, ops)?;
                 open[at] = std::mem::take(&mut filling.open);
                 if filling.copy.is_empty() {
                     memory::read(task, &mut filling.read, &sources, ops)?;
-                    self.clone_children(at, Birth::Sharing, ops)?;
+                    self.clone_heirs(at, ops)?;
                 } else {
                     let flags = libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY;
-                    fillings.push((at, ops.list.any(libc::SYS_userfaultfd, &[flags.into()]), filling));
+                    fillings.insert(at, (ops.list.any(libc::SYS_userfaultfd, &[flags.into()]), filling));
                 }
             }
             lists.push(list);
         }
-        let mut stand_in = List::new();
-        stand_in.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
-        let mut runs = Vec::new();
-        for ((_, task), (list, slots)) in self.tasks().zip(lists.into_iter().zip(&self.slots)) {
-            runs.push((task.pid, self.area.start(slots[0], list).map_err(tree_error)?));
+        let mut runs = Vec::with_capacity(lists.len() + self.stand_ins.len());
+        for (at, (list, slots)) in lists.into_iter().zip(&self.slots).enumerate() {
+            let pid = self.checkpoint.tasks[at].pid;
+            let run = self.area.start(slots[0], list).map_err(tree_error)?;
+            runs.push((self.rank(at), Some(at), pid, run));
         }
-        for ((pgid, _), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
-            runs.push((*pgid, self.area.start(*slot, stand_in.clone()).map_err(tree_error)?));
+        for (stand_in, slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
+            let list = self.lead(stand_in)?;
+            let run = self.area.start(*slot, list).map_err(tree_error)?;
+            runs.push((self.rank(stand_in.maker), None, stand_in.id, run));
         }
-        let mut fillings = fillings.into_iter().peekable();
-        for (at, (pid, run)) in runs.into_iter().enumerate() {
+        // Each after whoever makes it.
+        runs.sort_by_key(|(rank, ..)| *rank);
+        for (_, at, pid, run) in runs {
             let executed = self.wait(pid, run)?;
-            if let Some((_, op, filling)) = fillings.next_if(|(task, ..)| *task == at) {
+            if let Some(at) = at
+                && let Some((op, filling)) = fillings.remove(&at)
+            {
                 self.fill(at, List::result(&executed, op), filling, &sources)?;
             }
         }
         Ok(open)
+    }
+
+    /// How many leaders of sessions had to be there before this task could be made.
+    fn rank(&self, at: usize) -> usize {
+        let own = usize::from(self.plan.births[at] == Birth::Orphaned);
+        own + self.checkpoint.tasks[at].parent.map_or(0, |parent| self.rank(parent))
+    }
+
+    /// What a stand-in does to lead.
+    fn lead(&self, stand_in: &StandIn) -> Result<List, Failure> {
+        let mut list = List::new();
+        let ops = &mut TaskOps { list: &mut list, area: &self.area };
+        if stand_in.is_of_session {
+            ops.list.label("lead a session").ok(libc::SYS_setsid, &[]);
+            self.clone_orphans(stand_in.id, ops)?;
+        } else {
+            ops.list.label("lead a process group").ok(libc::SYS_setpgid, &[0.into(), 0.into()]);
+        }
+        Ok(list)
     }
 
     /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
@@ -419,7 +475,7 @@ impl<'r> Exec<'r> {
             filling.copy_nothing();
         }
         memory::read(task, &mut filling.read, sources, ops)?;
-        self.clone_children(at, Birth::Sharing, ops)?;
+        self.clone_heirs(at, ops)?;
         let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
         self.wait(task.pid, run).map(drop)
     }
@@ -582,7 +638,7 @@ impl<'r> Exec<'r> {
         }
         let mut exit = List::new();
         exit.ok(libc::SYS_exit_group, &[0.into()]);
-        for ((pgid, maker), slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
+        for (StandIn { id: pgid, maker, .. }, slot) in self.plan.stand_ins.iter().zip(&self.stand_ins) {
             let _ = self.area.start(*slot, exit.clone()).map_err(tree_error)?;
             self.until_ended(*pgid)?;
             let mut reap = List::new();
@@ -671,6 +727,9 @@ impl<'r> Exec<'r> {
                     signals::restore(&tc.sigactions, ops)?;
                     if let Some(entry) = &tc.timers {
                         timers::create(entry, can_choose_timers, ops)?;
+                    }
+                    if self.plan.adopts(&self.checkpoint, at) && tc.child_subreaper != Some(true) {
+                        attributes::adopt_no_more(ops);
                     }
                     attributes::restore_process(
                         &attributes::ProcessAttributes {

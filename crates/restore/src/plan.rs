@@ -2,6 +2,7 @@
 //! when, which ids have to be borrowed for a moment.
 
 use crate::load::{Checkpoint, Task};
+use kinds::task::sessions::{self, Kin, Way};
 use model::{Failure, Failures, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -16,6 +17,25 @@ pub enum Birth {
     Empty,
     /// After the parent's memory is filled: the child shares it copy-on-write.
     Sharing,
+    /// At the same time, by the leader of its session, a child of the parent that then ends.
+    Orphaned,
+}
+
+impl Birth {
+    /// Does it begin with what its parent has in memory?
+    pub fn has_parents_memory(self) -> bool {
+        matches!(self, Birth::Sharing | Birth::Orphaned)
+    }
+}
+
+/// A process that leads what has no leader any more, until all who belong to it are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StandIn {
+    /// Of the process group or session.
+    pub id: i32,
+    /// The task that makes it.
+    pub maker: usize,
+    pub is_of_session: bool,
 }
 
 #[derive(Debug)]
@@ -24,8 +44,8 @@ pub struct Plan {
     pub hole: Range<u64>,
     /// For each task but the root.
     pub births: Vec<Birth>,
-    /// Process groups whose leaders have ended: the group, and the task that makes a stand-in.
-    pub stand_ins: Vec<(i32, usize)>,
+    /// In the order of their ids.
+    pub stand_ins: Vec<StandIn>,
     /// The process group that the root takes over from this program, for a shell job.
     pub inherited_pgid: Option<i32>,
 }
@@ -52,41 +72,49 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
     }
     let inherited_pgid = (is_foreign_session && !pids.contains(&root.pgid)).then_some(root.pgid);
 
+    let kin: Vec<Kin> = tasks
+        .iter()
+        .map(|task| Kin { pid: task.pid, sid: task.sid, parent: task.parent, has_ended: task.is_zombie() })
+        .collect();
     let mut births = vec![Birth::Empty; tasks.len()];
-    let mut stand_ins: HashMap<i32, usize> = HashMap::new();
-    // The session that each task is born into.
-    let mut born: Vec<i32> = vec![root.sid; tasks.len()];
-    for (at, task) in tasks.iter().enumerate() {
-        if let Some(parent) = task.parent {
-            let (mother, mothers_birth) = (&tasks[parent], born[parent]);
-            let leads = mother.sid == mother.pid;
-            let wanted = if task.sid == task.pid { mother.sid } else { task.sid };
-            born[at] = wanted;
-            births[at] = if wanted == mother.sid {
-                match shares_memory(mother, task) {
-                    true => Birth::Sharing,
-                    false => Birth::Empty,
+    let mut stand_ins: HashMap<i32, StandIn> = HashMap::new();
+    for ((at, task), way) in tasks.iter().enumerate().zip(sessions::ways(&kin)) {
+        let mother = task.parent.map(|parent| (parent, &tasks[parent]));
+        if mother.is_some_and(|(_, mother)| mother.is_zombie()) {
+            failures.push(Failure::corrupt("pstree.img", Some(at), "has a parent that has ended"));
+        }
+        births[at] = match (way, mother) {
+            (Ok(Way::Earlier), _) => Birth::BeforeSession,
+            (Ok(Way::Orphaned), Some((maker, mother))) => {
+                if !pids.contains(&task.sid) {
+                    stand_ins.insert(task.sid, StandIn { id: task.sid, maker, is_of_session: true });
                 }
-            } else if leads && wanted == mothers_birth {
-                Birth::BeforeSession
-            } else {
-                let why =
-                    format!("its session {} cannot be reached from its parent {}", task.sid, mother.pid);
+                if !task.is_zombie() && task.ids.files_id == mother.ids.files_id {
+                    let why = "shares its descriptors with a parent that adopted it, which is not carried";
+                    failures.push(Failure::unsupported(Object::Task, why).of(task.pid));
+                }
+                Birth::Orphaned
+            }
+            // Its orphans begin with what it began with.
+            (Ok(_), Some(_)) if task.is_zombie() && leads_others(task, tasks) => Birth::Sharing,
+            (Ok(_), Some((_, mother))) if shares_memory(mother, task) => Birth::Sharing,
+            (Ok(_), _) => Birth::Empty,
+            (Err(why), _) => {
                 failures.push(Failure::unsupported(Object::Task, why).of(task.pid));
                 Birth::Empty
-            };
-            if mother.is_zombie() {
-                failures.push(Failure::corrupt("pstree.img", Some(at), "has a parent that has ended"));
             }
-        }
-        if !pids.contains(&task.pgid) && Some(task.pgid) != inherited_pgid && !task.is_zombie() {
-            stand_ins.entry(task.pgid).or_insert(at);
+        };
+    }
+    for (at, task) in tasks.iter().enumerate().filter(|(_, task)| !task.is_zombie()) {
+        if !pids.contains(&task.pgid) && Some(task.pgid) != inherited_pgid {
+            stand_ins.entry(task.pgid).or_insert(StandIn { id: task.pgid, maker: at, is_of_session: false });
         }
     }
     let threads: HashSet<i32> = tasks.iter().flat_map(|task| &task.tids).copied().collect();
-    for (pgid, at) in stand_ins.iter().filter(|(pgid, _)| threads.contains(pgid)) {
-        let why = format!("its process group {pgid} is a thread");
-        failures.push(Failure::corrupt("pstree.img", Some(*at), why));
+    for stand_in in stand_ins.values().filter(|stand_in| threads.contains(&stand_in.id)) {
+        let what = if stand_in.is_of_session { "session" } else { "process group" };
+        let why = format!("its {what} {} is a thread", stand_in.id);
+        failures.push(Failure::corrupt("pstree.img", Some(stand_in.maker), why));
     }
     let hole = match find_hole(tasks) {
         Some(hole) => hole,
@@ -101,9 +129,14 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
     if !failures.is_empty() {
         return Err(failures);
     }
-    let mut stand_ins: Vec<(i32, usize)> = stand_ins.into_iter().collect();
+    let mut stand_ins: Vec<StandIn> = stand_ins.into_values().collect();
     stand_ins.sort_unstable();
     Ok(Plan { hole, births, stand_ins, inherited_pgid })
+}
+
+/// Is there another process in the session that this one leads?
+fn leads_others(leader: &Task, tasks: &[Task]) -> bool {
+    tasks.iter().any(|task| task.sid == leader.pid && task.pid != leader.pid)
 }
 
 /// Does any mapping with content look as if both had it from one fork?
@@ -134,6 +167,12 @@ fn find_hole(tasks: &[Task]) -> Option<Range<u64>> {
 }
 
 impl Plan {
+    /// Does this task get children that somebody else makes?
+    pub fn adopts(&self, checkpoint: &Checkpoint, at: usize) -> bool {
+        let births = self.births.iter().zip(&checkpoint.tasks);
+        births.into_iter().any(|(birth, task)| *birth == Birth::Orphaned && task.parent == Some(at))
+    }
+
     /// The plan as text, for `--dry-run`.
     pub fn describe(&self, checkpoint: &Checkpoint) -> String {
         let mut text = String::new();
@@ -156,12 +195,10 @@ impl Plan {
                 checkpoint.tables.get(&task.ids.files_id).map_or(0, Vec::len),
             );
         }
-        for (pgid, at) in &self.stand_ins {
-            let _ = writeln!(
-                text,
-                "process group {pgid}: led for a moment by a child of {}",
-                checkpoint.tasks[*at].pid
-            );
+        for stand_in in &self.stand_ins {
+            let what = if stand_in.is_of_session { "session" } else { "process group" };
+            let maker = checkpoint.tasks[stand_in.maker].pid;
+            let _ = writeln!(text, "{what} {}: led for a moment by a child of {maker}", stand_in.id);
         }
         let _ = writeln!(text, "agent at {:#x}-{:#x}", self.hole.start, self.hole.end);
         text

@@ -1,6 +1,7 @@
 //! The tree: parents, sessions, groups, zombies, stopped tasks, and what belongs to a process as a whole.
 
 use std::fs;
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, Signal, kill};
@@ -10,6 +11,7 @@ use nix::unistd::{Pid, getpgid, getpgrp, getsid, setpgid, setsid};
 use crate::case;
 use crate::case::{Case, Mode, Trial, until};
 use crate::sys::process::fork;
+use crate::sys::memory::Map;
 use crate::sys::{call, exit_now, procfs, signal};
 
 const UNHARMED: &[Mode] = &[Mode::Snapshot, Mode::FailedDump];
@@ -24,8 +26,9 @@ pub const CASES: &[Case] = &[
     case!(stopped_child_keeps_a_blocked_pending_stop).peer_cannot_in(UNHARMED, ONE_MORE_STOP),
     case!(session_and_group_of_children_are_kept).exchange(),
     case!(group_whose_leader_is_gone_is_kept),
-    case!(session_whose_leader_is_a_zombie_is_kept).not_yet("sessions led by the dead")
+    case!(session_whose_leader_is_a_zombie_is_kept)
         .peer_cannot("the members are adopted by init instead of the subreaper"),
+    case!(session_whose_leader_is_gone_is_kept),
     case!(orphan_adopted_by_a_subreaper_keeps_its_parent),
     case!(subreaper_flag_still_adopts),
     case!(parent_death_signal_still_comes),
@@ -218,6 +221,36 @@ fn session_whose_leader_is_a_zombie_is_kept(t: &Trial) {
     t.checkpoint();
     assert_eq!(procfs::state(leader.pid), 'Z');
     leader.succeed();
+    assert!(matches!(waitpid(None, None), Ok(WaitStatus::Exited(_, 0))));
+}
+
+/// A daemon that forked twice: nobody leads its session and group, and it has a child.
+fn session_whose_leader_is_gone_is_kept(t: &Trial) {
+    call::prctl(libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0]);
+    let map = Map::private(50 * 4096);
+    map.fill(0..50, 3);
+    let leader = fork(|| {
+        let session = setsid().expect("setsid");
+        fork(|| {
+            until("the end of the leader", || !Path::new(&format!("/proc/{session}")).exists());
+            let child = fork(|| {
+                t.mark("grandchild");
+                t.hold();
+                assert_eq!((getsid(None), getpgrp()), (Ok(session), session));
+                map.check(0..50, 3);
+            });
+            t.mark("member");
+            t.hold();
+            assert_eq!((getsid(None), getpgrp()), (Ok(session), session));
+            map.check(0..50, 3);
+            child.succeed();
+        });
+    });
+    leader.succeed();
+    t.await_mark("member");
+    t.await_mark("grandchild");
+    t.checkpoint();
+    // The orphan is ours, not that of init.
     assert!(matches!(waitpid(None, None), Ok(WaitStatus::Exited(_, 0))));
 }
 

@@ -142,6 +142,12 @@ impl AskedProcess {
     }
 }
 
+/// Ends that a process adopts the orphans below it.
+pub fn adopt_no_more(ops: &mut TaskOps) {
+    ops.list.label("adopt no more orphans");
+    ops.list.ok(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), ZERO, ZERO, ZERO, ZERO]);
+}
+
 /// Sets what a process has; not dumpability, which credentials reset.
 pub fn restore_process(attributes: &ProcessAttributes, ops: &mut TaskOps) {
     ops.list.label("set the attributes of a process");

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod rseq;
 pub mod sched;
 pub mod seccomp;
+pub mod sessions;
 pub mod signals;
 pub mod timers;
 
