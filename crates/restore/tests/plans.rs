@@ -227,14 +227,27 @@ fn a_tree_that_fills_its_address_space_is_refused() {
 }
 
 #[test]
+fn orphans_are_made_by_the_leader_of_their_session() {
+    let mut made = Made::new();
+    made.process([7, 0, 7, 7]).process([8, 7, 5, 5]).process([9, 8, 5, 5]);
+    let text = made.planned(&Options::default());
+    assert!(text.contains("process 8 (some): child of 7, Orphaned; session 5"), "{text}");
+    assert!(text.contains("session 5: led for a moment by a child of 7\n"), "{text}");
+    assert!(!text.contains("process 9 (some): child of 8, Orphaned"), "{text}");
+    assert!(!text.contains("process group"), "{text}");
+}
+
+#[test]
 fn every_objection_is_told_at_once() {
     let mut made = Made::new();
-    made.process([7, 0, 7, 7]).process([8, 7, 7, 5]).process([9, 8, 9, 6]);
+    // The leader lives, and did not make them.
+    made.process([7, 0, 7, 7]).process([8, 7, 8, 8]).process([9, 7, 9, 8]).process([11, 7, 11, 8]);
     assert_eq!(
         made.planned(&Options::default()),
-        "pid 8: its session 5 cannot be reached from its parent 7\n\
-         pid 9: its session 6 cannot be reached from its parent 8\n"
+        "pid 9: its session 8 cannot be reached from its parent 7\n\
+         pid 11: its session 8 cannot be reached from its parent 7\n"
     );
+    made.tree.pop();
     // A set of images that is none is not planned for.
     made.tree[1].ppid = 70;
     made.tree[2].threads = vec![7];
@@ -242,7 +255,7 @@ fn every_objection_is_told_at_once() {
     assert_eq!(
         made.planned(&Options::default()),
         "pstree.img#1: process 8 has the parent 70, which is not before it\n\
-         pstree.img#2: process 9 has the parent 8, which is not before it\n\
+         pstree.img#2: process 9 is not its own first thread\n\
          core-10.img#0: has the exit code 0x13, with which no process ends\n"
     );
 }
