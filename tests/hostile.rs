@@ -12,8 +12,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crtools_tests::reap::{Reaper, others, quiet};
-use crtools_tests::round::{Round, Tools};
+use crtools_tests::round::Round;
 use crtools_tests::runner::{Verdict, inside, outside};
+use crtools_tests::subject::Tools;
 use crtools_tests::tool::{self, Tool, read_lossy};
 use crtools_tests::workloads;
 use damage::{CASES, Expect, Set};

@@ -2,36 +2,21 @@
 //!
 //! The tool is `$CRTOOLS_BIN`, or the `crtools` built beside this program. Root is needed for the namespaces.
 
+mod harness;
+
 use std::path::Path;
 
 use crtools_tests::case::{Case, Mode};
-use crtools_tests::round::{Round, Tools};
-use crtools_tests::runner::{Verdict, inside, outside};
+use crtools_tests::round::Round;
+use crtools_tests::runner::{Verdict, inside};
+use crtools_tests::subject::Tools;
 use crtools_tests::{tool, workloads};
-use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() {
     inside(play);
-    let mut arguments = Arguments::from_args();
-    // A trial mostly waits: a few more than there are processors fill the gaps.
-    arguments.test_threads = arguments
-        .test_threads
-        .or_else(|| std::thread::available_parallelism().ok().map(|count| count.get() + 1));
-    let mut trials = Vec::new();
-    for (area, case) in workloads::all() {
-        for mode in case.modes() {
-            let name = format!("{area}::{}/{}", case.name, mode.name());
-            let trial = name.clone();
-            trials.push(Trial::ignorable_test(name, move || match outside(&trial)? {
-                Verdict::Passed => Ok(Completion::Completed),
-                Verdict::Skipped(reason) => {
-                    println!("SKIP {trial}: {reason}");
-                    Ok(Completion::ignored_with(reason))
-                }
-            }));
-        }
-    }
-    libtest_mimic::run(&arguments, trials).exit();
+    harness::run(workloads::all().into_iter().flat_map(|(area, case)| {
+        case.modes().into_iter().map(move |mode| format!("{area}::{}/{}", case.name, mode.name()))
+    }));
 }
 
 /// The inner half, as the first process of the trial's namespaces.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use crtools_bench::{Board, Word, now};
 use crtools_tests::reap::Reaper;
-use crtools_tests::round::start;
 use crtools_tests::runner::{Verdict, inside, outside_saying};
+use crtools_tests::subject::start;
 use crtools_tests::tool::{profile_directory, tail};
 use table::Sample;
 

@@ -8,9 +8,11 @@
 pub mod case;
 pub mod fingerprint;
 pub mod namespace;
+pub mod real;
 pub mod reap;
 pub mod round;
 pub mod runner;
+pub mod subject;
 pub mod sys;
 pub mod tool;
 pub mod workloads;

@@ -389,9 +389,9 @@ impl<'r> Exec<'r> {
             if !task.is_zombie() {
                 self.clone_stand_ins(at, false, ops)?;
                 self.clone_children(at, Birth::Empty, ops)?;
-                let parent = task.parent.filter(|_| self.plan.births[at].has_parents_memory());
-                let parent = parent.map(|parent| (&self.checkpoint.tasks[parent], &open[parent]));
-                let mut filling = memory::build(task, parent, &sources, ops)?;
+                let found = self.plan.finds_memory_of(&self.checkpoint.tasks, at);
+                let found = found.map(|found| (&self.checkpoint.tasks[found], &open[found]));
+                let mut filling = memory::build(task, found, &sources, ops)?;
                 open[at] = std::mem::take(&mut filling.open);
                 if filling.copy.is_empty() {
                     memory::read(task, &mut filling.read, &sources, ops)?;
@@ -480,7 +480,8 @@ impl<'r> Exec<'r> {
         self.wait(task.pid, run).map(drop)
     }
 
-    /// Leaves the first puppet deaf to signals, and without descriptors but the way back to us.
+    /// Leaves the first puppet deaf to signals, with no opinion about any, and without descriptors but the way
+    /// back to us.
     ///
     /// When its list is done, it has also left the kernel's execve(2), which wakes us before all is mapped.
     fn close_inherited(&self) -> Result<(), Failure> {
@@ -490,6 +491,7 @@ impl<'r> Exec<'r> {
         ops.list.label("empty the first process");
         ops.list
             .ok(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), all.into(), 0.into(), SIGSET.into()]);
+        signals::reset(ops)?;
         let (low, high) =
             (self.service.area.min(self.service.pidfd), self.service.area.max(self.service.pidfd));
         for (first, last) in [(0, low as u32 - 1), (low + 1, high as u32 - 1), (high + 1, u32::MAX)] {

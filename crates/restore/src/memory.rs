@@ -204,8 +204,9 @@ pub struct Filling {
 /// As many bytes as make it worth while that the coordinator helps.
 const MANY: u64 = 4 << 20;
 
-/// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made
-/// after the parent's memory was filled, and so has a copy of it; with the parent's open mappings.
+/// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made with
+/// a copy of filled memory, with the open mappings of that: its parent's or, if it was made before the parent
+/// had its own, that of the one before.
 pub fn build(
     task: &Task,
     parent: Option<(&Task, &HashSet<u64>)>,

@@ -13,7 +13,7 @@ use std::ops::Range;
 pub enum Birth {
     /// Before the parent leads a session of its own: the child stays in the one before.
     BeforeSession,
-    /// Before the parent has memory: the child shares none.
+    /// Before the parent has memory of its own: the child shares none of it.
     Empty,
     /// After the parent's memory is filled: the child shares it copy-on-write.
     Sharing,
@@ -171,6 +171,18 @@ impl Plan {
     pub fn adopts(&self, checkpoint: &Checkpoint, at: usize) -> bool {
         let births = self.births.iter().zip(&checkpoint.tasks);
         births.into_iter().any(|(birth, task)| *birth == Birth::Orphaned && task.parent == Some(at))
+    }
+
+    /// Whose memory a task has when it is made, as an index; nobody's if all that made it were empty.
+    pub fn finds_memory_of(&self, tasks: &[Task], mut at: usize) -> Option<usize> {
+        loop {
+            let parent = tasks[at].parent?;
+            if self.births[at].has_parents_memory() {
+                return Some(parent);
+            }
+            // Made before the parent has exchanged what it found itself.
+            at = parent;
+        }
     }
 
     /// The plan as text, for `--dry-run`.

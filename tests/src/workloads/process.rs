@@ -35,6 +35,7 @@ pub const CASES: &[Case] = &[
     case!(parent_death_signal_is_kept),
     case!(fifty_children_survive).exchange().killed(),
     case!(chain_of_ten_generations_survives),
+    case!(other_program_of_a_forked_child_survives),
     case!(parent_blocked_in_wait_is_woken),
     case!(comm_is_kept),
     case!(long_environment_and_arguments_are_kept),
@@ -345,6 +346,28 @@ fn generation(t: &Trial, left: u32) {
 fn chain_of_ten_generations_survives(t: &Trial) {
     let child = fork(|| generation(t, 9));
     t.await_mark("last");
+    t.checkpoint();
+    child.succeed();
+}
+
+/// The child shares memory with its parent; the grandchild shares none with either.
+fn other_program_of_a_forked_child_survives(t: &Trial) {
+    let child = fork(|| {
+        let sleeper = fork(|| {
+            use std::os::unix::process::CommandExt;
+            let error = std::process::Command::new("sleep").arg("1000").exec();
+            panic!("exec: {error}");
+        });
+        until("the sleep of another program", || {
+            procfs::syscall(sleeper.pid).first().is_some_and(|nr| *nr == libc::SYS_clock_nanosleep as u64)
+                && fs::read_to_string(format!("/proc/{}/comm", sleeper.pid)).is_ok_and(|comm| comm == "sleep\n")
+        });
+        t.mark("child");
+        t.hold();
+        sleeper.kill(Signal::SIGTERM);
+        assert_eq!(sleeper.wait(), WaitStatus::Signaled(sleeper.pid, Signal::SIGTERM, false));
+    });
+    t.await_mark("child");
     t.checkpoint();
     child.succeed();
 }

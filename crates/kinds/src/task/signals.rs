@@ -42,11 +42,22 @@ impl Asked {
     }
 }
 
+/// Sets the default everywhere. What is ignored stays so in a new process and over execve(2): SIGPIPE in every
+/// Rust program, SIGHUP below nohup(1).
+pub fn reset(ops: &mut TaskOps) -> Result<(), Failure> {
+    let action = ops.bytes(&[0; ACTION])?;
+    ops.list.label("reset the signal handlers");
+    for signal in with_actions() {
+        ops.list.ok(libc::SYS_rt_sigaction, &[signal.into(), action.into(), ZERO, MASK_LEN.into()]);
+    }
+    Ok(())
+}
+
 /// Sets the handlers, in the order of [`with_actions`].
 pub fn restore(entries: &[SaEntry], ops: &mut TaskOps) -> Result<(), Failure> {
     ops.list.label("set the signal handlers");
     for (signal, entry) in with_actions().zip(entries) {
-        // A new process has the default everywhere.
+        // The first process was reset, the others were made by it.
         if (entry.sigaction, entry.flags, entry.mask) == (0, 0, 0) {
             continue;
         }

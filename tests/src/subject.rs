@@ -1,0 +1,266 @@
+//! A process tree under test, and the tool that is run on it.
+//!
+//! What a trial does with any program, be it a workload that judges itself or one that is asked: dump it, see
+//! that it is gone, restore it, see that nobody is left behind. Runs as the first process of fresh namespaces.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
+use crate::reap::{Reaper, others, quiet};
+use crate::tool::{LIMIT, Ran, Tool, read_lossy, tail};
+
+/// Where a program under test finds others.
+pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Two tools: most trials use the first for both halves.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    pub dump: Tool,
+    pub restore: Tool,
+}
+
+/// A tree under way, and what belongs to it.
+#[derive(Debug)]
+pub struct Subject {
+    pub pid: i32,
+    pub reaper: Reaper,
+    pub tools: Tools,
+    directory: PathBuf,
+    options: Vec<&'static str>,
+    steps: usize,
+    /// Logs worth showing when something goes wrong, the latest last.
+    logs: Vec<PathBuf>,
+}
+
+/// Starts `program arguments` as a session leader (or not), its words going to `log`.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(reaper: &mut Reaper, command: &mut Command, log: &Path, is_leader: bool) -> io::Result<i32> {
+    quiet(command, log)?;
+    command.env_clear().env("PATH", PATH).env("LANG", "C.UTF-8");
+    // SAFETY: between fork and exec the closure makes two async-signal-safe calls without memory.
+    unsafe {
+        command.pre_exec(move || {
+            // Whatever the shell or cargo left open lies on mounts of the machine and is nobody's state here.
+            let marked = libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            if marked < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if is_leader && libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    reaper.start(command)
+}
+
+impl Subject {
+    /// Starts `command` in a directory of its own, with its words in a file there.
+    ///
+    /// # Errors
+    /// With the reason as text for the person who reads the test's output.
+    pub fn begin(
+        command: &mut Command,
+        directory: &Path,
+        tools: Tools,
+        options: &[&'static str],
+        is_leader: bool,
+    ) -> Result<Self, String> {
+        let own = directory.join("w");
+        fs::create_dir_all(&own).map_err(|e| format!("make the program's directory: {e}"))?;
+        let mut reaper = Reaper::default();
+        command.current_dir(&own);
+        let pid = start(&mut reaper, command, &own.join("log"), is_leader)
+            .map_err(|e| format!("start {}: {e}", command.get_program().display()))?;
+        Ok(Self {
+            pid,
+            reaper,
+            tools,
+            directory: directory.to_path_buf(),
+            options: options.to_vec(),
+            steps: 0,
+            logs: Vec::new(),
+        })
+    }
+
+    /// Where the trial keeps what is not the program's.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A file of the program.
+    pub fn own(&self, name: &str) -> PathBuf {
+        self.directory.join("w").join(name)
+    }
+
+    /// A text with the tails of all logs below it.
+    pub fn report(&self, problem: &str) -> String {
+        let mut text = format!("{problem}\n{}", tail("program", &self.own("log"), 30));
+        for log in self.logs.iter().rev().take(3) {
+            text += &tail(&log.display().to_string(), log, 25);
+        }
+        text
+    }
+
+    /// A new folder for the images of one step.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn step(&mut self, kind: &str) -> Result<PathBuf, String> {
+        self.steps += 1;
+        let images = self.directory.join(format!("{}-{kind}", self.steps));
+        fs::create_dir(&images).map_err(|e| format!("make {}: {e}", images.display()))?;
+        Ok(images)
+    }
+
+    fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
+        let mut arguments: Vec<&str> = self.options.clone();
+        arguments.extend(more);
+        let ran = tool
+            .run(&mut self.reaper, images, command, &arguments, LIMIT)
+            .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
+        self.logs.push(ran.log.clone());
+        self.logs.push(images.with_extension(format!("{command}.said")));
+        if ran.status.is_none() {
+            return Err(format!("{} {command} did not end within {LIMIT:?}", tool.name()));
+        }
+        // Wrong whatever the outcome should be.
+        if ran.said.contains("panicked") {
+            return Err(format!("{} {command} panicked:\n{}", tool.name(), ran.said));
+        }
+        Ok(ran)
+    }
+
+    /// # Errors
+    /// When the tool cannot be run, hangs or panics. A refusal is not an error here but a status.
+    pub fn dump(&mut self, images: &Path, more: &[&str]) -> Result<Ran, String> {
+        let pid = self.pid.to_string();
+        let mut arguments = vec!["-t", pid.as_str()];
+        arguments.extend(more);
+        self.run(&self.tools.dump.clone(), images, "dump", &arguments)
+    }
+
+    /// Begins a dump, kills the tool after `delay`, and waits until whatever works for it has ended.
+    ///
+    /// # Errors
+    /// When it cannot be started, or a part of it stays.
+    pub fn dump_killed(&mut self, delay: Duration) -> Result<(), String> {
+        let images = self.step("images")?;
+        let tool = self.tools.dump.clone();
+        let pid = self.pid.to_string();
+        let arguments = ["-t", pid.as_str(), "--leave-running"];
+        let ran = tool
+            .run_killed(&mut self.reaper, &images, "dump", &arguments, delay)
+            .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
+        self.logs.push(ran.log);
+        let start = Instant::now();
+        loop {
+            self.reaper.collect();
+            let is_tool =
+                |pid: &i32| read_lossy(Path::new(&format!("/proc/{pid}/comm"))).trim() == tool.name();
+            if !others().iter().any(is_tool) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(5) {
+                return Err("a part of the killed tool does not end".into());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Dumps, and sees that the whole tree is gone.
+    ///
+    /// # Errors
+    /// When it could not be dumped, or is still there.
+    pub fn dump_away(&mut self) -> Result<PathBuf, String> {
+        let images = self.step("images")?;
+        let ran = self.dump(&images, &[])?;
+        if !ran.is_good() {
+            return Err(format!("the dump failed: {:?}", ran.status));
+        }
+        self.see_killed("after the dump")?;
+        Ok(images)
+    }
+
+    /// Sees the root end by SIGKILL, and all others with it.
+    ///
+    /// # Errors
+    /// When it ended otherwise, or somebody is left.
+    pub fn see_killed(&mut self, when: &str) -> Result<(), String> {
+        match self.reaper.wait(self.pid, Duration::from_secs(5)) {
+            Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => self.see_nobody(when),
+            other => Err(format!("{when} the program should be gone by SIGKILL, but: {other:?}")),
+        }
+    }
+
+    /// Brings the tree back from `images`.
+    ///
+    /// # Errors
+    /// When it could not be restored, or ended at once.
+    pub fn restore(&mut self, images: &Path) -> Result<(), String> {
+        let pidfile = images.with_extension("pid");
+        let path = pidfile.to_string_lossy().into_owned();
+        let ran = self.run(&self.tools.restore.clone(), images, "restore", &["-d", "--pidfile", &path])?;
+        if !ran.is_good() {
+            return Err(format!("the restore failed: {:?}", ran.status));
+        }
+        let written = read_lossy(&pidfile);
+        if written.trim() != self.pid.to_string() {
+            return Err(format!("the pidfile says {written:?}, the pid is {}", self.pid));
+        }
+        self.still_there("right after the restore")
+    }
+
+    /// # Errors
+    /// When somebody besides this process stays in the namespace.
+    pub fn see_nobody(&mut self, when: &str) -> Result<(), String> {
+        let start = Instant::now();
+        loop {
+            self.reaper.forget();
+            let left = others();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(5) {
+                let named: Vec<String> = left
+                    .iter()
+                    .map(|pid| {
+                        format!("{pid} ({})", read_lossy(Path::new(&format!("/proc/{pid}/comm"))).trim())
+                    })
+                    .collect();
+                return Err(format!("{when} there are still processes: {}", named.join(", ")));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// # Errors
+    /// When the root has ended.
+    pub fn still_there(&mut self, when: &str) -> Result<(), String> {
+        match self.reaper.ended(self.pid) {
+            Some(status) => Err(format!("{when} the program should run on, but: {status:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the program ends well, and nobody is left.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or not within `limit`.
+    pub fn see_good_end(&mut self, limit: Duration) -> Result<(), String> {
+        match self.reaper.wait(self.pid, limit) {
+            Some(WaitStatus::Exited(_, 0)) => self.see_nobody("after the end"),
+            Some(status) => Err(format!("the program ended with {status:?}")),
+            None => Err(format!("the program did not end within {limit:?}")),
+        }
+    }
+}
