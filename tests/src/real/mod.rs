@@ -5,6 +5,8 @@
 //! one, so that no trial depends on time.
 
 mod bash;
+mod counting;
+mod serving;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +57,15 @@ pub trait Program {
 
 /// Every program that is tried.
 pub fn all() -> Vec<Box<dyn Program>> {
-    vec![Box::new(bash::Bash)]
+    vec![
+        Box::new(bash::Bash),
+        Box::new(counting::Python),
+        Box::new(serving::Node),
+        Box::new(counting::Java),
+        Box::new(serving::Redis),
+        Box::new(counting::Static { is_pie: false }),
+        Box::new(counting::Static { is_pie: true }),
+    ]
 }
 
 pub fn by_name(name: &str) -> Option<Box<dyn Program>> {
