@@ -14,7 +14,7 @@ use crtools_tests::{tool, workloads};
 
 fn main() {
     inside(play);
-    harness::run(workloads::all().into_iter().flat_map(|(area, case)| {
+    harness::run(workloads::all().flat_map(|(area, case)| {
         case.modes().into_iter().map(move |mode| format!("{area}::{}/{}", case.name, mode.name()))
     }));
 }
