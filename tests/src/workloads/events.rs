@@ -1,21 +1,23 @@
 //! eventfd, epoll, signalfd, timerfd.
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::unistd::Pid;
 
 use crate::case;
 use crate::case::{Case, Trial, until};
 use crate::sys::process::fork;
-use crate::sys::signal;
+use crate::sys::{procfs, signal};
 
 pub const CASES: &[Case] = &[
     case!(semaphore_eventfd_counts_down_by_one).peer_cannot("it forgets the semaphore mode"),
@@ -27,6 +29,9 @@ pub const CASES: &[Case] = &[
     case!(epoll_of_500_targets_survives),
     case!(epoll_watch_of_a_descriptor_moved_away_survives).not_yet("watches of closed descriptors")
         .peer_cannot("it refuses a watch whose number is closed in the task"),
+    case!(poll_with_a_limit_is_not_interrupted).peer_cannot("it ends such a call with EINTR"),
+    case!(sleep_without_a_remainder_is_not_interrupted).restless()
+        .peer_cannot("it ends such a call with EINTR"),
     case!(signalfd_keeps_its_mask_and_reads_a_pending_signal).exchange(),
     case!(timerfd_fires_after_the_time_left).exchange(),
     case!(timerfd_ticks_not_read_are_kept),
@@ -34,6 +39,39 @@ pub const CASES: &[Case] = &[
     case!(disarmed_timerfd_stays_disarmed),
     case!(absolute_timerfd_of_the_real_time_clock_survives),
 ];
+
+/// Waits until a child is in this system call, and stays there.
+fn until_in_call(child: Pid, number: i64) {
+    until("the child's call", || {
+        procfs::state(child) == 'S' && procfs::syscall(child).first() == Some(&(number as u64))
+    });
+}
+
+fn poll_with_a_limit_is_not_interrupted(t: &Trial) {
+    let (reader, writer) = nix::unistd::pipe().expect("pipe");
+    let child = fork(|| {
+        let mut polled = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut polled, PollTimeout::from(30_000_u16)), Ok(1));
+    });
+    until_in_call(child.pid, libc::SYS_poll);
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    child.succeed();
+}
+
+fn sleep_without_a_remainder_is_not_interrupted(t: &Trial) {
+    let length = Duration::from_millis(700);
+    let child = fork(|| {
+        let start = Instant::now();
+        let time = libc::timespec { tv_sec: 0, tv_nsec: 700_000_000 };
+        // SAFETY: the call reads one timespec.
+        assert_eq!(unsafe { libc::nanosleep(&time, std::ptr::null_mut()) }, 0);
+        assert!(start.elapsed() >= length);
+    });
+    until("the child's sleep", || procfs::state(child.pid) == 'S');
+    t.checkpoint();
+    child.succeed();
+}
 
 fn events_of(epoll: &Epoll) -> Vec<(u64, i32)> {
     let mut events = [EpollEvent::empty(); 600];

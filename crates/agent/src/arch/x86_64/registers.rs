@@ -102,10 +102,13 @@ pub fn restart_interrupted_call(registers: &Registers) -> Registers {
             // from there.
             libc::SYS_nanosleep if registers.si != 0 => Registers { di: registers.si, ..again },
             libc::SYS_clock_nanosleep if registers.r10 != 0 => Registers { dx: registers.r10, ..again },
-            // Without a limit, or with one that is a point in time, again is the same.
-            libc::SYS_poll if (registers.dx as i32) < 0 => again,
+            // Without a limit, or with one that is a point in time, again is the same. Otherwise whoever
+            // waits for a futex looks why it woke.
             libc::SYS_futex if is_absolute_futex_wait(registers.si) || registers.r10 == 0 => again,
-            _ => interrupted,
+            libc::SYS_futex => interrupted,
+            // A poll, or a sleep whose caller did not ask what is left: nobody tells how much that is. It
+            // begins anew, and so may last longer, but does not end as if a signal had come.
+            _ => again,
         },
         // These never restart, not even for a debugger that looked; endless ones can.
         4 if is_endless_epoll_wait(call as i64, registers) => again,
@@ -154,6 +157,8 @@ mod tests {
         let again = restart_interrupted_call(&in_call(libc::SYS_nanosleep, -516));
         assert_eq!((again.ip, again.di), (0x1000, 0x20));
         let blind = restart_interrupted_call(&Registers { si: 0, ..in_call(libc::SYS_nanosleep, -516) });
-        assert_eq!((blind.ip, blind.ax as i64), (0x1002, -4));
+        assert_eq!((blind.ip, blind.di), (0x1000, 0x10));
+        let futex = restart_interrupted_call(&Registers { r10: 1, ..in_call(libc::SYS_futex, -516) });
+        assert_eq!((futex.ip, futex.ax as i64), (0x1002, -4));
     }
 }
