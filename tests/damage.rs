@@ -263,7 +263,9 @@ pub const CASES: &[Case] = &[
     ("pid_beyond_all_pids", Refused(&["pstree.img#1"]), |set| set.tree(|tree| tree[1].pid = 1 << 22)),
     ("pid_that_is_negative", Refused(&["pstree.img#1"]), |set| set.tree(|tree| tree[1].pid = u32::MAX)),
     ("session_of_zero", Refused(&["pstree.img#1"]), |set| set.tree(|tree| tree[1].sid = 0)),
-    ("session_of_nobody", Refused(&["session 4242"]), |set| set.tree(|tree| tree[1].sid = 4242)),
+    ("session_of_a_thread", Refused(&["session", "thread"]), |set| {
+        set.tree(|tree| tree[1].sid = set.thread);
+    }),
     ("group_of_a_thread", Refused(&["group", "thread"]), |set| {
         set.tree(|tree| tree[1].pgid = set.thread);
     }),

@@ -196,6 +196,7 @@ impl Survey<'_, '_> {
             let why = "has ended; there is nothing to bring back";
             self.failures.push(Failure::unsupported(Object::Task, why).of(root.pid));
         }
+        let places: HashMap<i32, usize> = self.pids.iter().enumerate().map(|(at, pid)| (*pid, at)).collect();
         let kin: Vec<Kin> = tree
             .processes
             .iter()
@@ -203,7 +204,7 @@ impl Survey<'_, '_> {
             .map(|(at, process)| Kin {
                 pid: process.pid,
                 sid: process.stat.sid,
-                parent: self.pids[..at].iter().position(|pid| *pid == process.stat.ppid),
+                parent: places.get(&process.stat.ppid).copied().filter(|parent| *parent < at),
                 has_ended: process.state == State::Zombie,
             })
             .collect();

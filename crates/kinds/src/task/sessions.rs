@@ -33,6 +33,7 @@ pub fn ways(kin: &[Kin]) -> Vec<Result<Way, String>> {
     // The session that each is born into, and who adopts the orphans of one.
     let mut born: Vec<i32> = Vec::with_capacity(kin.len());
     let mut adopters: HashMap<i32, usize> = HashMap::new();
+    let places: HashMap<i32, usize> = kin.iter().enumerate().map(|(at, kin)| (kin.pid, at)).collect();
     let mut way = |at: usize, own: &Kin| {
         let Some(parent) = own.parent.filter(|parent| *parent < at) else {
             born.push(own.sid);
@@ -48,7 +49,7 @@ pub fn ways(kin: &[Kin]) -> Vec<Result<Way, String>> {
         if mother.sid == mother.pid && wanted == mothers_birth {
             return Ok(Way::Earlier);
         }
-        let leader = kin.iter().find(|kin| kin.pid == wanted);
+        let leader = places.get(&wanted).map(|at| &kin[*at]);
         let is_gone = leader.is_none_or(|leader| leader.has_ended && leader.parent == own.parent);
         // That of the root is somebody's outside.
         let is_ours = wanted != kin[0].sid || leader.is_some();
