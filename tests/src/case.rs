@@ -41,6 +41,8 @@ pub struct Case {
     pub exchange: bool,
     /// Also with dumps whose tool is killed.
     pub killed: bool,
+    /// Also with images whose vdso is not quite that of this kernel.
+    pub foreign_vdso: bool,
     /// The tree looks different from moment to moment: only the program itself can judge.
     pub restless: bool,
     /// Started in the session of the harness instead of as a session leader.
@@ -60,6 +62,7 @@ impl Case {
             peer_cannot_in: &[],
             exchange: false,
             killed: false,
+            foreign_vdso: false,
             restless: false,
             shell_job: false,
             need: None,
@@ -116,6 +119,13 @@ impl Case {
         self
     }
 
+    /// Also with images whose vdso is not quite that of this kernel.
+    #[must_use]
+    pub const fn foreign_vdso(mut self) -> Self {
+        self.foreign_vdso = true;
+        self
+    }
+
     /// Also with dumps whose tool is killed.
     #[must_use]
     pub const fn killed(mut self) -> Self {
@@ -143,6 +153,9 @@ impl Case {
         let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::FailedDump];
         if self.killed {
             modes.push(Mode::KilledDump);
+        }
+        if self.foreign_vdso {
+            modes.push(Mode::ForeignVdso);
         }
         if self.exchange {
             modes.extend([Mode::ToPeer, Mode::FromPeer]);
@@ -172,6 +185,8 @@ pub enum Mode {
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
     KilledDump,
+    /// Restored as if another kernel had made the images: its vdso has other code.
+    ForeignVdso,
     /// Dumped by the tool, restored by the peer.
     ToPeer,
     /// Dumped by the peer, restored by the tool.
@@ -181,12 +196,13 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::FailedDump,
         Self::KilledDump,
+        Self::ForeignVdso,
         Self::ToPeer,
         Self::FromPeer,
         Self::Refused,
@@ -199,6 +215,7 @@ impl Mode {
             Self::Snapshot => "snapshot",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
+            Self::ForeignVdso => "foreign-vdso",
             Self::ToPeer => "to-peer",
             Self::FromPeer => "from-peer",
             Self::Refused => "refused",

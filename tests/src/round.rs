@@ -3,10 +3,13 @@
 //! Runs as the first process of fresh namespaces.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use image::pagemap::Pagemap;
+use image::{Dir, MmEntry, kind};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::wait::WaitStatus;
 
@@ -161,6 +164,13 @@ impl Round {
         self.compare(&before, "killed dumps")
     }
 
+    /// The last byte of a vdso is behind its code: with another one it is that of another kernel, and works.
+    fn restore_with_a_foreign_vdso(&mut self) -> Result<(), String> {
+        let images = self.subject.dump_away()?;
+        change_vdso(&images, self.subject.pid)?;
+        self.subject.restore(&images)
+    }
+
     fn refused(&mut self, words: &[&str]) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let images = self.subject.step("images")?;
@@ -200,6 +210,7 @@ impl Round {
             Mode::Snapshot => self.snapshot(is_restless),
             Mode::FailedDump => self.failed_dumps(is_restless),
             Mode::KilledDump => self.killed_dumps(),
+            Mode::ForeignVdso => self.restore_with_a_foreign_vdso(),
             Mode::Refused => self.refused(case.refused),
         };
         let result = played.and_then(|()| self.finish());
@@ -207,4 +218,19 @@ impl Round {
         self.subject.reaper.clear();
         result
     }
+}
+
+fn change_vdso(images: &Path, pid: i32) -> Result<(), String> {
+    let dir = Dir::open(images).map_err(|e| e.to_string())?;
+    let mm: MmEntry = dir.read_one(kind::MM, &format!("mm-{pid}.img")).map_err(|e| e.to_string())?;
+    let vdso = mm.vmas.iter().find(|vma| vma.status & image::vma::VDSO != 0).ok_or("there is no vdso")?;
+    let name = format!("pagemap-{pid}.img");
+    let bytes = dir.need(&name).map_err(|e| e.to_string())?;
+    let pagemap = Pagemap::parse(&name, &bytes, |_| Ok(u64::MAX)).map_err(|e| e.to_string())?;
+    let run = pagemap.runs.iter().find(|run| run.range.contains(&(vdso.end - 1)));
+    let run = run.ok_or("the vdso has no pages")?;
+    let pages = images.join(format!("pages-{}.img", pagemap.pages_id));
+    let pages = fs::OpenOptions::new().write(true).open(pages).map_err(|e| format!("open the pages: {e}"))?;
+    let at = run.offset + (vdso.end - 1 - run.range.start);
+    pages.write_all_at(&[0x5a], at).map_err(|e| format!("change the vdso: {e}"))
 }

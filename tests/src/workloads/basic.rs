@@ -34,7 +34,7 @@ pub const CASES: &[Case] = &[
     case!(signal_handler_still_runs).exchange(),
     case!(pending_signal_is_delivered_afterwards),
     case!(long_sleep_continues_for_the_time_left).restless().killed(),
-    case!(clock_calls_through_the_vdso_work).exchange(),
+    case!(clock_calls_through_the_vdso_work).exchange().foreign_vdso(),
     case!(new_children_and_threads_can_be_made_afterwards),
 ];
 

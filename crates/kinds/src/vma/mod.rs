@@ -326,6 +326,10 @@ pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), 
         ops.list.ok(libc::SYS_madvise, &args);
         return Ok(());
     }
+    // As the kernel made it, or not there: see `is_special`.
+    if is_special(entry) {
+        return Ok(());
+    }
     if is_open {
         ops.list.ok(libc::SYS_mprotect, &[start.into(), len.into(), u64::from(entry.prot).into()]);
     }
