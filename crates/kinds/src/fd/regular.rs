@@ -10,7 +10,7 @@ use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, se
 use image::{FdTypes, FileEntry, FownEntry};
 use model::{Options, options};
 use model::{Errno, Failure, Failures, Object, Remedy};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -90,6 +90,10 @@ fn explain_name(failure: Failure, stat: &libc::stat) -> Failure {
 #[derive(Debug, Default)]
 struct Recorded(HashMap<(u64, u64, Vec<u8>, u32), u32>);
 
+/// Inodes and their names, which were found to belong together.
+#[derive(Debug, Default)]
+struct Named(HashSet<(u64, u64, Vec<u8>)>);
+
 /// Adds a record for a file that a task uses without a descriptor; returns its id.
 ///
 /// The same file under the same path with the same flags is one record.
@@ -151,22 +155,27 @@ impl FdKind for Regular {
         }
     }
 
-    fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<RegFileEntry, Failure> {
-        if let Err(why) = check_name(probe.link(), &probe.stat) {
-            return Err(explain_name(probe.refuse(why), &probe.stat));
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<RegFileEntry, Failure> {
+        let (dev, ino) = probe.inode();
+        let name = (dev, ino, probe.link().to_vec());
+        if !cx.shelf.of::<Named>().0.contains(&name) {
+            if let Err(why) = check_name(probe.link(), &probe.stat) {
+                return Err(explain_name(probe.refuse(why), &probe.stat));
+            }
+            cx.shelf.of::<Named>().0.insert(name);
         }
         Ok(entry(id, probe.link(), probe.flags, probe.position, probe.owner()?, &probe.stat))
     }
 
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         // Not to wait for the other end of a fifo, should there be one where the file was.
-        let fd = open(entry, entry.flags | libc::O_NONBLOCK as u32, cx.options)?;
+        let (fd, stat) = open_with_stat(entry, entry.flags | libc::O_NONBLOCK as u32, cx.options)?;
         let object = || Object::Path(String::from_utf8_lossy(&entry.name).into_owned());
         let explain = |error: Errno| error.on(object(), "open it again");
         if entry.flags & libc::O_PATH as u32 != 0 {
             return Ok(fd);
         }
-        if sys::fd::stat(&fd).map_err(explain)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+        if stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
             return Err(Failure::conflict(object(), "", "is a fifo now"));
         }
         if entry.flags & libc::O_NONBLOCK as u32 == 0 {
@@ -190,6 +199,14 @@ impl FdKind for Regular {
 
 /// Opens the file of a record and checks that it is as it was.
 pub fn open(entry: &RegFileEntry, flags: u32, options: &Options) -> Result<OwnedFd, Failure> {
+    open_with_stat(entry, flags, options).map(|(fd, _)| fd)
+}
+
+fn open_with_stat(
+    entry: &RegFileEntry,
+    flags: u32,
+    options: &Options,
+) -> Result<(OwnedFd, libc::stat), Failure> {
     // CRIU names directories of the root without a slash.
     let mut name = entry.name.clone();
     if name.first() != Some(&b'/') {
@@ -218,5 +235,5 @@ pub fn open(entry: &RegFileEntry, flags: u32, options: &Options) -> Result<Owned
     if has_position && entry.pos != u64::MAX {
         sys::fd::seek(&fd, entry.pos as i64, libc::SEEK_SET).map_err(explain)?;
     }
-    Ok(fd)
+    Ok((fd, stat))
 }
