@@ -126,10 +126,8 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     bench.forget_gaps()?;
     let dump = bench.dump("images", false)?;
     reaper.wait(pid, Duration::from_secs(20)).ok_or("the target is not gone after the dump")?;
-    let begin = now();
     let restore = bench.run("images", "restore", &["-d"])?;
     bench.see_ticks()?;
-    let first_tick = board.get(Word::GapEnd).saturating_sub(begin);
 
     board.set(Word::Check, 1);
     wait_for("the check", &directory.join("target.log"), || board.get(Word::Verdict) != 0)?;
@@ -142,7 +140,6 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     let sample = Sample {
         dump: dump.0,
         restore: restore.0,
-        first_tick: first_tick as f64 / 1e6,
         gap: gap as f64 / 1e6,
         dump_rss: dump.1,
         restore_rss: restore.1,

@@ -7,7 +7,6 @@ use std::fmt;
 pub struct Sample {
     pub dump: f64,
     pub restore: f64,
-    pub first_tick: f64,
     pub gap: f64,
     pub dump_rss: u64,
     pub restore_rss: u64,
@@ -17,8 +16,8 @@ const MARK: &str = "sample:";
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dump, restore, first_tick, gap, dump_rss, restore_rss } = self;
-        write!(f, "{MARK} {dump} {restore} {first_tick} {gap} {dump_rss} {restore_rss}")
+        let Self { dump, restore, gap, dump_rss, restore_rss } = self;
+        write!(f, "{MARK} {dump} {restore} {gap} {dump_rss} {restore_rss}")
     }
 }
 
@@ -27,11 +26,10 @@ impl Sample {
     pub fn parse(text: &str) -> Option<Self> {
         let line = text.lines().find_map(|line| line.strip_prefix(MARK))?;
         let numbers: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        let [dump, restore, first_tick, gap, dump_rss, restore_rss] = numbers[..] else { return None };
+        let [dump, restore, gap, dump_rss, restore_rss] = numbers[..] else { return None };
         Some(Self {
             dump,
             restore,
-            first_tick,
             gap,
             dump_rss: dump_rss as u64,
             restore_rss: restore_rss as u64,
@@ -70,10 +68,9 @@ type Measure = (&'static str, fn(&Sample) -> f64);
 
 /// The lines of one case.
 pub fn rows(case: &str, names: &[&str], samples: &[Vec<Sample>]) -> String {
-    let measures: [Measure; 6] = [
+    let measures: [Measure; 5] = [
         ("dump, ms", |s| s.dump),
         ("restore, ms", |s| s.restore),
-        ("first tick, ms", |s| s.first_tick),
         ("longest gap, ms", |s| s.gap),
         ("peak memory of dump, MiB", |s| s.dump_rss as f64 / 1024.0),
         ("peak memory of restore, MiB", |s| s.restore_rss as f64 / 1024.0),

@@ -80,7 +80,6 @@ fn tick(board: &Board) {
             board.set(Word::LongestGap, 0);
             board.set(Word::Reset, 0);
         } else if tick - last > board.get(Word::LongestGap) {
-            board.set(Word::GapEnd, tick);
             board.set(Word::LongestGap, tick - last);
         }
         last = tick;
