@@ -27,13 +27,7 @@ impl Sample {
         let line = text.lines().find_map(|line| line.strip_prefix(MARK))?;
         let numbers: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
         let [dump, restore, gap, dump_rss, restore_rss] = numbers[..] else { return None };
-        Some(Self {
-            dump,
-            restore,
-            gap,
-            dump_rss: dump_rss as u64,
-            restore_rss: restore_rss as u64,
-        })
+        Some(Self { dump, restore, gap, dump_rss: dump_rss as u64, restore_rss: restore_rss as u64 })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A restore from beginning to end.
 
 use crate::exec::Exec;
-use crate::load::load;
+use crate::load::{Checkpoint, load};
 use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
@@ -76,35 +76,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         pages.insert(id, file);
     }
     options.progress.stage("files");
-    let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&dir, id, to);
-    let mut cx =
-        OpenCx { options, images: &dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
-    let mut files = HashMap::new();
     let mut failures = Failures::new();
-    let used: HashSet<u32> = checkpoint
-        .tables
-        .values()
-        .flatten()
-        .map(|entry| entry.id)
-        .chain(checkpoint.tasks.iter().filter(|task| !task.is_zombie()).flat_map(|task| {
-            let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
-            [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
-        }))
-        .collect();
-    let mut used: Vec<u32> = used.into_iter().collect();
-    used.sort_unstable();
-    for id in used {
-        let Some((kind, body)) = checkpoint.files.get(id) else { continue };
-        match kind.open(id, body, &mut cx) {
-            Ok(fd) => {
-                files.insert(id, fd);
-            }
-            Err(failure) => failures.push(failure),
-        }
-    }
+    let files = open_files(&checkpoint, options, &dir, &mut failures);
     let mapped = mapped_files(&checkpoint, &files, &mut failures);
-    // What was made and nobody asked for is closed: an end without an owner.
-    drop(cx);
     if !failures.is_empty() {
         return Err(failures);
     }
@@ -130,9 +104,66 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     Ok(Outcome::Resumed(Resumed { root }))
 }
 
+/// Opens every file that a task uses, by id; those that stand alone on all processors.
+fn open_files(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    dir: &Dir,
+    failures: &mut Failures,
+) -> HashMap<u32, OwnedFd> {
+    let tasks = checkpoint.tasks.iter().filter(|task| !task.is_zombie());
+    let used: HashSet<u32> = checkpoint
+        .tables
+        .values()
+        .flatten()
+        .map(|entry| entry.id)
+        .chain(tasks.flat_map(|task| {
+            let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
+            [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
+        }))
+        .collect();
+    let mut used: Vec<u32> = used.into_iter().collect();
+    used.sort_unstable();
+    let is_alone = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, _)| kind.is_alone());
+    let (alone, together): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_alone);
+    // What one run makes and nobody asks for is closed with it: an end without an owner.
+    let open = |ids: &[u32]| {
+        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
+        let mut cx =
+            OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
+        let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
+        found.map(|(id, (kind, body))| (id, kind.open(id, body, &mut cx))).collect::<Vec<_>>()
+    };
+    const MANY: usize = 256;
+    let shares: Vec<&[u32]> = match alone.len() {
+        count if count < MANY => vec![&alone],
+        count => alone.chunks(count.div_ceil(agent::crew::size())).collect(),
+    };
+    let open = &open;
+    let mut opened = std::thread::scope(|scope| {
+        let others: Vec<_> = shares[1..].iter().map(|share| scope.spawn(move || open(share))).collect();
+        let mut opened = open(shares[0]);
+        for other in others {
+            opened.extend(other.join().expect("opening files does not panic"));
+        }
+        opened
+    });
+    opened.extend(open(&together));
+    let mut files = HashMap::with_capacity(opened.len());
+    for (id, result) in opened {
+        match result {
+            Ok(fd) => {
+                files.insert(id, fd);
+            }
+            Err(failure) => failures.push(failure),
+        }
+    }
+    files
+}
+
 /// Files that a mapping needs opened otherwise than their record says: by id and flags.
 fn mapped_files(
-    checkpoint: &crate::load::Checkpoint,
+    checkpoint: &Checkpoint,
     files: &HashMap<u32, OwnedFd>,
     failures: &mut Failures,
 ) -> HashMap<(u32, u32), OwnedFd> {
