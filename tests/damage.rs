@@ -477,6 +477,10 @@ pub const CASES: &[Case] = &[
     ("executable_that_is_not_there", Refused(&["files.img", "executable"]), |set| {
         set.mm(|mm| mm.exe_file_id = 4242);
     }),
+    ("executable_of_another_build", Fails(&["build id 07000000 ", "--file-validation filesize"]), |set| {
+        let is_program = |file: &RegFileEntry| file.name.ends_with(b"/workload");
+        set.body(FdTypes::Reg, is_program, |file| file.build_id = vec![7]);
+    }),
     ("auxiliary_vector_without_end", Either, |set| set.mm(|mm| mm.mm_saved_auxv = vec![1; 1 << 16])),
     ("break_in_the_kernel", Fails(&["address space"]), |set| set.mm(|mm| mm.mm_brk = u64::MAX)),
     // Pages.

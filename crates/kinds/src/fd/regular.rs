@@ -3,15 +3,18 @@
 //! Read from: fstat(2), the link in `/proc/PID/fd`, F_GETFL, the position.
 //! Rebuilt by: open(2) of the same path, lseek(2).
 //! Not kept: the content, which stays in the file system. A file that is no longer under its name is
-//! refused, and so is one whose size or mode is another at the restore.
+//! refused, and so is one whose size, mode or build id is another at the restore.
 //! The working directory, the root, the executable and mapped files are records of this kind as well.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, set_status};
 use image::{FdTypes, FileEntry, FownEntry};
+use super::build_id;
+use model::options::FileValidation;
 use model::{Options, options};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -113,10 +116,22 @@ pub fn record(
     }
     let id = cx.next_id();
     let fown = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
-    let entry = entry(id, path, flags, 0, fown, stat);
+    let mut entry = entry(id, path, flags, 0, fown, stat);
+    if stat.st_mode & libc::S_IFMT == libc::S_IFREG
+        && cx.options.file_validation == FileValidation::Buildid
+    {
+        entry.build_id = current_build_id(path).map(|id| build_id::words(&id)).unwrap_or_default();
+    }
     cx.files.push(FileEntry::new(FdTypes::Reg.into(), id, Regular::TAG, &entry));
     cx.shelf.of::<Recorded>().0.insert(key, id);
     Ok(id)
+}
+
+/// The build id of the file that is at a path now.
+fn current_build_id(path: &[u8]) -> Option<Vec<u8>> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let fd = sys::fd::open(path, libc::O_RDONLY | libc::O_NONBLOCK).ok()?;
+    build_id::read(&File::from(fd))
 }
 
 fn entry(id: u32, path: &[u8], flags: u32, pos: u64, fown: FownEntry, stat: &libc::stat) -> RegFileEntry {
@@ -224,6 +239,16 @@ fn open_with_stat(
     {
         let why = format!("had {size} bytes when it was dumped and has {} now", stat.st_size);
         return Err(Failure::conflict(object(), "", why));
+    }
+    if !entry.build_id.is_empty() && is_file && options.file_validation == FileValidation::Buildid {
+        let now = current_build_id(&name).map(|id| build_id::words(&id)).unwrap_or_default();
+        if now != entry.build_id {
+            let (then, now) = (build_id::text(&entry.build_id), build_id::text(&now));
+            let now = if now.is_empty() { "none".into() } else { now };
+            let why = format!("had the build id {then} when it was dumped and has {now} now");
+            let advice = "restore with the same file, or with --file-validation filesize";
+            return Err(Failure::conflict(object(), "", why).help(Remedy::Advice(advice)));
+        }
     }
     if let Some(mode) = entry.mode
         && mode != stat.st_mode
