@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SaFlags, Signal, raise};
+use nix::sys::wait::WaitStatus;
 
 use crate::case;
 use crate::case::{Case, Trial, until};
@@ -11,6 +12,7 @@ use crate::sys::{call, memory::Map, procfs, signal, timer};
 
 pub const CASES: &[Case] = &[
     case!(every_action_with_its_flags_and_mask_is_kept).exchange(),
+    case!(default_actions_are_kept_though_the_tool_ignores).exchange(),
     case!(blocked_and_ignored_signals_stay_so).exchange(),
     case!(queued_real_time_signals_keep_order_and_values).exchange(),
     case!(private_and_shared_pending_signals_stay_apart),
@@ -54,6 +56,19 @@ fn every_action_with_its_flags_and_mask_is_kept(t: &Trial) {
     t.checkpoint();
     let after: Vec<_> = numbers().map(signal::action).collect();
     assert_eq!(before, after);
+}
+
+/// A Rust program ignores SIGPIPE, and its children with it.
+fn default_actions_are_kept_though_the_tool_ignores(t: &Trial) {
+    let child = fork(|| {
+        signal::set_action(libc::SIGPIPE, libc::SIG_DFL, 0, &[]);
+        t.mark("child");
+        t.hold();
+        raise(Signal::SIGPIPE).expect("raise");
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    assert_eq!(child.wait(), WaitStatus::Signaled(child.pid, Signal::SIGPIPE, false));
 }
 
 fn blocked_and_ignored_signals_stay_so(t: &Trial) {
