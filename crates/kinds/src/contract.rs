@@ -215,8 +215,6 @@ pub trait FdKind: Sync {
     const TYPE: image::FdTypes;
     /// The number of the field in `files.img`.
     const TAG: u32;
-    /// Each object is made without a look at others: many are made at the same time.
-    const IS_ALONE: bool = false;
 
     /// Is this object mine? Exactly one kind says yes; the order in which they are asked means nothing.
     fn claims(&self, probe: &FdProbe) -> bool;
@@ -259,7 +257,6 @@ pub trait AnyFdKind: Sync {
     fn name(&self) -> &'static str;
     fn file_type(&self) -> i32;
     fn tag(&self) -> u32;
-    fn is_alone(&self) -> bool;
     fn claims(&self, probe: &FdProbe) -> bool;
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<FileEntry, Failure>;
     fn settle(&self, cx: &mut DumpCx) -> Failures;
@@ -286,10 +283,6 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn tag(&self) -> u32 {
         K::TAG
-    }
-
-    fn is_alone(&self) -> bool {
-        K::IS_ALONE
     }
 
     fn claims(&self, probe: &FdProbe) -> bool {

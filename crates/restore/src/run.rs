@@ -104,7 +104,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     Ok(Outcome::Resumed(Resumed { root }))
 }
 
-/// Opens every file that a task uses, by id; those that stand alone on all processors.
+/// Opens every file that a task uses, by id.
+///
+/// One after the other: threads that open files at once wait for each other at the table they share.
 fn open_files(
     checkpoint: &Checkpoint,
     options: &Options,
@@ -124,40 +126,20 @@ fn open_files(
         .collect();
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
-    let is_alone = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, _)| kind.is_alone());
-    let (alone, together): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_alone);
-    // What one run makes and nobody asks for is closed with it: an end without an owner.
-    let open = |ids: &[u32]| {
-        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
-        let mut cx =
-            OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
-        let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
-        found.map(|(id, (kind, body))| (id, kind.open(id, body, &mut cx))).collect::<Vec<_>>()
-    };
-    const MANY: usize = 256;
-    let shares: Vec<&[u32]> = match alone.len() {
-        count if count < MANY => vec![&alone],
-        count => alone.chunks(count.div_ceil(agent::crew::size())).collect(),
-    };
-    let open = &open;
-    let mut opened = std::thread::scope(|scope| {
-        let others: Vec<_> = shares[1..].iter().map(|share| scope.spawn(move || open(share))).collect();
-        let mut opened = open(shares[0]);
-        for other in others {
-            opened.extend(other.join().expect("opening files does not panic"));
-        }
-        opened
-    });
-    opened.extend(open(&together));
-    let mut files = HashMap::with_capacity(opened.len());
-    for (id, result) in opened {
-        match result {
+    let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
+    let mut cx =
+        OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
+    let mut files = HashMap::with_capacity(used.len());
+    for id in used {
+        let Some((kind, body)) = checkpoint.files.get(id) else { continue };
+        match kind.open(id, body, &mut cx) {
             Ok(fd) => {
                 files.insert(id, fd);
             }
             Err(failure) => failures.push(failure),
         }
     }
+    // What was made and nobody asked for is closed with the shelf: an end without an owner.
     files
 }
 

@@ -36,7 +36,6 @@ impl FdKind for Eventfd {
     const NAME: &'static str = "eventfd";
     const TYPE: FdTypes = FdTypes::Eventfd;
     const TAG: u32 = 8;
-    const IS_ALONE: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
         probe.anon_inode() == Some(b"eventfd")

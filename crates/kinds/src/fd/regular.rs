@@ -157,7 +157,6 @@ impl FdKind for Regular {
     const NAME: &'static str = "regular file";
     const TYPE: FdTypes = FdTypes::Reg;
     const TAG: u32 = 3;
-    const IS_ALONE: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
         let is_named = probe.link().first() == Some(&b'/') && !probe.link().starts_with(b"/memfd:");

@@ -32,7 +32,6 @@ impl FdKind for Signalfd {
     const NAME: &'static str = "signalfd";
     const TYPE: FdTypes = FdTypes::Signalfd;
     const TAG: u32 = 10;
-    const IS_ALONE: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
         probe.anon_inode() == Some(b"signalfd")
