@@ -1,6 +1,7 @@
 //! What one process says of itself: its `/proc`, and the answers of its threads. Nothing here knows of
 //! other processes, so that all are observed at the same time; what follows from it is for the survey.
 
+use crate::identity::{At, Classes};
 use crate::tracer::{Part, Thread, Tracer, read_stat};
 use agent::inject::{BATCH, Door, Host};
 use agent::{List, Watch};
@@ -16,7 +17,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use sys::fd::Texts;
 use sys::proc::{SmapsParser, Stat, Status, Timer, Vma};
+use sys::process::Kcmp;
 
 /// As `/proc/PID/ns` names them.
 pub const NAMESPACES: [&str; 10] =
@@ -204,22 +207,41 @@ fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> 
     Err(Failure::unsupported(Object::Task, "has no system call instruction in its memory"))
 }
 
-/// A descriptor, and what it turned out to be.
-pub type Probed = (i32, Result<FdProbe, Errno>);
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Some descriptors of a process, each looked at.
-pub fn probe(pid: i32, numbers: &[i32]) -> Result<Vec<Probed>, Failure> {
-    let pidfd: OwnedFd = sys::process::pidfd_open(pid)
-        .map_err(|error| error.on(Object::Task, "read its descriptors").of(pid))?;
-    let probe = |number: i32| {
-        let fd = sys::process::pidfd_getfd(&pidfd, number)?;
-        let probe = FdProbe::new(pid, number, fd)?;
-        probe.read_all();
-        Ok(probe)
-    };
-    Ok(numbers.iter().map(|number| (*number, probe(*number))).collect())
+/// Device, inode, flags and position: what descriptors of one open file have in common.
+pub type FileKey = (u64, u64, u32, u64);
+
+/// Descriptors, each looked at, and which of them are one open file.
+#[derive(Debug)]
+pub struct Probed {
+    pub probes: Vec<(At, Result<FdProbe, Errno>)>,
+    pub files: Classes<FileKey>,
+}
+
+/// Looks at descriptors.
+///
+/// # Errors
+/// When a process or its descriptors cannot be asked at all.
+pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
+    let explain =
+        |pid: i32| move |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
+    let mut probes = Vec::with_capacity(descriptors.len());
+    for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
+        let pid = of_process[0].0;
+        let pidfd: OwnedFd = sys::process::pidfd_open(pid).map_err(explain(pid))?;
+        let texts = Texts::of(pid).map_err(explain(pid))?;
+        probes.extend(of_process.iter().map(|at| {
+            let fd = sys::process::pidfd_getfd(&pidfd, at.1);
+            (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts)))
+        }));
+    }
+    let key = |probe: &FdProbe| (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position);
+    let candidates = probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?), *at)));
+    let files = Classes::new(Kcmp::File, candidates)
+        .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
+    Ok(Probed { probes, files })
 }
 
 /// What the leader is asked about its process, when its turn comes.
@@ -481,6 +503,15 @@ fn see(
     let mut failures = Vec::new();
     let stopped = thread.stopped.as_ref().expect("every list was collected");
     let explain = |error: Errno| error.on(Object::Thread(tid), "read its state").of(pid);
+    if tid != pid {
+        for (what, name) in [(Kcmp::Files, "descriptors"), (Kcmp::Fs, "working directory")] {
+            let order = sys::process::kcmp(what, (pid, 0), (tid, 0)).map_err(explain)?;
+            if order.is_ne() {
+                let why = format!("has {name} of its own, apart from its process, which is not carried");
+                failures.push(Failure::unsupported(Object::Thread(tid), why).of(pid));
+            }
+        }
+    }
     let mut registers = agent::arch::restart_interrupted_call(&thread.context.registers);
     let registered = stopped.rseq().map_err(explain)?;
     let read = |address: u64, bytes: &mut [u8]| {

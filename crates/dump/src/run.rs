@@ -10,6 +10,9 @@ use pages::take::{Job, Source, data_runs, take};
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+/// Descriptors that a dump has open at a time, if the tree is not large: duplicates and its own.
+const DESCRIPTORS: usize = 1024;
+
 /// Saves a tree.
 ///
 /// # Errors
@@ -35,6 +38,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
+    sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_time = micros(start);
     log::info!("froze {} processes in {freezing_time} us", tree.processes.len());

@@ -2,10 +2,9 @@
 //! early.
 
 use crate::freeze::{Process, State, Tree};
-use crate::identity::{Files, Known};
-use crate::observe::{self, Link, Look, NAMESPACES, Namespaces, Questions, Seen, namespaces};
-use crate::tracer::Tracer;
-use agent::crew::{self, Crew};
+use crate::identity::{At, Classes};
+use crate::observe::{self, FileKey, Link, Look, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces};
+use agent::crew;
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::task::seccomp;
@@ -18,8 +17,8 @@ use sys::process::Kcmp;
 
 /// Processes that answer to one of the crew at the same time.
 const PROCESSES_AT_ONCE: usize = 32;
-/// Descriptors that one of the crew looks at in one go.
-const DESCRIPTORS_AT_ONCE: usize = 256;
+/// As much work as is worth waking others of the crew for: descriptors or processes.
+const MANY: usize = 64;
 
 /// Everything about one process.
 #[derive(Debug)]
@@ -64,17 +63,21 @@ pub fn namespace_ids() -> TaskKobjIdsEntry {
     }
 }
 
+/// Objects of one sort that tasks may share.
+struct Objects {
+    what: Kcmp,
+    /// The first process with the object of each, and the number of the object.
+    by_pid: HashMap<i32, (i32, u32)>,
+}
+
 struct Survey<'t, 'o> {
     options: &'o Options,
     cx: DumpCx<'o>,
     failures: Failures,
     own_namespaces: Namespaces,
-    files: Files,
-    tables: Known<u32>,
-    vms: Known<u32>,
-    fss: Known<u32>,
-    sighands: Known<u32>,
-    last_object: u32,
+    objects: Vec<Objects>,
+    /// By process that is the first with them.
+    tables: HashMap<i32, Vec<FdinfoEntry>>,
     chains: seccomp::Chains,
     pids: &'t [i32],
 }
@@ -90,23 +93,20 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
         cx: DumpCx::new(options),
         failures: Failures::new(),
         own_namespaces: namespaces("self"),
-        files: Files::default(),
-        tables: Known::default(),
-        vms: Known::default(),
-        fss: Known::default(),
-        sighands: Known::default(),
-        last_object: 0,
+        objects: Vec::new(),
+        tables: HashMap::new(),
         chains: seccomp::Chains::default(),
         pids: &pids,
     };
     survey.check_tree(tree);
     let observed = observe_all(tree);
+    survey.objects = objects(tree)?;
+    survey.all_descriptors(tree)?;
     let mut processes = Vec::with_capacity(tree.processes.len());
-    let Tree { processes: all, crew } = tree;
-    for (process, observed) in all.iter().zip(observed) {
+    for (process, observed) in tree.processes.iter().zip(observed) {
         let surveyed = match observed {
             None => survey.zombie(process),
-            Some(Ok((look, seen))) => survey.process(process, look, seen, crew),
+            Some(Ok((look, seen))) => survey.process(process, look, seen),
             Some(Err(failure)) => Err(failure),
         };
         match surveyed {
@@ -122,6 +122,47 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
         return Err(survey.failures);
     }
     Ok(Census { processes, cx: survey.cx, chains: survey.chains })
+}
+
+/// Divides work among the crew, when there is enough of it.
+fn shares<T: Clone>(all: &[T]) -> impl Iterator<Item = (usize, Vec<T>)> {
+    let members = if all.len() < MANY { 1 } else { crew::size() };
+    all.chunks(all.len().div_ceil(members).max(1)).map(<[T]>::to_vec).enumerate()
+}
+
+/// Tells which objects tasks share.
+fn objects(tree: &mut Tree) -> Result<Vec<Objects>, Failure> {
+    const WHATS: [Kcmp; 4] = [Kcmp::Vm, Kcmp::Fs, Kcmp::Sighand, Kcmp::Files];
+    let explain = |error: Errno| error.on(Object::Tree, "compare what its processes share");
+    let alive = tree.processes.iter().filter(|process| process.state != State::Zombie);
+    let alive: Vec<At> = alive.map(|process| (process.pid, 0)).collect();
+    let sorted = tree.crew.each(shares(&alive), |_, share: Vec<At>| {
+        WHATS.map(|what| Classes::new(what, share.iter().map(|at| ((), *at))))
+    });
+    let mut all = WHATS.map(|_| Classes::default());
+    for sorted in sorted {
+        for ((what, classes), more) in WHATS.iter().zip(&mut all).zip(sorted) {
+            classes.add(*what, more.map_err(explain)?).map_err(explain)?;
+        }
+    }
+    let mut last = 0;
+    let numbered = WHATS.iter().zip(&all).map(|(what, classes)| {
+        let firsts = classes.firsts();
+        let mut by_pid: HashMap<i32, (i32, u32)> = HashMap::new();
+        for (pid, _) in &alive {
+            let first = firsts[&(*pid, 0)].0;
+            let number = by_pid.get(&first).map_or_else(
+                || {
+                    last += 1;
+                    last
+                },
+                |known| known.1,
+            );
+            by_pid.insert(*pid, (first, number));
+        }
+        Objects { what: *what, by_pid }
+    });
+    Ok(numbered.collect())
 }
 
 type Observed = Result<(Look, Vec<Seen>), Failure>;
@@ -273,13 +314,7 @@ impl Survey<'_, '_> {
         })
     }
 
-    fn process(
-        &mut self,
-        process: &Process,
-        look: Look,
-        seen: Vec<Seen>,
-        crew: &mut Crew<Tracer>,
-    ) -> Result<Surveyed, Failure> {
+    fn process(&mut self, process: &Process, look: Look, seen: Vec<Seen>) -> Result<Surveyed, Failure> {
         let pid = process.pid;
         if let State::Stopped(signal) = process.state
             && !matches!(signal, libc::SIGSTOP | libc::SIGTSTP)
@@ -288,7 +323,7 @@ impl Survey<'_, '_> {
             self.failures.push(Failure::unsupported(Object::Task, why).of(pid));
         }
         self.check_namespaces(pid, &look.namespaces);
-        let ids = self.object_ids(process)?;
+        let ids = self.object_ids(process);
         let Some(attributes) = seen.first().and_then(|seen| seen.process) else {
             return Err(Failure::conflict(Object::Task, "ask it", "its leader did not answer"));
         };
@@ -324,8 +359,7 @@ impl Survey<'_, '_> {
                 _ => (1, None),
             };
         }
-        let (fdinfo, files_id, is_fdinfo_shared) = self.descriptors(pid, crew)?;
-        let ids = TaskKobjIdsEntry { files_id, ..ids };
+        let fdinfo = self.tables.remove(&pid);
         Ok(Surveyed {
             pid,
             pstree: self.pstree(process),
@@ -333,8 +367,8 @@ impl Survey<'_, '_> {
             ids,
             mm,
             fs,
-            fdinfo,
-            is_fdinfo_shared,
+            is_fdinfo_shared: fdinfo.is_none(),
+            fdinfo: fdinfo.unwrap_or_default(),
             runs: look.pages.runs,
             scanned_pages: look.pages.scanned_pages,
         })
@@ -354,41 +388,27 @@ impl Survey<'_, '_> {
         }
     }
 
-    /// Tells which objects tasks share; only a table of descriptors may be.
-    fn object_ids(&mut self, process: &Process) -> Result<TaskKobjIdsEntry, Failure> {
-        let pid = process.pid;
-        let at = (pid, 0);
-        let explain = |error: Errno| error.on(Object::Task, "compare what it shares").of(pid);
-        let mut next = self.last_object;
+    /// The numbers of the objects of a process; only its table of descriptors may be shared.
+    fn object_ids(&mut self, process: &Process) -> TaskKobjIdsEntry {
         let mut ids = namespace_ids();
-        let mut shared = Vec::new();
-        for (what, known, id, name) in [
-            (Kcmp::Vm, &mut self.vms, &mut ids.vm_id, "memory (CLONE_VM)"),
-            (Kcmp::Fs, &mut self.fss, &mut ids.fs_id, "working directory and root (CLONE_FS)"),
-            (Kcmp::Sighand, &mut self.sighands, &mut ids.sighand_id, "signal handlers"),
-        ] {
-            next += 1;
-            let (found, is_new) = known.find(what, at, || next).map_err(explain)?;
-            *id = found;
-            if !is_new {
-                shared.push(name);
-            }
-        }
-        self.last_object = next;
-        for name in shared {
-            let why = format!("shares its {name} with another process, which is not carried");
-            self.failures.push(Failure::unsupported(Object::Task, why).of(pid));
-        }
-        for tid in &process.tids[1..] {
-            for (what, name) in [(Kcmp::Files, "descriptors"), (Kcmp::Fs, "working directory")] {
-                let order = sys::process::kcmp(what, at, (*tid, 0)).map_err(explain)?;
-                if order.is_ne() {
-                    let why = format!("has {name} of its own, apart from its process, which is not carried");
-                    self.failures.push(Failure::unsupported(Object::Thread(*tid), why).of(pid));
+        for objects in &self.objects {
+            let (id, name) = match objects.what {
+                Kcmp::Vm => (&mut ids.vm_id, "memory (CLONE_VM)"),
+                Kcmp::Fs => (&mut ids.fs_id, "working directory and root (CLONE_FS)"),
+                Kcmp::Sighand => (&mut ids.sighand_id, "signal handlers"),
+                _ => {
+                    ids.files_id = objects.by_pid[&process.pid].1;
+                    continue;
                 }
+            };
+            let (first, number) = objects.by_pid[&process.pid];
+            *id = number;
+            if first != process.pid {
+                let why = format!("shares its {name} with another process, which is not carried");
+                self.failures.push(Failure::unsupported(Object::Task, why).of(process.pid));
             }
         }
-        Ok(ids)
+        ids
     }
 
     /// A record for what a link of `/proc/PID` points to; zero, with an objection noted, where that is
@@ -404,50 +424,65 @@ impl Survey<'_, '_> {
         )
     }
 
-    fn descriptors(
-        &mut self,
-        pid: i32,
-        crew: &mut Crew<Tracer>,
-    ) -> Result<(Vec<FdinfoEntry>, u32, bool), Failure> {
-        let explain = |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
-        let next = self.last_object + 1;
-        let (files_id, is_new) = self.tables.find(Kcmp::Files, (pid, 0), || next).map_err(explain)?;
-        if !is_new {
-            return Ok((Vec::new(), files_id, true));
+    /// Reads every table of descriptors once.
+    fn all_descriptors(&mut self, tree: &mut Tree) -> Result<(), Failure> {
+        let mut all: Vec<At> = Vec::new();
+        let Some(owners) = self.objects.iter().find(|objects| objects.what == Kcmp::Files) else { return Ok(()) };
+        for process in &tree.processes {
+            let pid = process.pid;
+            if owners.by_pid.get(&pid).is_none_or(|(first, _)| *first != pid) {
+                continue;
+            }
+            let numbers = sys::fd::numbers(&format!("/proc/{pid}/fd"))
+                .map_err(|error| error.on(Object::Task, "read its descriptors").of(pid))?;
+            all.extend(numbers.iter().map(|number| (pid, *number)));
+            self.tables.insert(pid, Vec::with_capacity(numbers.len()));
         }
-        self.last_object = next;
-        let numbers = sys::fd::numbers(&format!("/proc/{pid}/fd")).map_err(explain)?;
-        let chunks = numbers.chunks(DESCRIPTORS_AT_ONCE).map(<[i32]>::to_vec).enumerate();
-        let chunks = chunks.map(|(at, numbers)| (at % crew::size(), numbers));
-        let probes = crew.each(chunks, move |_, numbers| observe::probe(pid, &numbers));
-        let mut entries = Vec::with_capacity(numbers.len());
-        for chunk in probes {
-            for (number, probe) in chunk? {
-                let object = || Object::Fd { number, what: "a descriptor".into() };
-                let probe = probe.map_err(|error| error.on(object(), "look at it").of(pid));
-                match probe.and_then(|probe| self.descriptor(&probe)) {
-                    Ok(entry) => entries.push(entry),
-                    Err(failure) => self.failures.push(failure.of(pid)),
+        let mut files: Classes<FileKey> = Classes::default();
+        let mut known: HashMap<At, (u32, i32)> = HashMap::new();
+        // A duplicate of each is ours for a moment.
+        for round in all.chunks(sys::fd::room() / 2) {
+            let mut probes = Vec::with_capacity(round.len());
+            for probed in tree.crew.each(shares(round), |_, share: Vec<At>| observe::probe(&share)) {
+                let Probed { probes: more, files: sorted } = probed?;
+                probes.extend(more);
+                files
+                    .add(Kcmp::File, sorted)
+                    .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
+            }
+            let firsts = files.firsts();
+            for (at, probe) in probes {
+                let object = || Object::Fd { number: at.1, what: "a descriptor".into() };
+                let probe = probe.map_err(|error| error.on(object(), "look at it"));
+                match probe.and_then(|probe| self.descriptor(&probe, firsts[&at], &mut known)) {
+                    Ok(entry) => self.tables.entry(at.0).or_default().push(entry),
+                    Err(failure) => self.failures.push(failure.of(at.0)),
                 }
             }
         }
-        Ok((entries, files_id, false))
+        Ok(())
     }
 
-    fn descriptor(&mut self, probe: &FdProbe) -> Result<FdinfoEntry, Failure> {
-        let (dev, ino) = probe.inode();
+    /// The record of a descriptor, and of its open file when `first`, the first with it, is this one.
+    fn descriptor(
+        &mut self,
+        probe: &FdProbe,
+        first: At,
+        known: &mut HashMap<At, (u32, i32)>,
+    ) -> Result<FdinfoEntry, Failure> {
         let cx = &mut self.cx;
-        let key = (dev, ino, probe.flags, probe.position);
-        let kind = kinds::fd::kind_of(probe);
-        let kind = kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
-        let ((id, file_type), is_new) = self
-            .files
-            .find(key, (probe.pid, probe.number), || (cx.next_id(), kind.file_type()))
-            .map_err(|error| probe.fail(error, "compare it"))?;
-        if is_new {
-            let entry = kind.dump(probe, id, cx)?;
-            cx.files.push(entry);
-        }
+        let (id, file_type) = match known.get(&first) {
+            Some(known) => *known,
+            None => {
+                let kind = kinds::fd::kind_of(probe);
+                let kind = kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
+                let id = cx.next_id();
+                known.insert(first, (id, kind.file_type()));
+                let entry = kind.dump(probe, id, cx)?;
+                cx.files.push(entry);
+                (id, kind.file_type())
+            }
+        };
         if sys::proc::fdinfo(probe.info(), "lock").is_some() {
             let why = "holds a file lock";
             return Err(Failure::policy(probe.object(), why, &model::options::FILE_LOCKS));

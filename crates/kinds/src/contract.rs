@@ -6,9 +6,9 @@ use agent::{Area, List};
 use image::{Dir, FileEntry, FownEntry, Message, Writer};
 use model::{Errno, Failure, Failures, Object, Options};
 use std::any::{Any, TypeId};
-use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use sys::fd::Texts;
 
 /// A descriptor of a frozen process, looked at through a duplicate of our own.
 #[derive(Debug)]
@@ -20,24 +20,23 @@ pub struct FdProbe {
     /// As F_GETFL gives them.
     pub flags: u32,
     pub position: u64,
-    link: OnceCell<Vec<u8>>,
-    info: OnceCell<Vec<u8>>,
+    link: Vec<u8>,
+    info: Vec<u8>,
 }
 
 impl FdProbe {
-    pub fn new(pid: i32, number: i32, fd: OwnedFd) -> Result<FdProbe, Errno> {
+    /// Looks at descriptor `number` of `pid`, of which `fd` is a duplicate; `texts` are of that process.
+    pub fn new(pid: i32, number: i32, fd: OwnedFd, texts: &Texts) -> Result<FdProbe, Errno> {
         let stat = sys::fd::stat(&fd)?;
         let flags = sys::fd::status_flags(&fd)?;
         let position = sys::fd::position(&fd).unwrap_or(0);
-        Ok(FdProbe { pid, number, fd, stat, flags, position, link: OnceCell::new(), info: OnceCell::new() })
-    }
-
-    /// Reads now what would be read when it is asked for: by whoever has the time.
-    pub fn read_all(&self) {
-        self.info();
-        if !matches!(self.format(), libc::S_IFSOCK | libc::S_IFIFO) {
-            self.link();
-        }
+        // Of a socket the text says nothing new.
+        let link = match stat.st_mode & libc::S_IFMT {
+            libc::S_IFSOCK if flags & libc::O_PATH as u32 == 0 => format!("socket:[{}]", stat.st_ino).into_bytes(),
+            _ => texts.link(&fd).unwrap_or_default(),
+        };
+        let info = texts.info(number).unwrap_or_default();
+        Ok(FdProbe { pid, number, fd, stat, flags, position, link, info })
     }
 
     /// Device and inode.
@@ -61,7 +60,7 @@ impl FdProbe {
 
     /// What `/proc/PID/fd/N` points to; empty when it cannot be read.
     pub fn link(&self) -> &[u8] {
-        self.link.get_or_init(|| sys::fd::link(&self.fd).unwrap_or_default())
+        &self.link
     }
 
     /// The name in brackets of an anonymous inode: "eventfd" of `anon_inode:[eventfd]`.
@@ -75,9 +74,7 @@ impl FdProbe {
 
     /// `/proc/PID/fdinfo/N`.
     pub fn info(&self) -> &[u8] {
-        self.info.get_or_init(|| {
-            std::fs::read(format!("/proc/{}/fdinfo/{}", self.pid, self.number)).unwrap_or_default()
-        })
+        &self.info
     }
 
     /// Is it closed when its process executes another program? The only thing that belongs to the
@@ -379,6 +376,14 @@ impl FileTable {
             failures.extend(kind.link(&entries, &table));
         }
         if failures.is_empty() { Ok(table) } else { Err(failures) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
     }
 
     pub fn get(&self, id: u32) -> Option<(&'static dyn AnyFdKind, &[u8])> {

@@ -61,11 +61,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreRestore, dir.path(), None)?;
-    // Every open file of the tree is ours for a moment.
-    let limit = sys::process::own_limit(libc::RLIMIT_NOFILE).map_or(u64::MAX, |limit| limit.1);
-    if let Err(error) = sys::process::set_own_soft_limit(libc::RLIMIT_NOFILE, limit) {
-        log::warn!("the limit of open files could not be raised: {error}");
-    }
+    // Every open file of the tree is ours for a moment, and something of every process.
+    sys::fd::reserve(checkpoint.files.len() + 4 * checkpoint.tasks.len() + 256);
     let mut pages = HashMap::new();
     let mut contents = Contents::default();
     for id in

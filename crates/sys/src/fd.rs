@@ -3,6 +3,7 @@
 use crate::call::check;
 use model::Errno;
 use std::ffi::CString;
+use std::io::{Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -107,11 +108,83 @@ pub fn seek(fd: impl AsFd, offset: i64, whence: i32) -> Result<u64, Errno> {
     check("lseek", unsafe { libc::lseek(fd.as_fd().as_raw_fd(), offset, whence) }).map(|at| at as u64)
 }
 
-/// What `/proc/self/fd/N` points to.
-pub fn link(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
-        .map(|path| path.as_os_str().as_bytes().to_vec())
-        .map_err(|error| crate::memory::io_errno("readlink", &error))
+/// How many more descriptors this process may open, about; the soft limit is raised for it.
+pub fn room() -> usize {
+    /// What others of this process may have open or need meanwhile.
+    const OTHERS: u64 = 128;
+    /// More is never needed at a time.
+    const ENOUGH: u64 = 1 << 16;
+    let Ok((soft, hard)) = crate::process::own_limit(libc::RLIMIT_NOFILE) else { return 1 };
+    let is_raised = soft >= hard || crate::process::set_own_soft_limit(libc::RLIMIT_NOFILE, hard).is_ok();
+    if is_raised { hard } else { soft }.saturating_sub(OTHERS).clamp(2, ENOUGH) as usize
+}
+
+/// Makes the table of descriptors large enough for `count`, as far as the limit goes.
+///
+/// Best before there are other threads: with them each growth of a table waits until every processor has
+/// passed a quiet state, some 15 ms. Source: fs/file.c expand_fdtable().
+pub fn reserve(count: usize) {
+    let last = room().min(count).saturating_sub(1) as i32;
+    // Without it the table grows when it has to.
+    let _ = eventfd(0, 0).and_then(|any| duplicate_from(any, last));
+}
+
+/// What the texts of one process's descriptors are read from, with short ways to each.
+#[derive(Debug)]
+pub struct Texts {
+    links: OwnedFd,
+    infos: OwnedFd,
+}
+
+impl Texts {
+    /// The links of our own descriptors, and `/proc/PID/fdinfo` of another process.
+    pub fn of(pid: i32) -> Result<Texts, Errno> {
+        let folder = |path: &str| open(Path::new(path), libc::O_RDONLY | libc::O_DIRECTORY);
+        Ok(Texts { links: folder("/proc/self/fd")?, infos: folder(&format!("/proc/{pid}/fdinfo"))? })
+    }
+
+    /// What a descriptor of our own points to. Source: readlinkat(2).
+    pub fn link(&self, fd: impl AsFd) -> Result<Vec<u8>, Errno> {
+        let mut text = [0u8; libc::PATH_MAX as usize];
+        let name = decimal(fd.as_fd().as_raw_fd());
+        // SAFETY: the kernel reads a string that ends with zero and writes at most the length of the buffer.
+        let count = unsafe {
+            libc::readlinkat(
+                self.links.as_raw_fd(),
+                name.as_ptr().cast(),
+                text.as_mut_ptr().cast(),
+                text.len(),
+            )
+        };
+        check("readlinkat", count as i64).map(|count| text[..count as usize].to_vec())
+    }
+
+    /// What the kernel tells of descriptor `number` of the process. Source: proc_pid_fdinfo(5).
+    pub fn info(&self, number: RawFd) -> Result<Vec<u8>, Errno> {
+        let name = decimal(number);
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        // SAFETY: the kernel reads a string that ends with zero.
+        let file = unsafe { libc::openat(self.infos.as_raw_fd(), name.as_ptr().cast(), flags) };
+        let file = owned("openat", file.into())?;
+        let mut some = [0u8; 1024];
+        let count = read(&file, &mut some)?;
+        let mut text = some[..count].to_vec();
+        // The kernel fills the buffer as long as there is text.
+        if count == some.len() {
+            std::fs::File::from(file)
+                .read_to_end(&mut text)
+                .map_err(|error| crate::memory::io_errno("read", &error))?;
+        }
+        Ok(text)
+    }
+}
+
+/// A number that is not negative as text that ends with zero.
+fn decimal(number: RawFd) -> [u8; 12] {
+    let mut text = [0; 12];
+    // The text of an i32 has at most eleven bytes.
+    let _ = write!(&mut text[..11], "{number}");
+    text
 }
 
 /// An ioctl that writes one integer.
@@ -211,6 +284,14 @@ pub fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
 pub unsafe fn dup_to(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
     // SAFETY: the caller vouches that closing what `number` was harms nobody.
     check("dup3", unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, 0) }.into()).map(drop)
+}
+
+/// How many descriptors a process has open, where the kernel tells (Linux 6.2).
+///
+/// Source: the size of `/proc/PID/fd`, proc_pid_fd(5).
+pub fn count(pid: i32) -> Option<usize> {
+    let stat = stat_path(Path::new(&format!("/proc/{pid}/fd")), true).ok()?;
+    usize::try_from(stat.st_size).ok()
 }
 
 /// Names of the numbers in a `/proc/PID/fd` or `/proc/PID/task` folder, sorted.
