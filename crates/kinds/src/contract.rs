@@ -206,7 +206,7 @@ impl TaskOps<'_> {
 /// One kind of file behind descriptors.
 pub trait FdKind: Sync {
     /// Its record: the field of `files.img` that its type names.
-    type Entry: Message + Default;
+    type Entry: Message + Default + 'static;
     const NAME: &'static str;
     /// The number of the type in `fdinfo-*.img`.
     const TYPE: image::FdTypes;
@@ -225,8 +225,13 @@ pub trait FdKind: Sync {
     }
 
     /// Judges the records of an image set, without touching anything: every reason to refuse.
-    fn link(&self, _entries: &[(u32, Self::Entry)], _files: &FileTable) -> Failures {
+    fn link(&self, _entries: &[(u32, &Self::Entry)], _files: &FileTable) -> Failures {
         Failures::new()
+    }
+
+    /// Is the object made without a look at others? Many of those are made at the same time.
+    fn is_alone(&self, _entry: &Self::Entry) -> bool {
+        false
     }
 
     /// Makes the object.
@@ -249,7 +254,10 @@ pub trait FdKind: Sync {
     }
 }
 
-/// [`FdKind`] without its type.
+/// A record of some kind: its `FdKind::Entry`.
+type AnyEntry = Box<dyn Any + Send + Sync>;
+
+/// [`FdKind`] without its type. Entries are those that the kind itself decoded.
 pub trait AnyFdKind: Sync {
     fn name(&self) -> &'static str;
     fn file_type(&self) -> i32;
@@ -257,16 +265,17 @@ pub trait AnyFdKind: Sync {
     fn claims(&self, probe: &FdProbe) -> bool;
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<FileEntry, Failure>;
     fn settle(&self, cx: &mut DumpCx) -> Failures;
-    fn link(&self, entries: &[(u32, &[u8])], files: &FileTable) -> Failures;
-    fn open(&self, id: u32, body: &[u8], cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
-    fn finish(&self, body: &[u8], number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
-    fn owner(&self, body: &[u8]) -> Option<FownEntry>;
-    fn arm(&self, body: &[u8], fd: &OwnedFd) -> Result<(), Failure>;
+    fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
+    fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
+    fn is_alone(&self, entry: &dyn Any) -> bool;
+    fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
+    fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
+    fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure>;
 }
 
-fn decode<K: FdKind>(body: &[u8]) -> Result<K::Entry, Failure> {
-    K::Entry::decode(body)
-        .map_err(|error| Failure::corrupt("files.img", None, format!("{}: {error}", K::NAME)))
+fn typed<K: FdKind>(entry: &dyn Any) -> &K::Entry {
+    entry.downcast_ref().expect("a kind is given what it decoded")
 }
 
 impl<K: FdKind> AnyFdKind for K {
@@ -294,40 +303,44 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::settle(self, cx)
     }
 
-    fn link(&self, entries: &[(u32, &[u8])], files: &FileTable) -> Failures {
-        let mut failures = Failures::new();
-        let mut decoded = Vec::with_capacity(entries.len());
-        for (id, body) in entries {
-            match decode::<K>(body) {
-                Ok(entry) => decoded.push((*id, entry)),
-                Err(failure) => failures.push(failure),
-            }
+    fn decode(&self, body: &[u8]) -> Result<AnyEntry, String> {
+        match K::Entry::decode(body) {
+            Ok(entry) => Ok(Box::new(entry)),
+            Err(error) => Err(format!("is no {}: {error}", K::NAME)),
         }
-        failures.extend(FdKind::link(self, &decoded, files));
-        failures
     }
 
-    fn open(&self, _id: u32, body: &[u8], cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
-        FdKind::open(self, &decode::<K>(body)?, cx)
+    fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures {
+        let entries: Vec<(u32, &K::Entry)> =
+            entries.iter().map(|(id, entry)| (*id, typed::<K>(*entry))).collect();
+        FdKind::link(self, &entries, files)
     }
 
-    fn finish(&self, body: &[u8], number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
-        FdKind::finish(self, &decode::<K>(body)?, number, ops)
+    fn is_alone(&self, entry: &dyn Any) -> bool {
+        FdKind::is_alone(self, typed::<K>(entry))
     }
 
-    fn owner(&self, body: &[u8]) -> Option<FownEntry> {
-        decode::<K>(body).ok().and_then(|entry| FdKind::owner(self, &entry).cloned())
+    fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        FdKind::open(self, typed::<K>(entry), cx)
     }
 
-    fn arm(&self, body: &[u8], fd: &OwnedFd) -> Result<(), Failure> {
-        FdKind::arm(self, &decode::<K>(body)?, fd)
+    fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        FdKind::finish(self, typed::<K>(entry), number, ops)
+    }
+
+    fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry> {
+        FdKind::owner(self, typed::<K>(entry))
+    }
+
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure> {
+        FdKind::arm(self, typed::<K>(entry), fd)
     }
 }
 
 /// The open files of an image set, by id.
 #[derive(Default)]
 pub struct FileTable {
-    files: HashMap<u32, (&'static dyn AnyFdKind, Vec<u8>)>,
+    files: HashMap<u32, (&'static dyn AnyFdKind, AnyEntry)>,
 }
 
 impl std::fmt::Debug for FileTable {
@@ -357,23 +370,25 @@ impl FileTable {
                 continue;
             };
             match entry.body {
-                Some((tag, body)) if tag == kind.tag() => {
-                    if table.files.insert(entry.id, (*kind, body)).is_some() {
-                        failures.push(corrupt(format!("the id {} is taken", entry.id)));
+                Some((tag, body)) if tag == kind.tag() => match kind.decode(&body) {
+                    Err(why) => failures.push(corrupt(why)),
+                    Ok(decoded) => {
+                        if table.files.insert(entry.id, (*kind, decoded)).is_some() {
+                            failures.push(corrupt(format!("the id {} is taken", entry.id)));
+                        }
                     }
-                }
+                },
                 _ => failures.push(corrupt(format!("has no body of a {}", kind.name()))),
             }
         }
+        let mut by_type: HashMap<i32, Vec<(u32, &dyn Any)>> = HashMap::new();
+        for (id, (kind, entry)) in &table.files {
+            by_type.entry(kind.file_type()).or_default().push((*id, &**entry));
+        }
         for kind in crate::fd::KINDS {
-            let mut entries: Vec<(u32, &[u8])> = table
-                .files
-                .iter()
-                .filter(|(_, file)| file.0.file_type() == kind.file_type())
-                .map(|(id, file)| (*id, &*file.1))
-                .collect();
+            let Some(entries) = by_type.get_mut(&kind.file_type()) else { continue };
             entries.sort_unstable_by_key(|entry| entry.0);
-            failures.extend(kind.link(&entries, &table));
+            failures.extend(kind.link(entries, &table));
         }
         if failures.is_empty() { Ok(table) } else { Err(failures) }
     }
@@ -386,22 +401,19 @@ impl FileTable {
         self.files.is_empty()
     }
 
-    pub fn get(&self, id: u32) -> Option<(&'static dyn AnyFdKind, &[u8])> {
-        self.files.get(&id).map(|file| (file.0, &*file.1))
+    /// A record and its kind.
+    pub fn get(&self, id: u32) -> Option<(&'static dyn AnyFdKind, &dyn Any)> {
+        self.files.get(&id).map(|(kind, entry)| (*kind, &**entry as &dyn Any))
     }
 
     /// Every record of one kind.
-    pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = K::Entry> {
-        self.files
-            .values()
-            .filter(|(kind, _)| kind.file_type() == i32::from(K::TYPE))
-            .filter_map(|(_, body)| K::Entry::decode(&**body).ok())
+    pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = &K::Entry> {
+        self.files.values().filter_map(|(_, entry)| entry.downcast_ref())
     }
 
     /// The record of a file that must be of one kind.
-    pub fn entry<K: FdKind>(&self, id: u32) -> Option<K::Entry> {
-        let (kind, body) = self.get(id)?;
-        (kind.file_type() == i32::from(K::TYPE)).then(|| K::Entry::decode(body).ok()).flatten()
+    pub fn entry<K: FdKind>(&self, id: u32) -> Option<&K::Entry> {
+        self.files.get(&id)?.1.downcast_ref()
     }
 }
 

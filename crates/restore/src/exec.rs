@@ -806,12 +806,12 @@ impl<'r> Exec<'r> {
         ops: &mut TaskOps,
     ) -> Result<(), Failure> {
         for entry in &self.checkpoint.tables[&task.ids.files_id] {
-            let Some((kind, body)) = self.checkpoint.files.get(entry.id) else { continue };
+            let Some((kind, record)) = self.checkpoint.files.get(entry.id) else { continue };
             if !finished.insert(entry.id) {
                 continue;
             }
-            kind.finish(body, entry.fd as i32, ops)?;
-            if let Some(owner) = kind.owner(body).filter(|owner| owner.pid != 0 || owner.signum != 0) {
+            kind.finish(record, entry.fd as i32, ops)?;
+            if let Some(owner) = kind.owner(record).filter(|owner| owner.pid != 0 || owner.signum != 0) {
                 const F_SETOWN_EX: i32 = 15;
                 ops.list.label("set who gets a file's signals");
                 let who = ops.bytes(&[owner.pid_type.to_ne_bytes(), owner.pid.to_ne_bytes()].concat())?;

@@ -102,9 +102,14 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         known.insert(entry.pid, found.len());
         found.push((index, entry, parent, tids));
     }
-    let loaded = in_parallel(&found, |(_, entry, parent, tids)| load_task(dir, entry, *parent, tids));
+    let loaded = in_parallel(&found, |found| {
+        found
+            .iter()
+            .map(|(_, entry, parent, tids)| load_task(dir, entry, *parent, tids))
+            .collect::<Vec<_>>()
+    });
     let mut tasks = Vec::with_capacity(found.len());
-    for (task, (index, entry, ..)) in loaded.into_iter().zip(&found) {
+    for (task, (index, entry, ..)) in loaded.into_iter().flatten().zip(&found) {
         match task {
             // Of one that has ended CRIU lists no threads worth reading.
             Ok(task) if !task.is_zombie() && entry.threads.first() != Some(&entry.pid) => {
@@ -152,18 +157,19 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     Err(failures)
 }
 
-/// Does the same for all, on all processors when they are many; the results are in the same order.
-fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Does the work on all processors when it is much; the results of each share are in the same order.
+pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     const MANY: usize = 32;
     if all.len() < MANY {
-        return all.iter().map(work).collect();
+        return vec![work(all)];
     }
-    let share = all.len().div_ceil(agent::crew::size());
     let work = &work;
+    let mut shares = all.chunks(all.len().div_ceil(agent::crew::size()));
+    let first = shares.next().unwrap_or_default();
     std::thread::scope(|scope| {
-        let begin = |some: &'_ [T]| some.iter().map(work).collect::<Vec<R>>();
-        let workers: Vec<_> = all.chunks(share).map(|some| scope.spawn(move || begin(some))).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker does not panic")).collect()
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || work(share))).collect();
+        let others = others.into_iter().map(|other| other.join().expect("a worker does not panic"));
+        [work(first)].into_iter().chain(others).collect()
     })
 }
 
@@ -181,8 +187,9 @@ fn load_core(dir: &Dir, tid: u32) -> Result<CoreEntry, Failure> {
 
 fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]) -> Result<Task, Failures> {
     let pid = entry.pid;
-    let cores = in_parallel(tids, |tid| load_core(dir, *tid));
-    let cores: Vec<CoreEntry> = cores.into_iter().collect::<Result<_, _>>()?;
+    let load = |tids: &[u32]| tids.iter().map(|tid| load_core(dir, *tid)).collect::<Result<Vec<_>, _>>();
+    let shares = in_parallel(tids, load).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let cores: Vec<CoreEntry> = shares.into_iter().flatten().collect();
     if cores[0].tc.is_none() || cores[1..].iter().any(|core| core.thread_core.is_none()) {
         return Err(Failure::corrupt(
             format!("core-{pid}.img"),

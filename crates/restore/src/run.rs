@@ -1,7 +1,7 @@
 //! A restore from beginning to end.
 
 use crate::exec::Exec;
-use crate::load::{Checkpoint, load};
+use crate::load::{Checkpoint, in_parallel, load};
 use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
@@ -85,8 +85,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
     exec.run(|| {
         for (id, fd) in &files {
-            if let Some((kind, body)) = checkpoint.files.get(*id) {
-                kind.arm(body, fd)?;
+            if let Some((kind, entry)) = checkpoint.files.get(*id) {
+                kind.arm(entry, fd)?;
             }
         }
         if let Some(path) = &options.pidfile {
@@ -101,9 +101,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     Ok(Outcome::Resumed(Resumed { root }))
 }
 
-/// Opens every file that a task uses, by id.
-///
-/// One after the other: threads that open files at once wait for each other at the table they share.
+/// Opens every file that a task uses, by id; those that stand alone on all processors.
 fn open_files(
     checkpoint: &Checkpoint,
     options: &Options,
@@ -123,20 +121,26 @@ fn open_files(
         .collect();
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
-    let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
-    let mut cx =
-        OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
-    let mut files = HashMap::with_capacity(used.len());
-    for id in used {
-        let Some((kind, body)) = checkpoint.files.get(id) else { continue };
-        match kind.open(id, body, &mut cx) {
+    let is_alone =
+        |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry));
+    let (alone, together): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_alone);
+    // What is made and nobody asked for is closed with the shelf: an end without an owner.
+    let open = |ids: &[u32]| {
+        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
+        let mut cx =
+            OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
+        let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
+        found.map(|(id, (kind, entry))| (id, kind.open(entry, &mut cx))).collect::<Vec<_>>()
+    };
+    let mut files = HashMap::with_capacity(alone.len() + together.len());
+    for (id, result) in in_parallel(&alone, |ids| open(ids)).into_iter().flatten().chain(open(&together)) {
+        match result {
             Ok(fd) => {
                 files.insert(id, fd);
             }
             Err(failure) => failures.push(failure),
         }
     }
-    // What was made and nobody asked for is closed with the shelf: an end without an owner.
     files
 }
 

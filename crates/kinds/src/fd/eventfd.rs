@@ -52,6 +52,10 @@ impl FdKind for Eventfd {
         })
     }
 
+    fn is_alone(&self, _entry: &EventfdFileEntry) -> bool {
+        true
+    }
+
     fn open(&self, entry: &EventfdFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("eventfd".into()), "make it");
         let mode = if entry.semaphore == Some(true) { libc::EFD_SEMAPHORE } else { 0 };

@@ -57,7 +57,7 @@ impl FdKind for Fifo {
         Ok(FifoEntry { id, pipe_id, regf_id: Some(regf_id) })
     }
 
-    fn link(&self, entries: &[(u32, FifoEntry)], files: &FileTable) -> Failures {
+    fn link(&self, entries: &[(u32, &FifoEntry)], files: &FileTable) -> Failures {
         entries
             .iter()
             .filter(|(id, entry)| files.entry::<regular::Regular>(entry.regf_id.unwrap_or(*id)).is_none())

@@ -250,7 +250,7 @@ impl FdKind for Inet {
         })
     }
 
-    fn link(&self, entries: &[(u32, InetSkEntry)], _files: &crate::contract::FileTable) -> model::Failures {
+    fn link(&self, entries: &[(u32, &InetSkEntry)], _files: &crate::contract::FileTable) -> model::Failures {
         let mut failures = Vec::new();
         for (id, entry) in entries {
             let object = Object::Named(format!("tcp socket {id}"));

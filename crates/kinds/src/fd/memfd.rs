@@ -148,7 +148,7 @@ impl FdKind for Memfd {
         Ok(MemfdFileEntry { id, flags: probe.flags, pos: probe.position, fown: probe.owner()?, inode_id })
     }
 
-    fn link(&self, entries: &[(u32, MemfdFileEntry)], _files: &FileTable) -> Failures {
+    fn link(&self, entries: &[(u32, &MemfdFileEntry)], _files: &FileTable) -> Failures {
         entries
             .iter()
             .filter(|(_, entry)| entry.pos > i64::MAX as u64)

@@ -130,7 +130,7 @@ impl FdKind for Pipe {
         failures
     }
 
-    fn link(&self, entries: &[(u32, PipeEntry)], _files: &FileTable) -> Failures {
+    fn link(&self, entries: &[(u32, &PipeEntry)], _files: &FileTable) -> Failures {
         entries
             .iter()
             .filter(|(_, entry)| entry.flags as i32 & libc::O_ACCMODE > libc::O_WRONLY)

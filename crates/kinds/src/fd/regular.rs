@@ -182,6 +182,10 @@ impl FdKind for Regular {
         Ok(entry(id, probe.link(), probe.flags, probe.position, probe.owner()?, &probe.stat))
     }
 
+    fn is_alone(&self, _entry: &RegFileEntry) -> bool {
+        true
+    }
+
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         // Not to wait for the other end of a fifo, should there be one where the file was.
         let (fd, stat) = open_with_stat(entry, entry.flags | libc::O_NONBLOCK as u32, cx.options)?;
@@ -199,7 +203,7 @@ impl FdKind for Regular {
         Ok(fd)
     }
 
-    fn link(&self, entries: &[(u32, RegFileEntry)], _files: &FileTable) -> Failures {
+    fn link(&self, entries: &[(u32, &RegFileEntry)], _files: &FileTable) -> Failures {
         entries
             .iter()
             .filter(|(_, entry)| entry.name.contains(&0))

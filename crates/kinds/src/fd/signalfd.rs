@@ -42,6 +42,10 @@ impl FdKind for Signalfd {
         Ok(SignalfdEntry { id, flags: probe.flags, fown: probe.owner()?, sigmask })
     }
 
+    fn is_alone(&self, _entry: &SignalfdEntry) -> bool {
+        true
+    }
+
     fn open(&self, entry: &SignalfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("signalfd".into()), "make it");
         let fd = sys::fd::signalfd(entry.sigmask).map_err(explain)?;

@@ -217,7 +217,7 @@ impl FdKind for Tty {
         })
     }
 
-    fn link(&self, entries: &[(u32, TtyFileEntry)], _files: &FileTable) -> Failures {
+    fn link(&self, entries: &[(u32, &TtyFileEntry)], _files: &FileTable) -> Failures {
         let mut infos: Vec<u32> = entries.iter().map(|(_, entry)| entry.tty_info_id).collect();
         infos.dedup();
         match infos.len() {

@@ -191,8 +191,8 @@ impl FdKind for Unix {
             .collect()
     }
 
-    fn link(&self, entries: &[(u32, UnixSkEntry)], _files: &FileTable) -> Failures {
-        let by_inode: HashMap<u32, &UnixSkEntry> = entries.iter().map(|(_, entry)| (entry.ino, entry)).collect();
+    fn link(&self, entries: &[(u32, &UnixSkEntry)], _files: &FileTable) -> Failures {
+        let by_inode: HashMap<u32, &UnixSkEntry> = entries.iter().map(|(_, entry)| (entry.ino, *entry)).collect();
         let mut failures = Failures::new();
         for (id, entry) in entries {
             let object = || Object::Named(format!("unix socket {id}"));
@@ -309,7 +309,7 @@ fn load(cx: &mut OpenCx) -> Result<(), Failure> {
     if std::mem::replace(&mut opened.is_loaded, true) {
         return Ok(());
     }
-    opened.entries = files.entries::<Unix>().map(|entry| (entry.ino, entry)).collect();
+    opened.entries = files.entries::<Unix>().map(|entry| (entry.ino, entry.clone())).collect();
     if let Some(bytes) = images.read("sk-queues.img")? {
         let mut reader = Reader::open(kind::SK_QUEUES, "sk-queues.img", &bytes)?;
         while let Some(packet) = reader.record::<SkPacketEntry>()? {
