@@ -217,6 +217,9 @@ impl Subject {
         if written.trim() != self.pid.to_string() {
             return Err(format!("the pidfile says {written:?}, the pid is {}", self.pid));
         }
+        if !self.tools.restore.is_peer && !images.join("stats-restore").is_file() {
+            return Err("the restore wrote no statistics".into());
+        }
         self.still_there("right after the restore")
     }
 

@@ -50,6 +50,13 @@ pub fn size() -> usize {
     *SIZE.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
+/// Divides work among the members, when there is so much of it that waking them pays.
+pub fn shares<W: Clone>(all: &[W]) -> impl Iterator<Item = (usize, Vec<W>)> {
+    const MANY: usize = 64;
+    let members = if all.len() < MANY { 1 } else { size() };
+    all.chunks(all.len().div_ceil(members).max(1)).map(<[W]>::to_vec).enumerate()
+}
+
 impl<T: Default + 'static> Crew<T> {
     /// How many have worked.
     pub fn len(&self) -> usize {

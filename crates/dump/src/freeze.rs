@@ -127,10 +127,11 @@ impl Tree {
             }
             Seized::Many => {
                 self.share(&mut process, deadline)?;
-                children(pid, &process.tids)
+                let shares = crew::shares(&process.tids);
+                self.crew.each(shares, move |_, tids| children(pid, &tids)).concat()
             }
         };
-        let leader = std::fs::read(format!("/proc/{pid}/task/{pid}/stat")).ok();
+        let leader = sys::fd::text(&format!("/proc/{pid}/task/{pid}/stat")).ok();
         let state = leader.and_then(|text| sys::proc::parse_stat(&text)).map_or(b'Z', |stat| stat.state);
         process.tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
         if process.tids.first() != Some(&pid) || state == b'Z' {

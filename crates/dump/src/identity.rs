@@ -98,7 +98,9 @@ impl<K: Hash + Eq> Classes<K> {
     /// The first of the class of each.
     pub fn firsts(&self) -> HashMap<At, At> {
         let classes = self.0.values().flatten();
-        classes.flat_map(|class| class.others.iter().chain([&class.first]).map(|at| (*at, class.first))).collect()
+        classes
+            .flat_map(|class| class.others.iter().chain([&class.first]).map(|at| (*at, class.first)))
+            .collect()
     }
 }
 

@@ -66,8 +66,7 @@ pub struct Seen {
 }
 
 fn read(path: String) -> Result<Vec<u8>, Failure> {
-    std::fs::read(&path)
-        .map_err(|error| sys::memory::io_errno("read", &error).on(Object::Path(path), "read it"))
+    sys::fd::text(&path).map_err(|error| error.on(Object::Path(path), "read it"))
 }
 
 fn not_understood(object: Object, doing: &'static str) -> Failure {
@@ -225,8 +224,7 @@ pub struct Probed {
 /// # Errors
 /// When a process or its descriptors cannot be asked at all.
 pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
-    let explain =
-        |pid: i32| move |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
+    let explain = |pid: i32| move |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
     let mut probes = Vec::with_capacity(descriptors.len());
     for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
         let pid = of_process[0].0;

@@ -2,7 +2,7 @@
 
 use crate::freeze::{FinalState, freeze};
 use crate::{encode, survey};
-use image::{Dir, DumpStatsEntry, Message, StatsEntry, Writer, kind};
+use image::{Dir, StatsEntry, Writer};
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -83,7 +83,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         pages_written: taken.written_pages,
         ..DumpStats::default()
     };
-    write_stats(options, &stats);
+    StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.dumped(&stats);
     Ok(())
 }
@@ -125,27 +125,4 @@ fn write_images(images: &[(String, Writer)], dir: &Dir) -> Result<(), Failure> {
         let writers: Vec<_> = images.chunks(share).map(|images| scope.spawn(move || write(images))).collect();
         writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
     })
-}
-
-/// Statistics are no part of the dump: without them it is as good.
-fn write_stats(options: &Options, stats: &DumpStats) {
-    let entry = StatsEntry {
-        dump: Some(DumpStatsEntry {
-            freezing_time: stats.freezing_us as u32,
-            frozen_time: stats.frozen_us as u32,
-            memdump_time: stats.memdump_us as u32,
-            memwrite_time: stats.memwrite_us as u32,
-            pages_scanned: stats.pages_scanned,
-            pages_skipped_parent: 0,
-            pages_written: stats.pages_written,
-            ..DumpStatsEntry::default()
-        }),
-        restore: None,
-    };
-    debug_assert!(entry.encoded_len() > 0);
-    let mut image = Writer::new(kind::STATS);
-    image.record(&entry);
-    if let Err(error) = std::fs::write(options.work_dir.join("stats-dump"), image.bytes()) {
-        log::warn!("the statistics could not be written: {error}");
-    }
 }

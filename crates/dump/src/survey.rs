@@ -3,8 +3,10 @@
 
 use crate::freeze::{Process, State, Tree};
 use crate::identity::{At, Classes};
-use crate::observe::{self, FileKey, Link, Look, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces};
-use agent::crew;
+use crate::observe::{
+    self, FileKey, Link, Look, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces,
+};
+use agent::crew::{self, shares};
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::task::seccomp;
@@ -17,8 +19,6 @@ use sys::process::Kcmp;
 
 /// Processes that answer to one of the crew at the same time.
 const PROCESSES_AT_ONCE: usize = 32;
-/// As much work as is worth waking others of the crew for: descriptors or processes.
-const MANY: usize = 64;
 
 /// Everything about one process.
 #[derive(Debug)]
@@ -122,12 +122,6 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
         return Err(survey.failures);
     }
     Ok(Census { processes, cx: survey.cx, chains: survey.chains })
-}
-
-/// Divides work among the crew, when there is enough of it.
-fn shares<T: Clone>(all: &[T]) -> impl Iterator<Item = (usize, Vec<T>)> {
-    let members = if all.len() < MANY { 1 } else { crew::size() };
-    all.chunks(all.len().div_ceil(members).max(1)).map(<[T]>::to_vec).enumerate()
 }
 
 /// Tells which objects tasks share.
@@ -427,7 +421,9 @@ impl Survey<'_, '_> {
     /// Reads every table of descriptors once.
     fn all_descriptors(&mut self, tree: &mut Tree) -> Result<(), Failure> {
         let mut all: Vec<At> = Vec::new();
-        let Some(owners) = self.objects.iter().find(|objects| objects.what == Kcmp::Files) else { return Ok(()) };
+        let Some(owners) = self.objects.iter().find(|objects| objects.what == Kcmp::Files) else {
+            return Ok(());
+        };
         for process in &tree.processes {
             let pid = process.pid;
             if owners.by_pid.get(&pid).is_none_or(|(first, _)| *first != pid) {
@@ -475,7 +471,8 @@ impl Survey<'_, '_> {
             Some(known) => *known,
             None => {
                 let kind = kinds::fd::kind_of(probe);
-                let kind = kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
+                let kind =
+                    kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
                 let id = cx.next_id();
                 known.insert(first, (id, kind.file_type()));
                 let entry = kind.dump(probe, id, cx)?;

@@ -55,8 +55,8 @@ pub enum Seized {
 }
 
 pub fn read_stat(pid: i32) -> Result<Stat, Failure> {
-    let text = std::fs::read(format!("/proc/{pid}/stat"))
-        .map_err(|error| sys::memory::io_errno("read(stat)", &error).on(Object::Task, "find it").of(pid))?;
+    let text = sys::fd::text(&format!("/proc/{pid}/stat"))
+        .map_err(|error| error.on(Object::Task, "find it").of(pid))?;
     sys::proc::parse_stat(&text).ok_or_else(|| {
         Failure::conflict(Object::Task, "read its stat", "the kernel's text is not understood").of(pid)
     })
@@ -155,7 +155,7 @@ impl Tracer {
 pub fn children(pid: i32, tids: &[i32]) -> Vec<i32> {
     let mut children = Vec::new();
     for tid in tids {
-        let text = std::fs::read(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
         children.extend(text.split(|byte| *byte == b' ').filter_map(sys::proc::decimal::<i32>));
     }
     children

@@ -9,6 +9,7 @@ mod envelope;
 mod file_entry;
 pub mod pagemap;
 pub mod records;
+mod stats;
 mod store;
 pub mod vma;
 pub mod x86;

@@ -32,7 +32,9 @@ impl FdProbe {
         let position = sys::fd::position(&fd).unwrap_or(0);
         // Of a socket the text says nothing new.
         let link = match stat.st_mode & libc::S_IFMT {
-            libc::S_IFSOCK if flags & libc::O_PATH as u32 == 0 => format!("socket:[{}]", stat.st_ino).into_bytes(),
+            libc::S_IFSOCK if flags & libc::O_PATH as u32 == 0 => {
+                format!("socket:[{}]", stat.st_ino).into_bytes()
+            }
             _ => texts.link(&fd).unwrap_or_default(),
         };
         let info = texts.info(number).unwrap_or_default();

@@ -18,13 +18,16 @@ use agent::{Arg, Judge, List, Watch};
 use kinds::contract::TaskOps;
 use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
+use model::stats::RestoreStats;
 use model::{Errno, Failure, Object, Options};
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 use sys::proc::Status;
 use sys::userfault::Userfault;
 
@@ -57,6 +60,7 @@ pub struct Exec<'r> {
     slots: Vec<Vec<Slot>>,
     stand_ins: Vec<Slot>,
     service: Service,
+    counts: Cell<RestoreStats>,
 }
 
 /// Numbers of the descriptors that puppets inherit.
@@ -191,7 +195,18 @@ impl<'r> Exec<'r> {
             slots,
             stand_ins,
             service,
+            counts: Cell::default(),
         })
+    }
+
+    /// Notes pages that are where they belong: put there, or shared with those of a relative.
+    fn count(&self, put: &[image::pagemap::Run], shared: u64) {
+        let put: u64 = put.iter().map(|run| run.len() / PAGE).sum();
+        let mut counts = self.counts.get();
+        counts.pages_restored += put;
+        counts.pages_skipped_cow += shared;
+        self.counts.set(counts);
+        self.options.progress.pages_done(put + shared);
     }
 
     fn reach(&self) -> Reach {
@@ -214,7 +229,8 @@ impl<'r> Exec<'r> {
     ///
     /// # Errors
     /// The first operation that failed; nothing of the tree is left then.
-    pub fn run(&self, arm: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    pub fn run(&self, arm: impl FnOnce() -> Result<(), Failure>) -> Result<RestoreStats, Failure> {
+        let started = Instant::now();
         let root = &self.checkpoint.tasks[0];
         let hole = &self.plan.hole;
         let config = Config {
@@ -232,6 +248,7 @@ impl<'r> Exec<'r> {
         let mut created = Created { root: root.pid, is_kept: false };
         let mut stage = Stage::begin();
         let open = self.make_processes(&own_vdso)?;
+        let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
         self.place(&open)?;
         stage.ends("put descriptors and threads in place");
@@ -251,7 +268,7 @@ impl<'r> Exec<'r> {
         self.become_tasks(threads)?;
         stage.ends("let the tasks go");
         created.is_kept = true;
-        Ok(())
+        Ok(RestoreStats { forking_us, ..self.counts.get() })
     }
 
     /// Waits for lists in the order given.
@@ -393,7 +410,12 @@ impl<'r> Exec<'r> {
                 let found = found.map(|found| (&self.checkpoint.tasks[found], &open[found]));
                 let mut filling = memory::build(task, found, &sources, ops)?;
                 open[at] = std::mem::take(&mut filling.open);
+                let counts = self.counts.get();
+                let pages_compared = counts.pages_compared + filling.compared;
+                self.counts.set(RestoreStats { pages_compared, ..counts });
+                self.count(&[], filling.kept);
                 if filling.copy.is_empty() {
+                    self.count(&filling.read, 0);
                     memory::read(task, &mut filling.read, &sources, ops)?;
                     self.clone_heirs(at, ops)?;
                 } else {
@@ -466,14 +488,19 @@ impl<'r> Exec<'r> {
                 let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number)?;
                 let memory = Userfault::new(fd)?;
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
-                pages::put::copy_runs(&memory, pages, &filling.copy, &|_| ())
+                let progress = self.options.progress.clone();
+                pages::put::copy_runs(&memory, pages, &filling.copy, &|pages| progress.pages_done(pages))
             };
             copy().map_err(explain)?;
+            let counts = self.counts.get();
+            let copied: u64 = filling.copy.iter().map(|run| run.len() / PAGE).sum();
+            self.counts.set(RestoreStats { pages_restored: counts.pages_restored + copied, ..counts });
             filling.copy.clear();
             ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
         } else {
             filling.copy_nothing();
         }
+        self.count(&filling.read, 0);
         memory::read(task, &mut filling.read, sources, ops)?;
         self.clone_heirs(at, ops)?;
         let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;

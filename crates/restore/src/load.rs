@@ -103,10 +103,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         found.push((index, entry, parent, tids));
     }
     let loaded = in_parallel(&found, |found| {
-        found
-            .iter()
-            .map(|(_, entry, parent, tids)| load_task(dir, entry, *parent, tids))
-            .collect::<Vec<_>>()
+        found.iter().map(|(_, entry, parent, tids)| load_task(dir, entry, *parent, tids)).collect::<Vec<_>>()
     });
     let mut tasks = Vec::with_capacity(found.len());
     for (task, (index, entry, ..)) in loaded.into_iter().flatten().zip(&found) {

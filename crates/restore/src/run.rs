@@ -5,9 +5,10 @@ use crate::load::{Checkpoint, in_parallel, load};
 use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
-use image::Dir;
+use image::{Dir, StatsEntry};
 use kinds::contract::{OpenCx, Shelf};
 use model::hooks::Action;
+use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
@@ -15,6 +16,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a restore came to.
 #[derive(Debug)]
@@ -46,6 +48,7 @@ impl Resumed {
 /// # Errors
 /// Everything that stands in the way; nothing of the tree is left then.
 pub fn run(options: &Options) -> Result<Outcome, Failures> {
+    let started = Instant::now();
     let dir = Dir::open(&options.images_dir)?;
     if options.root.is_some() {
         let why = "--root has no meaning without a mount namespace, which is not carried yet";
@@ -82,8 +85,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     stage.ends("opened the files");
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
+    let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
+    options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
     let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
-    exec.run(|| {
+    let stats = exec.run(|| {
         for (id, fd) in &files {
             if let Some((kind, entry)) = checkpoint.files.get(*id) {
                 kind.arm(entry, fd)?;
@@ -95,6 +100,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         hooks.run(Action::PostRestore, dir.path(), Some(root))?;
         hooks.run(Action::PreResume, dir.path(), Some(root))
     })?;
+    let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
+    StatsEntry::from(&stats).write(&options.work_dir);
+    options.progress.restored(&stats);
     if let Err(failure) = hooks.run(Action::PostResume, dir.path(), Some(root)) {
         log::warn!("{failure}");
     }
@@ -121,8 +129,7 @@ fn open_files(
         .collect();
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
-    let is_alone =
-        |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry));
+    let is_alone = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry));
     let (alone, together): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_alone);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
     let open = |ids: &[u32]| {

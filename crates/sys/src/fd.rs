@@ -294,6 +294,40 @@ pub fn count(pid: i32) -> Option<usize> {
     usize::try_from(stat.st_size).ok()
 }
 
+/// Processes with a descriptor of the socket with this inode, as far as they can be seen: pid and name.
+pub fn holders(socket: u64) -> Vec<(i32, String)> {
+    let wanted = format!("socket:[{socket}]").into_bytes();
+    let has_it = |pid: i32| {
+        let Ok(numbers) = numbers(&format!("/proc/{pid}/fd")) else { return false };
+        numbers.iter().any(|number| {
+            std::fs::read_link(format!("/proc/{pid}/fd/{number}"))
+                .is_ok_and(|link| link.as_os_str().as_bytes() == wanted)
+        })
+    };
+    let all = numbers("/proc").unwrap_or_default().into_iter().filter(|pid| has_it(*pid));
+    all.map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        (pid, name.trim_end().to_owned())
+    })
+    .collect()
+}
+
+/// The text of a file of `/proc`, whose length nobody tells.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn text(path: &str) -> Result<Vec<u8>, Errno> {
+    let file = open(Path::new(path), libc::O_RDONLY)?;
+    let mut some = [0u8; 4096];
+    let mut text = Vec::new();
+    loop {
+        match read(&file, &mut some)? {
+            0 => return Ok(text),
+            count => text.extend_from_slice(&some[..count]),
+        }
+    }
+}
+
 /// Names of the numbers in a `/proc/PID/fd` or `/proc/PID/task` folder, sorted.
 pub fn numbers(path: &str) -> Result<Vec<i32>, Errno> {
     let entries = std::fs::read_dir(path).map_err(|error| crate::memory::io_errno("readdir", &error))?;

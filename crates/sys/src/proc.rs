@@ -412,6 +412,29 @@ pub fn parse_epoll(text: &[u8]) -> Option<Vec<EpollTarget>> {
         .collect()
 }
 
+/// A row of `/proc/net/tcp` or `tcp6`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpRow {
+    pub local_port: u16,
+    /// As in include/net/tcp_states.h: 10 listens.
+    pub state: u8,
+    /// Zero when no descriptor is left.
+    pub inode: u64,
+}
+
+/// Source: Documentation/networking/proc_net_tcp.rst. Rows that are none are left out.
+pub fn parse_net_tcp(text: &[u8]) -> Vec<TcpRow> {
+    let row = |line: &[u8]| {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut words = line.split_ascii_whitespace();
+        let local_port = u16::from_str_radix(words.nth(1)?.rsplit_once(':')?.1, 16).ok()?;
+        let state = u8::from_str_radix(words.nth(1)?, 16).ok()?;
+        let inode = words.nth(5)?.parse().ok()?;
+        Some(TcpRow { local_port, state, inode })
+    };
+    text.split(|byte| *byte == b'\n').filter_map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -479,5 +502,13 @@ mod tests {
             parse_epoll(text);
             unescape(text);
         }
+    }
+
+    #[test]
+    fn rows_of_tcp_tell_port_state_and_inode() {
+        let text = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 31337 1 x 100 0\n\
+            \x20  1: nonsense\n";
+        assert_eq!(parse_net_tcp(text), [TcpRow { local_port: 8080, state: 10, inode: 31337 }]);
     }
 }

@@ -286,7 +286,13 @@ impl FdKind for Inet {
         }
         socket_options::restore(&fd, &entry.opts).map_err(explain)?;
         if entry.src_port != 0 {
-            socket::bind(&fd, &address).map_err(explain)?;
+            socket::bind(&fd, &address).map_err(|error| match error.code {
+                libc::EADDRINUSE => {
+                    let object = Object::Named(format!("tcp socket {shown}"));
+                    Failure::conflict(object, "bind it", who_has(entry.src_port as u16))
+                }
+                _ => explain(error),
+            })?;
         }
         restore_tcp_options(&fd, &entry.opts, entry.tcp_opts.as_ref()).map_err(explain)?;
         if entry.state == TCP_LISTEN {
@@ -299,6 +305,22 @@ impl FdKind for Inet {
 
     fn owner<'e>(&self, entry: &'e InetSkEntry) -> Option<&'e FownEntry> {
         Some(&entry.fown)
+    }
+}
+
+/// Says who has a port of TCP that is taken.
+fn who_has(port: u16) -> String {
+    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"].map(|path| sys::fd::text(path).unwrap_or_default());
+    let rows = tables.iter().flat_map(|text| sys::proc::parse_net_tcp(text));
+    let users = rows.filter(|row| row.local_port == port).map(|row| {
+        let state = if u32::from(row.state) == TCP_LISTEN { "listening".into() } else { format!("state {}", row.state) };
+        let holders = sys::fd::holders(row.inode).into_iter().map(|(pid, name)| format!("process {pid} ({name})"));
+        let holders = holders.collect::<Vec<_>>().join(", ");
+        format!("a socket ({state}) of {}", if holders.is_empty() { "no process that can be seen" } else { &holders })
+    });
+    match users.collect::<Vec<_>>().join("; ") {
+        none if none.is_empty() => "the address was in use a moment ago".into(),
+        users => format!("the address is in use: {users}"),
     }
 }
 

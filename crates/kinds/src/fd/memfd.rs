@@ -123,7 +123,8 @@ fn record_inode(fd: &OwnedFd, link: &[u8], stat: &libc::stat, object: Object, cx
         mode: Some(stat.st_mode & 0o7777),
     };
     cx.image("memfd.img", kind::MEMFD).record(&entry);
-    let content = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("fcntl", &error)))?;
+    // With a position of its own, for looking for its pages moves it.
+    let content = reopen(fd, libc::O_RDONLY as u32).map_err(explain)?;
     cx.contents.push((entry.shmid.into(), content));
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::fd::{memfd, regular};
 use agent::{Arg, Judge};
 use image::VmaEntry;
 use image::vma as status;
-use model::{Errno, Failure, Object};
+use model::{Errno, Failure, Object, Remedy};
 use std::collections::HashMap;
 use std::path::Path;
 use sys::proc::Vma;
@@ -275,6 +275,14 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
         if file_id(entry).is_none() {
             return corrupt(format!("{what} maps file {}, which is none", entry.shmid));
         }
+    }
+    if is(status::ANON_SHARED) && file_id(entry).is_none() {
+        let object =
+            Object::Vma { start: entry.start, end: entry.end, what: "shared anonymous memory".into() };
+        let why = "its content is in a form of older images, which is not carried";
+        return Some(
+            Failure::unsupported(object, why).help(Remedy::Advice("dump it again with CRIU 4 or crtools")),
+        );
     }
     // Pages put into a mapping that is shared after all would go to the file.
     let is_private = matches!(entry.flags & MAP_TYPE, MAP_PRIVATE | MAP_DROPPABLE);
