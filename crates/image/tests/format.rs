@@ -20,6 +20,7 @@ const OWN_MESSAGES: &[&str] = &["XstateComponent"];
 const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("EventfdFileEntry", "semaphore", 1000),
     ("MmEntry", "whole_auxv", 1000),
+    ("SkPacketEntry", "from", 1000),
     ("TaskCoreEntry", "exit_signal", 1000),
     ("ThreadCoreEntry", "affinity", 1000),
     ("ThreadCoreEntry", "timer_slack", 1001),

@@ -236,6 +236,11 @@ pub trait FdKind: Sync {
         false
     }
 
+    /// The key by which `--inherit-fd` gives a descriptor in its place.
+    fn key(&self, _entry: &Self::Entry) -> Option<String> {
+        None
+    }
+
     /// Makes the object.
     fn open(&self, entry: &Self::Entry, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
 
@@ -270,6 +275,7 @@ pub trait AnyFdKind: Sync {
     fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
     fn is_alone(&self, entry: &dyn Any) -> bool;
+    fn key(&self, entry: &dyn Any) -> Option<String>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
@@ -320,6 +326,10 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn is_alone(&self, entry: &dyn Any) -> bool {
         FdKind::is_alone(self, typed::<K>(entry))
+    }
+
+    fn key(&self, entry: &dyn Any) -> Option<String> {
+        FdKind::key(self, typed::<K>(entry))
     }
 
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {

@@ -309,6 +309,12 @@ pub struct Options {
     /// In the order given; [`crate::Hooks`] runs them last first.
     pub action_scripts: Vec<String>,
     pub display_stats: bool,
+    /// Inodes of UNIX sockets that may have a peer outside of the tree; empty for all, absent for none.
+    pub ext_unix_sk: Option<Vec<u32>>,
+    /// Keys of what is left out of the images.
+    pub external: Vec<String>,
+    /// Our descriptors that stand for what was left out, with its keys.
+    pub inherit_fd: Vec<(i32, String)>,
     pub skip_file_rwx_check: bool,
     pub file_validation: FileValidation,
     pub cpu_cap: CpuCap,
@@ -341,6 +347,9 @@ impl Default for Options {
             log_level: 2,
             action_scripts: Vec::new(),
             display_stats: false,
+            ext_unix_sk: None,
+            external: Vec::new(),
+            inherit_fd: Vec::new(),
             skip_file_rwx_check: false,
             file_validation: FileValidation::default(),
             cpu_cap: CpuCap::default(),

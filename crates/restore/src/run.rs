@@ -6,10 +6,11 @@ use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
-use kinds::contract::{OpenCx, Shelf};
+use kinds::contract::{AnyFdKind, OpenCx, Shelf};
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -130,15 +131,31 @@ fn open_files(
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
     let is_alone = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry));
-    let (alone, together): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_alone);
+    let (alone, together): (Vec<u32>, Vec<u32>) = used.iter().copied().partition(is_alone);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
     let open = |ids: &[u32]| {
         let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
         let mut cx =
             OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
         let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
-        found.map(|(id, (kind, entry))| (id, kind.open(entry, &mut cx))).collect::<Vec<_>>()
+        let open = |(id, (kind, entry)): (u32, (&dyn AnyFdKind, &dyn Any))| {
+            let inherited = inherited(options, kind, entry);
+            (id, inherited.unwrap_or_else(|| kind.open(entry, &mut cx)))
+        };
+        found.map(open).collect::<Vec<_>>()
     };
+    let keys: HashSet<String> = match options.inherit_fd.is_empty() {
+        true => HashSet::new(),
+        false => used
+            .iter()
+            .filter_map(|id| checkpoint.files.get(*id))
+            .filter_map(|(kind, entry)| kind.key(entry))
+            .collect(),
+    };
+    for (fd, key) in options.inherit_fd.iter().filter(|(_, key)| !keys.contains(key)) {
+        let object = Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
+        failures.push(Failure::conflict(object, "", "no file of the images has this key"));
+    }
     let mut files = HashMap::with_capacity(alone.len() + together.len());
     for (id, result) in in_parallel(&alone, |ids| open(ids)).into_iter().flatten().chain(open(&together)) {
         match result {
@@ -149,6 +166,23 @@ fn open_files(
         }
     }
     files
+}
+
+/// A duplicate of the descriptor of ours that `--inherit-fd` gives in the place of a file, if it does.
+fn inherited(options: &Options, kind: &dyn AnyFdKind, entry: &dyn Any) -> Option<Result<OwnedFd, Failure>> {
+    if options.inherit_fd.is_empty() {
+        return None;
+    }
+    let key = kind.key(entry)?;
+    let (fd, _) = options.inherit_fd.iter().find(|(_, given)| *given == key)?;
+    let object = || Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
+    let wanted = if key.starts_with("pipe:") { libc::S_IFIFO } else { libc::S_IFSOCK };
+    let fd = sys::inherited::duplicate(*fd).and_then(|fd| sys::fd::stat(&fd).map(|stat| (fd, stat)));
+    Some(match fd {
+        Ok((fd, stat)) if stat.st_mode & libc::S_IFMT == wanted => Ok(fd),
+        Ok(_) => Err(Failure::conflict(object(), "", "the descriptor is of another kind")),
+        Err(error) => Err(error.on(object(), "use the descriptor")),
+    })
 }
 
 /// Files that a mapping needs opened otherwise than their record says: by id and flags.

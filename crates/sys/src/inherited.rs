@@ -1,5 +1,9 @@
 //! Descriptors that the program got from the one that started it, and that nothing here owns.
 
+use crate::call::check;
+use model::Errno;
+use std::os::fd::{FromRawFd, OwnedFd};
+
 /// Closes a descriptor that was open when the program started. One that is not open is no error:
 /// the caller wants it closed.
 ///
@@ -11,6 +15,14 @@ pub fn close(number: i32) {
     // at the start of the program only the standard streams have one, and those are opened anew or
     // written to by number, so the worst a wrong call does is an EBADF for a message.
     unsafe { libc::close(number) };
+}
+
+/// A duplicate of our own of an inherited descriptor. Source: fcntl(2) F_DUPFD_CLOEXEC.
+pub fn duplicate(number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only.
+    let fd = check("fcntl", unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }.into())?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod fd;
 pub mod inherited;
 pub mod memory;
 pub mod pagemap;
+pub mod place;
 pub mod probe;
 pub mod proc;
 pub mod process;

@@ -86,6 +86,33 @@ pub fn listen(fd: impl AsFd, backlog: i32) -> Result<(), Errno> {
     check("listen", unsafe { libc::listen(fd.as_fd().as_raw_fd(), backlog) }.into()).map(drop)
 }
 
+/// accept4(2) without an address.
+pub fn accept(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    let none = std::ptr::null_mut();
+    // SAFETY: the kernel writes nothing where it is given no room.
+    let fd = unsafe { libc::accept4(fd.as_fd().as_raw_fd(), none, none.cast(), libc::SOCK_CLOEXEC) };
+    let fd = check("accept4", fd.into())?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The file of a UNIX socket that is bound to a path, opened with O_PATH.
+///
+/// # Errors
+/// `ENOENT` for one that has none; `EPERM` without CAP_NET_ADMIN. Source: net/unix/af_unix.c SIOCUNIXFILE.
+pub fn unix_file(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    const SIOCUNIXFILE: libc::Ioctl = 0x894b;
+    // SAFETY: this request takes no argument.
+    let file = check("ioctl", unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCUNIXFILE, 0) }.into())?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(file as i32) })
+}
+
+/// A UNIX socket's name as a `sockaddr`. Source: unix(7).
+pub fn unix_address(name: &[u8]) -> Vec<u8> {
+    [&(libc::AF_UNIX as u16).to_ne_bytes()[..], name].concat()
+}
+
 /// shutdown(2).
 pub fn shutdown(fd: impl AsFd, how: i32) -> Result<(), Errno> {
     // SAFETY: integers only.

@@ -33,6 +33,7 @@ pub struct Diag(OwnedFd);
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const SHOW_NAME: u32 = 1;
 const SHOW_VFS: u32 = 2;
 const SHOW_PEER: u32 = 4;
@@ -47,22 +48,50 @@ impl Diag {
     /// # Errors
     /// `ENOENT` when no socket of this net namespace has the inode.
     pub fn ask(&self, inode: u32) -> Result<UnixSocket, Errno> {
+        const NLM_F_REQUEST: u16 = 1;
+        self.send(inode, NLM_F_REQUEST)?;
+        let mut reply = vec![0u8; 1 << 16];
+        let length = crate::fd::read(&self.0, &mut reply)?;
+        parse(&reply[..length])
+    }
+
+    /// Every UNIX socket of this net namespace.
+    ///
+    /// # Errors
+    /// Those of netlink(7).
+    pub fn all(&self) -> Result<Vec<UnixSocket>, Errno> {
+        const NLM_F_REQUEST_DUMP: u16 = 0x301;
+        self.send(0, NLM_F_REQUEST_DUMP)?;
+        let mut all = Vec::new();
+        let mut reply = vec![0u8; 1 << 16];
+        loop {
+            let length = crate::fd::read(&self.0, &mut reply)?;
+            let mut rest = &reply[..length];
+            while rest.len() >= 16 {
+                let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+                if u16::from_ne_bytes([rest[4], rest[5]]) == NLMSG_DONE {
+                    return Ok(all);
+                }
+                all.push(parse(rest)?);
+                rest = rest.get((length + 3) & !3..).unwrap_or(&[]);
+            }
+        }
+    }
+
+    fn send(&self, inode: u32, flags: u16) -> Result<(), Errno> {
         let show = SHOW_NAME | SHOW_VFS | SHOW_PEER | SHOW_ICONS | SHOW_RQLEN;
         let mut request = Vec::with_capacity(40);
-        // nlmsghdr: length, type, flags (NLM_F_REQUEST), sequence, port.
+        // nlmsghdr: length, type, flags, sequence, port.
         request.extend_from_slice(&40u32.to_ne_bytes());
         request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        request.extend_from_slice(&1u16.to_ne_bytes());
+        request.extend_from_slice(&flags.to_ne_bytes());
         request.extend_from_slice(&[0; 8]);
         // unix_diag_req: family, protocol, padding, states, inode, show, cookie (any).
         request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
         for word in [u32::MAX, inode, show, u32::MAX, u32::MAX] {
             request.extend_from_slice(&word.to_ne_bytes());
         }
-        socket::send(&self.0, &request, None)?;
-        let mut reply = vec![0u8; 1 << 16];
-        let length = crate::fd::read(&self.0, &mut reply)?;
-        parse(&reply[..length])
+        socket::send(&self.0, &request, None).map(drop)
     }
 }
 

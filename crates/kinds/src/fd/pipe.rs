@@ -138,6 +138,10 @@ impl FdKind for Pipe {
             .collect()
     }
 
+    fn key(&self, entry: &PipeEntry) -> Option<String> {
+        Some(format!("pipe:[{}]", entry.pipe_id))
+    }
+
     fn open(&self, entry: &PipeEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: Errno| error.on(Object::Named(format!("pipe {}", entry.pipe_id)), "make it");
         if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {

@@ -219,9 +219,28 @@ specs! {
             Ok(())
         });
     EXTERNAL = Row::required("external", "RESOURCE").repeatable().section(Section::Files).of(BOTH)
-        .help("a resource from outside of the tree, by its key");
+        .help("a resource from outside of the tree, by its key; for now unix[INODE]")
+        .sets(|options, given| {
+            let key = text(given)?;
+            let is_socket = key.strip_prefix("unix[").and_then(|key| key.strip_suffix(']'));
+            match is_socket.map(str::parse::<u32>) {
+                Some(Ok(_)) => options.external.push(key.to_owned()),
+                Some(Err(_)) => return Err("is unix[] without the number of an inode".into()),
+                None => return Err("only unix[INODE] is supported yet".into()),
+            }
+            Ok(())
+        });
     INHERIT_FD = Row::required("inherit-fd", "fd[N]:KEY").repeatable().section(Section::Files)
-        .of(RESTORE).help("use our descriptor N for the external resource KEY");
+        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE]")
+        .sets(|options, given| {
+            let (fd, key) = text(given)?.split_once("]:").ok_or("is not fd[N]:KEY")?;
+            let fd = fd.strip_prefix("fd[").and_then(|fd| fd.parse().ok()).ok_or("is not fd[N]:KEY")?;
+            if !["socket:[", "pipe:["].iter().any(|kind| key.starts_with(kind)) {
+                return Err("only the keys socket:[INODE] and pipe:[INODE] are supported yet".into());
+            }
+            options.inherit_fd.push((fd, key.to_owned()));
+            Ok(())
+        });
     EXT_MOUNT_MAP = Row::required("ext-mount-map", "KEY:VALUE").short('M').repeatable()
         .section(Section::Files).of(BOTH).help("older spelling of external mounts");
     ENABLE_EXTERNAL_SHARING = Row::flag("enable-external-sharing").section(Section::Files).of(DUMP)
@@ -266,7 +285,18 @@ specs! {
 
     // -------------------------------------------------------------------- sockets and network
     EXT_UNIX_SK = Row::optional("ext-unix-sk", "INODES").short('x').section(Section::Network).of(BOTH)
-        .help("let UNIX sockets be connected to peers outside of the tree");
+        .help("let UNIX datagram sockets be connected to peers outside of the tree")
+        .sets(|options, given| {
+            let inodes = match given.value {
+                None => Vec::new(),
+                Some(_) => text(given)?
+                    .split(',')
+                    .map(|inode| inode.parse().map_err(|_| format!("{inode} is no inode")))
+                    .collect::<Result<Vec<u32>, String>>()?,
+            };
+            options.ext_unix_sk = Some(inodes);
+            Ok(())
+        });
     TCP_ESTABLISHED = Row::flag("tcp-established").negatable().section(Section::Network).of(BOTH)
         .help("carry live TCP connections");
     TCP_CLOSE = Row::flag("tcp-close").negatable().section(Section::Network).of(BOTH)

@@ -1,0 +1,498 @@
+//! All UNIX sockets of a set of images, made together: what one is connected to, it has to find.
+//!
+//! A socket whose name is gone from its folder gets that name in a file system of its own, which nobody else
+//! sees and which ends with the restore.
+
+use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixSkEntry, kind_name, path_of, shown};
+use crate::contract::{OpenCx, set_status};
+use crate::fd::socket_options;
+use image::{Reader, SkShutdown, kind};
+use model::{Errno, Failure, Object};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use sys::socket;
+use sys::unix_diag::Diag;
+
+/// Messages by the id of the file that has them in its queue.
+type Queues = HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>;
+
+/// The sockets of a restore that were not asked for yet, by inode.
+#[derive(Debug, Default)]
+struct Made(Option<HashMap<u32, Result<OwnedFd, Failure>>>);
+
+/// Is it one end of a connection, and not just sending to an address?
+pub fn is_connection(entry: &UnixSkEntry) -> bool {
+    entry.r#type as i32 != libc::SOCK_DGRAM
+}
+
+/// The socket of a record. The first call makes all of them.
+pub fn take(entry: &UnixSkEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+    if entry.uflags & INHERIT != 0 {
+        let why = format!("was left out of the dump; give one with --inherit-fd fd[N]:socket:[{}]", entry.ino);
+        return Err(Failure::conflict(object(entry), "", why));
+    }
+    if cx.shelf.of::<Made>().0.is_none() {
+        let made = make_all(cx)?;
+        cx.shelf.of::<Made>().0 = Some(made);
+    }
+    let made = cx.shelf.of::<Made>().0.as_mut().and_then(|made| made.remove(&entry.ino));
+    made.unwrap_or_else(|| Err(Failure::corrupt("files.img", None, format!("socket {} is there twice", entry.id))))
+}
+
+fn object(entry: &UnixSkEntry) -> Object {
+    Object::Named(match &*entry.name {
+        b"" => format!("unix socket {}", entry.ino),
+        name => format!("unix socket {}", shown(name)),
+    })
+}
+
+/// Where a name is looked up.
+#[derive(Clone, Copy)]
+enum Spot<'m> {
+    Here,
+    From(&'m Path),
+    /// In a root of its own.
+    Box(BorrowedFd<'m>),
+}
+
+impl Spot<'_> {
+    fn within<R: Send>(self, work: impl FnOnce() -> R + Send) -> Result<R, Errno> {
+        match self {
+            Spot::Here => sys::place::within(None, None, work),
+            Spot::From(dir) => sys::place::within(None, Some(dir), work),
+            Spot::Box(root) => sys::place::within(Some(root), None, work),
+        }
+    }
+}
+
+struct Maker<'m> {
+    entries: BTreeMap<u32, &'m UnixSkEntry>,
+    queues: Queues,
+    /// By inode.
+    fds: HashMap<u32, OwnedFd>,
+    /// Ends that nobody has, kept until queues are filled.
+    ends: HashMap<u32, OwnedFd>,
+    failures: HashMap<u32, Failure>,
+    /// Roots for names that are gone.
+    boxes: HashMap<u32, OwnedFd>,
+    /// Inodes of socket files that somebody is bound to.
+    alive: Option<Vec<u32>>,
+}
+
+/// What is done for every socket before the next is done for any.
+type Step<'m> = fn(&mut Maker<'m>, &UnixSkEntry) -> Result<(), Failure>;
+
+fn make_all(cx: &mut OpenCx) -> Result<HashMap<u32, Result<OwnedFd, Failure>>, Failure> {
+    let files = cx.files;
+    let mut entries: Vec<&UnixSkEntry> =
+        files.entries::<super::Unix>().filter(|entry| entry.uflags & INHERIT == 0).collect();
+    entries.sort_unstable_by_key(|entry| entry.id);
+    let mut maker = Maker {
+        entries: entries.iter().map(|entry| (entry.ino, *entry)).collect(),
+        queues: load_queues(cx)?,
+        fds: HashMap::new(),
+        ends: HashMap::new(),
+        failures: HashMap::new(),
+        boxes: HashMap::new(),
+        alive: None,
+    };
+    let own: Vec<&UnixSkEntry> = entries.into_iter().filter(|entry| entry.uflags & EXTERN == 0).collect();
+    let steps: [Step; 8] = [
+        Maker::make,
+        Maker::bind,
+        Maker::accept,
+        Maker::fill,
+        Maker::connect,
+        Maker::listen,
+        Maker::wait_to_be_accepted,
+        Maker::finish,
+    ];
+    for step in steps {
+        for entry in &own {
+            if !maker.failures.contains_key(&entry.ino)
+                && let Err(failure) = step(&mut maker, entry)
+            {
+                maker.failures.insert(entry.ino, failure);
+            }
+        }
+    }
+    maker.leave_boxes();
+    let Maker { mut fds, mut failures, .. } = maker;
+    let all = own.iter().map(|entry| {
+        let made = match (failures.remove(&entry.ino), fds.remove(&entry.ino)) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(fd)) => Ok(fd),
+            (None, None) => Err(Failure::conflict(object(entry), "make it", "another one could not be made")),
+        };
+        (entry.ino, made)
+    });
+    Ok(all.collect())
+}
+
+impl<'m> Maker<'m> {
+    /// The other end of a connection or pair, if that is in the images.
+    fn mate(&self, entry: &UnixSkEntry) -> Option<&'m UnixSkEntry> {
+        let mate = *self.entries.get(&entry.peer)?;
+        (mate.peer == entry.ino && mate.ino != entry.ino && mate.uflags & EXTERN == 0).then_some(mate)
+    }
+
+    /// An end whose other end is gone.
+    fn is_half(&self, entry: &UnixSkEntry) -> bool {
+        entry.peer == 0 && entry.state != LISTENING && (entry.state == CONNECTED || entry.shutdown.is_some())
+    }
+
+    /// Has its name from a listener that accepted it: two cannot be bound to one name.
+    fn is_accepted(&self, entry: &UnixSkEntry) -> bool {
+        is_connection(entry)
+            && entry.state != LISTENING
+            && !entry.name.is_empty()
+            && self.entries.values().any(|other| {
+                other.ino != entry.ino && (&other.name, &other.name_dir) == (&entry.name, &entry.name_dir)
+            })
+    }
+
+    fn fd(&self, inode: u32) -> Option<&OwnedFd> {
+        self.fds.get(&inode)
+    }
+
+    fn spot(&self, entry: &'m UnixSkEntry) -> Spot<'_> {
+        match (self.boxes.get(&entry.ino), &entry.name_dir) {
+            (Some(root), _) => Spot::Box(root.as_fd()),
+            (None, Some(dir)) => Spot::From(Path::new(dir)),
+            (None, None) => Spot::Here,
+        }
+    }
+
+    fn make(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(object(entry), "make it");
+        let kind = entry.r#type as i32;
+        let mate = self.mate(entry);
+        let is_accepted = self.is_accepted(entry) || mate.is_some_and(|mate| self.is_accepted(mate));
+        if self.fds.contains_key(&entry.ino) || is_accepted {
+            return Ok(());
+        }
+        if mate.is_none() && !self.is_half(entry) {
+            let fd = socket::socket(libc::AF_UNIX, kind, 0).map_err(explain)?;
+            self.fds.insert(entry.ino, fd);
+            return Ok(());
+        }
+        let (this, that) = socket::socketpair(libc::AF_UNIX, kind, 0).map_err(explain)?;
+        self.fds.insert(entry.ino, this);
+        match mate {
+            Some(mate) => self.fds.insert(mate.ino, that),
+            None => self.ends.insert(entry.ino, that),
+        };
+        Ok(())
+    }
+
+    fn bind(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        if entry.name.is_empty() || self.is_accepted(entry) {
+            return Ok(());
+        }
+        let explain = |error: Errno| error.on(object(entry), "bind it");
+        let address = socket::unix_address(&entry.name);
+        let Some(fd) = self.fds.remove(&entry.ino) else { return Ok(()) };
+        let result = match path_of(&entry.name) {
+            None => socket::bind(&fd, &address).map_err(|error| match error.code {
+                libc::EADDRINUSE => Failure::conflict(object(entry), "bind it", "the name is in use"),
+                _ => explain(error),
+            }),
+            Some(path) if entry.deleted == Some(true) => self.bind_in_box(entry, path, &fd, &address),
+            Some(path) => self.bind_to_path(entry, path, &fd, &address),
+        };
+        self.fds.insert(entry.ino, fd);
+        result
+    }
+
+    fn bind_in_box(
+        &mut self,
+        entry: &UnixSkEntry,
+        path: &Path,
+        fd: &OwnedFd,
+        address: &[u8],
+    ) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(object(entry), "bind it where nobody sees it");
+        let root = sys::place::nowhere().map_err(explain)?;
+        let bound = sys::place::within(Some(root.as_fd()), None, || {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(|error| sys::memory::io_errno("mkdir", &error))?;
+            }
+            socket::bind(fd, address)?;
+            give_perms(entry, path)
+        });
+        bound.and_then(|bound| bound).map_err(explain)?;
+        self.boxes.insert(entry.ino, root);
+        Ok(())
+    }
+
+    fn bind_to_path(
+        &mut self,
+        entry: &UnixSkEntry,
+        path: &Path,
+        fd: &OwnedFd,
+        address: &[u8],
+    ) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(object(entry), "bind it");
+        let taken = |why: &str| Failure::conflict(object(entry), "bind it", why.to_owned());
+        let whole = entry.name_dir.as_ref().map_or(path.to_path_buf(), |dir| Path::new(dir).join(path));
+        match std::fs::symlink_metadata(&whole) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(taken("at its path there is a file that is no socket"));
+            }
+            Ok(found) if self.alive().map_err(explain)?.contains(&(found.ino() as u32)) => {
+                return Err(taken("another socket is bound to its path"));
+            }
+            // Left behind when the tree was dumped.
+            Ok(_) => std::fs::remove_file(&whole).map_err(|error| explain(sys::memory::io_errno("unlink", &error)))?,
+            Err(_) => {}
+        }
+        let bound = self.spot_of(entry).within(|| {
+            socket::bind(fd, address)?;
+            give_perms(entry, path)
+        });
+        bound.and_then(|bound| bound).map_err(explain)
+    }
+
+    fn spot_of<'e>(&self, entry: &'e UnixSkEntry) -> Spot<'e> {
+        entry.name_dir.as_ref().map_or(Spot::Here, |dir| Spot::From(Path::new(dir)))
+    }
+
+    /// Inodes of the files that sockets of this net namespace are bound to.
+    fn alive(&mut self) -> Result<&[u32], Errno> {
+        if self.alive.is_none() {
+            let all = Diag::new()?.all()?;
+            self.alive = Some(all.iter().filter_map(|socket| socket.vfs).map(|(_, inode)| inode).collect());
+        }
+        Ok(self.alive.as_deref().unwrap_or_default())
+    }
+
+    /// Makes a connection whose one end was accepted: the other end connects, as it did.
+    fn accept(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        if !self.is_accepted(entry) || self.fds.contains_key(&entry.ino) {
+            return Ok(());
+        }
+        let explain = |error: Errno| error.on(object(entry), "connect it as it was");
+        let kind = entry.r#type as i32;
+        let is_it = |other: &&&UnixSkEntry| {
+            other.state == LISTENING
+                && other.uflags & EXTERN == 0
+                && (&other.name, &other.name_dir) == (&entry.name, &entry.name_dir)
+        };
+        let listener = self.entries.values().find(is_it).copied();
+        let address = socket::unix_address(&entry.name);
+        let client = socket::socket(libc::AF_UNIX, kind, 0).map_err(explain)?;
+        let mate = self.mate(entry);
+        if let Some(mate) = mate {
+            self.fds.insert(mate.ino, client);
+            self.bind(mate)?;
+        } else {
+            self.ends.insert(entry.ino, client);
+        }
+        let client = mate.map_or(self.ends.get(&entry.ino), |mate| self.fds.get(&mate.ino));
+        let Some(client) = client else { return Ok(()) };
+        let server = match listener {
+            Some(listener) => {
+                let Some(acceptor) = self.fd(listener.ino) else { return Ok(()) };
+                socket::listen(acceptor, 1).map_err(explain)?;
+                let connected = self.spot(listener).within(|| socket::connect(client, &address));
+                connected.and_then(|connected| connected).map_err(explain)?;
+                socket::accept(acceptor).map_err(explain)?
+            }
+            None => {
+                // The listener is gone: one for this moment, where nobody sees it.
+                let acceptor = socket::socket(libc::AF_UNIX, kind, 0).map_err(explain)?;
+                let root = sys::place::nowhere().map_err(explain)?;
+                let connected = sys::place::within(Some(root.as_fd()), None, || {
+                    if let Some(parent) = path_of(&entry.name).and_then(Path::parent) {
+                        std::fs::create_dir_all(parent).map_err(|error| sys::memory::io_errno("mkdir", &error))?;
+                    }
+                    socket::bind(&acceptor, &address)?;
+                    socket::listen(&acceptor, 1)?;
+                    socket::connect(client, &address)?;
+                    if let Some(path) = path_of(&entry.name) {
+                        let _ = std::fs::remove_file(path);
+                    }
+                    Ok(())
+                });
+                connected.and_then(|connected| connected).map_err(explain)?;
+                socket::accept(&acceptor).map_err(explain)?
+            }
+        };
+        self.fds.insert(entry.ino, server);
+        Ok(())
+    }
+
+    /// Puts messages into the receive queue: from the other end, or from whoever has the sender's name.
+    fn fill(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(object(entry), "fill its queue");
+        let Some(messages) = self.queues.remove(&entry.id) else { return Ok(()) };
+        let mate = self.mate(entry);
+        if let Some(sender) = mate.map_or(self.ends.get(&entry.ino), |mate| self.fds.get(&mate.ino)) {
+            let name = mate.map_or(&[][..], |mate| &mate.name);
+            let stranger = messages.iter().find_map(|(packet, _)| packet.from.as_deref().filter(|from| *from != name));
+            if let Some(stranger) = stranger.filter(|_| !is_connection(entry)) {
+                let why = format!("has a message from {} in its queue, but is connected to another", shown(stranger));
+                return Err(Failure::unsupported(object(entry), why));
+            }
+            let sndbuf = mate.map_or(entry.opts.so_sndbuf, |mate| mate.opts.so_sndbuf);
+            return send_all(sender, &messages, sndbuf).map_err(explain);
+        }
+        let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
+        if entry.name.is_empty() {
+            return Err(Failure::corrupt("sk-queues.img", None, format!("socket {} cannot have messages", entry.id)));
+        }
+        let sndbuf = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).map_err(explain)? as u32;
+        let address = socket::unix_address(&entry.name);
+        for of_sender in messages.chunk_by(|one, next| one.0.from == next.0.from) {
+            let sender = socket::socket(libc::AF_UNIX, entry.r#type as i32, 0).map_err(explain)?;
+            if let Some(from) = &of_sender[0].0.from {
+                bind_for_a_moment(&sender, from).map_err(explain)?;
+            }
+            let connected = self.spot(self.entries[&entry.ino]).within(|| socket::connect(&sender, &address));
+            connected.and_then(|connected| connected).map_err(explain)?;
+            send_all(&sender, of_sender, sndbuf).map_err(explain)?;
+        }
+        Ok(())
+    }
+
+    /// Connects a datagram socket to the address that it sends to.
+    fn connect(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        if is_connection(entry) || entry.peer == 0 || self.mate(entry).is_some() {
+            return Ok(());
+        }
+        let (Some(fd), Some(peer)) = (self.fd(entry.ino), self.entries.get(&entry.peer)) else { return Ok(()) };
+        let address = socket::unix_address(&peer.name);
+        let connected = self.spot(peer).within(|| socket::connect(fd, &address));
+        connected.and_then(|connected| connected).map_err(|error| {
+            let name = shown(&peer.name);
+            let place = peer.name_dir.as_ref().map_or(String::new(), |dir| format!(" (in {dir})"));
+            let why = match error.code {
+                libc::ENOENT => format!("there is no {name}{place}"),
+                libc::ECONNREFUSED => {
+                    let whole = path_of(&peer.name).map(|path| Path::new(peer.name_dir.as_deref().unwrap_or("/")).join(path));
+                    match whole.and_then(|path| std::fs::metadata(path).ok()) {
+                        Some(found) if !found.file_type().is_socket() => format!("{name}{place} is no socket"),
+                        _ => format!("nobody serves {name}{place}"),
+                    }
+                }
+                libc::EPROTOTYPE => format!("{name}{place} is no {} socket", kind_name(entry.r#type)),
+                libc::EPERM => format!("{name}{place} is connected to another socket"),
+                _ => format!("{name}{place}: {error}"),
+            };
+            let doing = if peer.uflags & EXTERN == 0 { "connect it" } else { "connect it to its server outside of the tree" };
+            Failure::conflict(object(entry), doing, why)
+        })
+    }
+
+    fn listen(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        match self.fd(entry.ino) {
+            Some(fd) if entry.state == LISTENING => socket::listen(fd, entry.backlog.min(i32::MAX as u32) as i32)
+                .map_err(|error| error.on(object(entry), "have it listen")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects to a listener of the tree that has not accepted it yet.
+    fn wait_to_be_accepted(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        if !is_connection(entry) || entry.peer == 0 || self.mate(entry).is_some() {
+            return Ok(());
+        }
+        let (Some(fd), Some(peer)) = (self.fd(entry.ino), self.entries.get(&entry.peer)) else { return Ok(()) };
+        let explain = |error: Errno| error.on(object(entry), "have it wait to be accepted");
+        set_status(fd, libc::O_NONBLOCK as u32).map_err(explain)?;
+        let address = socket::unix_address(&peer.name);
+        self.spot(peer).within(|| socket::connect(fd, &address)).and_then(|connected| connected).map_err(explain)
+    }
+
+    fn finish(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(object(entry), "set its options");
+        self.ends.remove(&entry.ino);
+        let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
+        shut(fd, entry).map_err(explain)?;
+        socket_options::restore(fd, &entry.opts).map_err(explain)?;
+        set_status(fd, entry.flags).map_err(explain)
+    }
+
+    /// Takes the names that are gone away again.
+    fn leave_boxes(&self) {
+        for (inode, root) in &self.boxes {
+            if let Some(path) = self.entries.get(inode).and_then(|entry| path_of(&entry.name)) {
+                let _ = sys::place::within(Some(root.as_fd()), None, || std::fs::remove_file(path));
+            }
+        }
+    }
+}
+
+/// Owner and mode of the file of a socket that was just bound.
+fn give_perms(entry: &UnixSkEntry, path: &Path) -> Result<(), Errno> {
+    let Some(perms) = &entry.file_perms else { return Ok(()) };
+    let explain = |call| move |error: std::io::Error| sys::memory::io_errno(call, &error);
+    std::os::unix::fs::lchown(path, Some(perms.uid), Some(perms.gid)).map_err(explain("lchown"))?;
+    let mode = std::fs::Permissions::from_mode(perms.mode & 0o7777);
+    std::fs::set_permissions(path, mode).map_err(explain("chmod"))
+}
+
+/// Gives a sender a name, where nobody sees it.
+fn bind_for_a_moment(sender: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let address = socket::unix_address(name);
+    let Some(path) = path_of(name) else { return socket::bind(sender, &address) };
+    let root = sys::place::nowhere()?;
+    sys::place::within(Some(root.as_fd()), None, || {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| sys::memory::io_errno("mkdir", &error))?;
+        }
+        socket::bind(sender, &address)
+    })?
+}
+
+/// Sends what the other end has to receive.
+///
+/// What is in flight counts against the sender's buffer, and could have come from a larger one.
+fn send_all(sender: &OwnedFd, messages: &[(SkPacketEntry, Vec<u8>)], sndbuf: u32) -> Result<(), Errno> {
+    // More than the queue takes is an error then, not a wait for a reader that never comes.
+    set_status(sender, libc::O_NONBLOCK as u32)?;
+    let total: usize = messages.iter().map(|(_, message)| message.len() + 1024).sum();
+    let set = |size: u32| {
+        socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())
+    };
+    set((total as u32).saturating_mul(2).max(sndbuf))?;
+    for (_, message) in messages {
+        let mut rest = &message[..];
+        loop {
+            let count = socket::send(sender, rest, None)?;
+            rest = &rest[count..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+    }
+    set(sndbuf / 2)
+}
+
+/// Reads the queues.
+fn load_queues(cx: &OpenCx) -> Result<Queues, Failure> {
+    let mut queues = Queues::new();
+    if let Some(bytes) = cx.images.read("sk-queues.img")? {
+        let mut reader = Reader::open(kind::SK_QUEUES, "sk-queues.img", &bytes)?;
+        while let Some(packet) = reader.record::<SkPacketEntry>()? {
+            let payload = reader.payload(packet.length as usize)?.to_vec();
+            if !packet.scm.is_empty() {
+                return Err(reader.corrupt("has descriptors in a queue, which are not carried yet".into()));
+            }
+            queues.entry(packet.id_for).or_default().push((packet, payload));
+        }
+    }
+    Ok(queues)
+}
+
+fn shut(fd: impl AsFd, entry: &UnixSkEntry) -> Result<(), Errno> {
+    let how = match entry.shutdown.and_then(|how| SkShutdown::try_from(how).ok()) {
+        None | Some(SkShutdown::None) => return Ok(()),
+        Some(SkShutdown::Read) => libc::SHUT_RD,
+        Some(SkShutdown::Write) => libc::SHUT_WR,
+        Some(SkShutdown::Both) => libc::SHUT_RDWR,
+    };
+    socket::shutdown(fd, how)
+}

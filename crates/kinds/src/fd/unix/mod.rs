@@ -1,0 +1,521 @@
+//! UNIX sockets: pairs, named ones, listeners with connections that wait, datagram sockets that talk to servers
+//! outside of the tree.
+//!
+//! Read from: sock_diag(7) by inode (type, name, peer, shutdown, what waits); SIOCUNIXFILE for the file of a name;
+//! getsockopt(2); queued messages by MSG_PEEK with SO_PEEK_OFF, which leaves them in the queue and keeps their
+//! boundaries.
+//! Rebuilt by: socketpair(2), bind(2), connect(2), accept(2) in [`make`], all sockets of the images together.
+//! Refused for now: descriptors and credentials in queues, data in connections that were not accepted.
+
+mod make;
+
+use super::socket_options;
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx};
+use image::{FdTypes, FileEntry, FownEntry, Message, SkOptsEntry, SkShutdown, kind};
+use model::options;
+use model::{Errno, Failure, Failures, Object, Options, Remedy};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use sys::socket;
+use sys::unix_diag::{Diag, UnixSocket};
+
+pub static KIND: Unix = Unix;
+
+#[derive(Debug)]
+pub struct Unix;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnixSkEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub ino: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub r#type: u32,
+    #[prost(uint32, required, tag = "4")]
+    pub state: u32,
+    #[prost(uint32, required, tag = "5")]
+    pub flags: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub uflags: u32,
+    #[prost(uint32, required, tag = "7")]
+    pub backlog: u32,
+    #[prost(uint32, required, tag = "8")]
+    pub peer: u32,
+    #[prost(message, required, tag = "9")]
+    pub fown: FownEntry,
+    #[prost(message, required, tag = "10")]
+    pub opts: SkOptsEntry,
+    #[prost(bytes = "vec", required, tag = "11")]
+    pub name: Vec<u8>,
+    #[prost(enumeration = "SkShutdown", optional, tag = "12")]
+    pub shutdown: Option<i32>,
+    #[prost(message, optional, tag = "13")]
+    pub file_perms: Option<FilePermsEntry>,
+    #[prost(string, optional, tag = "14")]
+    pub name_dir: Option<String>,
+    #[prost(bool, optional, tag = "15")]
+    pub deleted: Option<bool>,
+    #[prost(uint32, optional, tag = "16")]
+    pub ns_id: Option<u32>,
+    #[prost(sint32, optional, tag = "17")]
+    pub mnt_id: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FilePermsEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub mode: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub gid: u32,
+}
+
+/// `sk-queues.img`: one message in the queue of file `id_for`; `length` bytes follow.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SkPacketEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id_for: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub length: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub scm: Vec<ScmEntry>,
+    /// Of ours: the name of the sender of a datagram.
+    #[prost(bytes = "vec", optional, tag = "1000")]
+    pub from: Option<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ScmEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub r#type: u32,
+    #[prost(uint32, repeated, tag = "2", packed = "false")]
+    pub rights: Vec<u32>,
+}
+
+
+const SO_PEEK_OFF: i32 = 42;
+const CONNECTED: u32 = 1;
+const LISTENING: u32 = 10;
+/// More than any one message that a queue can hold.
+const MESSAGE_MAX: usize = 4 << 20;
+/// Room for a name in `struct sockaddr_un`.
+const NAME_MAX: usize = 108;
+/// In `uflags`: stands for a socket outside of the tree.
+const EXTERN: u32 = 1;
+/// In `uflags`: not made, but given by `--inherit-fd`.
+const INHERIT: u32 = 8;
+
+/// The path of a name, if it is one: not abstract, without what follows a zero byte.
+fn path_of(name: &[u8]) -> Option<&Path> {
+    let path = name.split(|byte| *byte == 0).next().filter(|path| !path.is_empty())?;
+    Some(Path::new(OsStr::from_bytes(path)))
+}
+
+/// A name as people write it: `@` for the zero byte of an abstract one.
+fn shown(name: &[u8]) -> String {
+    let name = match name {
+        [0, rest @ ..] => [b"@", rest].concat(),
+        path => path.strip_suffix(b"\0").unwrap_or(path).to_vec(),
+    };
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+fn kind_name(kind: u32) -> &'static str {
+    match kind as i32 {
+        libc::SOCK_STREAM => "stream",
+        libc::SOCK_DGRAM => "datagram",
+        _ => "seqpacket",
+    }
+}
+
+/// A socket of the tree that has to find others.
+#[derive(Debug)]
+struct Seen {
+    id: u32,
+    pid: i32,
+    object: Object,
+    kind: u8,
+    peer: u32,
+    has_name: bool,
+    /// Bytes that it has sent and nobody has read.
+    unread: i32,
+}
+
+#[derive(Debug, Default)]
+struct Dumped {
+    diag: Option<Diag>,
+    /// By inode: which sockets the tree has.
+    seen: HashMap<u32, Seen>,
+    /// Clients that wait to be accepted, and the listener that each waits for.
+    waiting: HashMap<u32, u32>,
+}
+
+impl Dumped {
+    fn ask(&mut self, inode: u32) -> Result<UnixSocket, Errno> {
+        match &self.diag {
+            Some(diag) => diag.ask(inode),
+            None => self.diag.insert(Diag::new()?).ask(inode),
+        }
+    }
+}
+
+/// Where the file of a name is.
+#[derive(Debug, Default)]
+struct Place {
+    /// What a relative name starts from.
+    dir: Option<String>,
+    is_deleted: bool,
+    perms: Option<FilePermsEntry>,
+}
+
+/// Finds the file of a bound socket.
+///
+/// # Errors
+/// Why it could not be bound there again.
+fn find_file(probe: &FdProbe, name: &[u8]) -> Result<Place, Failure> {
+    let Some(path) = path_of(name) else { return Ok(Place::default()) };
+    let explain = |error: Errno| probe.fail(error, "find the file of its name");
+    let file = match socket::unix_file(&probe.fd) {
+        Ok(file) => file,
+        Err(error) if error.code == libc::ENOENT => return Ok(Place { is_deleted: true, ..Place::default() }),
+        Err(error) => return Err(explain(error)),
+    };
+    let stat = sys::fd::stat(&file).map_err(explain)?;
+    let perms = FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid };
+    let place = Place { perms: Some(perms), ..Place::default() };
+    if stat.st_nlink == 0 {
+        return Ok(Place { is_deleted: true, ..place });
+    }
+    let is_it = |path: &Path| {
+        sys::fd::stat_path(path, true)
+            .is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    let text = sys::fd::Texts::of(probe.pid).and_then(|texts| texts.link(&file)).map_err(explain)?;
+    let real = PathBuf::from(OsStr::from_bytes(&text));
+    if path.is_absolute() {
+        if is_it(path) {
+            return Ok(place);
+        }
+    } else {
+        let cwd = std::fs::read_link(format!("/proc/{}/cwd", probe.pid)).unwrap_or_default();
+        let dirs = relative_to(&real, path).into_iter().chain([cwd]);
+        if let Some(dir) = dirs.into_iter().find(|dir| dir.is_absolute() && is_it(&dir.join(path))) {
+            let dir = dir.into_os_string().into_string().ok();
+            return dir
+                .map(|dir| Place { dir: Some(dir), ..place })
+                .ok_or_else(|| probe.refuse("is bound in a directory whose name is no text"));
+        }
+    }
+    let why = format!("is bound to {}, whose file is {} now", shown(name), real.display());
+    Err(probe.refuse(why).help(Remedy::Advice("sockets that were moved, or bound in a root of their own, are not carried yet")))
+}
+
+/// Directories from which the relative `path` could lead to `real`.
+fn relative_to(real: &Path, path: &Path) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    let text = real.as_os_str().as_bytes();
+    if let Some(dir) = text.strip_suffix(path.as_os_str().as_bytes()).filter(|dir| dir.ends_with(b"/")) {
+        let dir = dir.strip_suffix(b"/").filter(|dir| !dir.is_empty()).unwrap_or(b"/");
+        dirs.push(PathBuf::from(OsStr::from_bytes(dir)));
+    }
+    // From `../x/name` one gets back to where the file is.
+    dirs.extend(real.parent().map(Path::to_path_buf));
+    dirs
+}
+
+impl FdKind for Unix {
+    type Entry = UnixSkEntry;
+    const NAME: &'static str = "unix socket";
+    const TYPE: FdTypes = FdTypes::Unixsk;
+    const TAG: u32 = 16;
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        probe.format() == libc::S_IFSOCK
+            && !probe.is_path_only()
+            && socket::int_option(&probe.fd, libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX)
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<UnixSkEntry, Failure> {
+        let explain = |error: Errno| probe.fail(error, "ask about the socket");
+        let inode = probe.stat.st_ino as u32;
+        let told = cx.shelf.of::<Dumped>().ask(inode).map_err(explain)?;
+        let name = told.name.clone().unwrap_or_default();
+        let what = match &*name {
+            b"" => format!("unix socket {inode}"),
+            name => format!("unix socket {}", shown(name)),
+        };
+        let object = Object::Fd { number: probe.number, what };
+        let refuse = |why: &'static str| Err(Failure::unsupported(object.clone(), why).of(probe.pid));
+        if socket_options::has_filter(&probe.fd) {
+            return refuse("has a BPF filter attached");
+        }
+        let state = u32::from(told.state);
+        let place = find_file(probe, &name)?;
+        if state == LISTENING {
+            if told.pending.len() != told.queues.0 as usize || told.pending.contains(&0) {
+                return refuse("has connections that were not accepted, whose other ends are closed");
+            }
+            let dumped = cx.shelf.of::<Dumped>();
+            dumped.waiting.extend(told.pending.iter().map(|client| (*client, inode)));
+        }
+        let unread = match i32::from(told.kind) {
+            libc::SOCK_DGRAM => 0,
+            _ if state == LISTENING => 0,
+            _ => sys::fd::ioctl_read(&probe.fd, libc::TIOCOUTQ).unwrap_or(0),
+        };
+        let peer = told.peer.unwrap_or(0);
+        let seen = Seen { id, pid: probe.pid, object, kind: told.kind, peer, has_name: !name.is_empty(), unread };
+        cx.shelf.of::<Dumped>().seen.insert(inode, seen);
+        let is_given = is_given(cx.options, inode, peer);
+        let entry = UnixSkEntry {
+            id,
+            ino: inode,
+            r#type: told.kind.into(),
+            state,
+            flags: probe.flags,
+            uflags: if is_given { INHERIT } else { 0 },
+            backlog: if state == LISTENING { told.queues.1 } else { 0 },
+            peer,
+            fown: probe.owner()?,
+            opts: socket_options::dump(&probe.fd).map_err(explain)?,
+            name,
+            shutdown: (told.shutdown != 0).then_some(told.shutdown.into()),
+            file_perms: place.perms,
+            name_dir: place.dir,
+            deleted: place.is_deleted.then_some(true),
+            ns_id: None,
+            mnt_id: None,
+        };
+        if state != LISTENING && !is_given {
+            save_queue(probe, &entry, cx)?;
+        }
+        Ok(entry)
+    }
+
+    fn settle(&self, cx: &mut DumpCx) -> Failures {
+        let mut dumped = std::mem::take(cx.shelf.of::<Dumped>());
+        let mut failures = Failures::new();
+        let mut changed: HashMap<u32, u32> = HashMap::new();
+        let mut outside: HashMap<u32, UnixSkEntry> = HashMap::new();
+        for (client, listener) in &dumped.waiting {
+            let server = &dumped.seen[listener];
+            let mut refuse = |why: &str| {
+                failures.push(Failure::unsupported(server.object.clone(), why.to_owned()).of(server.pid));
+            };
+            match dumped.seen.get(client) {
+                None => refuse("has a connection that was not accepted, from outside of the tree"),
+                Some(client) if client.unread != 0 => {
+                    refuse("has a connection that was not accepted, with data in it, which is not carried yet");
+                }
+                Some(client) => {
+                    changed.insert(client.id, *listener);
+                }
+            }
+        }
+        let mut seen: Vec<(u32, Seen)> = dumped.seen.drain().collect();
+        seen.sort_unstable_by_key(|(_, socket)| socket.id);
+        let by_inode: HashMap<u32, (u32, bool)> =
+            seen.iter().map(|(inode, socket)| (*inode, (socket.peer, socket.has_name))).collect();
+        for (inode, socket) in seen.iter().filter(|(_, socket)| socket.peer != 0) {
+            if is_given(cx.options, *inode, socket.peer) {
+                continue;
+            }
+            match by_inode.get(&socket.peer) {
+                Some((back, has_name)) => {
+                    if back != inode && !has_name {
+                        let why = "is connected to a socket without a name, which is not connected to it";
+                        failures.push(Failure::unsupported(socket.object.clone(), why).of(socket.pid));
+                    }
+                }
+                None => match outside_peer(*inode, socket, &mut dumped, cx.options) {
+                    Ok(entry) => {
+                        outside.insert(socket.peer, entry);
+                    }
+                    Err(failure) => failures.push(failure.of(socket.pid)),
+                },
+            }
+        }
+        for (_, entry) in outside {
+            let id = cx.next_id();
+            cx.files.push(FileEntry::new(FdTypes::Unixsk.into(), id, Unix::TAG, &UnixSkEntry { id, ..entry }));
+        }
+        for file in cx.files.iter_mut().filter(|file| file.kind == i32::from(FdTypes::Unixsk)) {
+            if let (Some(listener), Some((_, body))) = (changed.get(&file.id), &mut file.body)
+                && let Ok(mut entry) = UnixSkEntry::decode(&**body)
+            {
+                entry.peer = *listener;
+                *body = entry.encode_to_vec();
+            }
+        }
+        failures
+    }
+
+    fn link(&self, entries: &[(u32, &UnixSkEntry)], _files: &FileTable) -> Failures {
+        let mut by_inode: HashMap<u32, &UnixSkEntry> = HashMap::new();
+        let mut failures = Failures::new();
+        for (id, entry) in entries {
+            let mut corrupt =
+                |why: &str| failures.push(Failure::corrupt("files.img", None, format!("unix socket {id} {why}")));
+            if by_inode.insert(entry.ino, entry).is_some() {
+                corrupt("has an inode that another one has");
+            }
+            if ![libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&(entry.r#type as i32)) {
+                corrupt("is of no type");
+            }
+            if entry.name.len() > NAME_MAX || entry.state == LISTENING && entry.name.is_empty() {
+                corrupt("has a name that is none");
+            }
+            if entry.name_dir.as_ref().is_some_and(|dir| dir.contains('\0') || !dir.starts_with('/')) {
+                corrupt("is bound in a directory that is none");
+            }
+        }
+        for (id, entry) in entries.iter().filter(|(_, entry)| entry.peer != 0 && entry.uflags & INHERIT == 0) {
+            let object = || Object::Named(format!("unix socket {id}"));
+            match by_inode.get(&entry.peer) {
+                None => failures.push(Failure::unsupported(object(), "its peer is not in the image")),
+                Some(peer) if peer.r#type != entry.r#type => {
+                    failures.push(Failure::corrupt("files.img", None, format!("socket {id} and its peer differ")));
+                }
+                Some(peer) if peer.peer != entry.ino && peer.name.is_empty() => {
+                    failures.push(Failure::unsupported(object(), "its peer has no name to connect to"));
+                }
+                Some(peer) if peer.peer != entry.ino && make::is_connection(entry) && peer.state != LISTENING => {
+                    failures.push(Failure::unsupported(object(), "its peer is connected to another socket"));
+                }
+                Some(_) => {}
+            }
+        }
+        failures
+    }
+
+    fn key(&self, entry: &UnixSkEntry) -> Option<String> {
+        Some(format!("socket:[{}]", entry.ino))
+    }
+
+    fn open(&self, entry: &UnixSkEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        make::take(entry, cx)
+    }
+
+    fn owner<'e>(&self, entry: &'e UnixSkEntry) -> Option<&'e FownEntry> {
+        Some(&entry.fown)
+    }
+}
+
+/// Is the socket, or the one at its other end, named by `--external unix[INODE]`?
+fn is_given(options: &Options, inode: u32, peer: u32) -> bool {
+    let keys = [Some(inode), (peer != 0).then_some(peer)];
+    keys.into_iter().flatten().any(|inode| options.external.contains(&format!("unix[{inode}]")))
+}
+
+/// A record for a server outside of the tree that `socket` is to be connected to again.
+fn outside_peer(inode: u32, socket: &Seen, dumped: &mut Dumped, options: &Options) -> Result<UnixSkEntry, Failure> {
+    let holders = || sys::fd::holders(socket.peer.into());
+    let told = dumped.ask(socket.peer).unwrap_or_default();
+    let name = told.name.clone().unwrap_or_default();
+    let whose = || {
+        let names: Vec<String> = holders().iter().map(|(pid, name)| format!("process {pid} ({name})")).collect();
+        let named = if name.is_empty() { String::new() } else { format!("{}, ", shown(&name)) };
+        match names.is_empty() {
+            true => format!("is connected to {named}socket {}, which no process of the tree has", socket.peer),
+            false => format!("is connected to {named}socket {} of {} outside of the tree", socket.peer, names.join(", ")),
+        }
+    };
+    if i32::from(socket.kind) != libc::SOCK_DGRAM {
+        let advice = "a connection cannot be made again unnoticed; pass one in with --external unix[INODE] at the dump \
+                      and --inherit-fd fd[N]:socket:[INODE] at the restore";
+        return Err(Failure::unsupported(socket.object.clone(), whose()).help(Remedy::Advice(advice)));
+    }
+    let is_allowed = options.ext_unix_sk.as_ref().is_some_and(|inodes| {
+        inodes.is_empty() || inodes.contains(&inode) || inodes.contains(&socket.peer)
+    });
+    if !is_allowed {
+        return Err(Failure::policy(socket.object.clone(), whose(), &options::EXT_UNIX_SK));
+    }
+    if name.is_empty() {
+        let why = format!("{}; it has no name to connect to again", whose());
+        return Err(Failure::unsupported(socket.object.clone(), why));
+    }
+    let mut name_dir = None;
+    if let Some(path) = path_of(&name) {
+        let is_it = |path: &Path| {
+            std::fs::metadata(path).is_ok_and(|found| {
+                found.file_type().is_socket() && told.vfs.is_none_or(|(_, inode)| found.ino() as u32 == inode)
+            })
+        };
+        let found = if path.is_absolute() {
+            is_it(path)
+        } else {
+            let cwds = holders().into_iter().filter_map(|(pid, _)| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
+            name_dir = cwds.into_iter().find(|cwd| is_it(&cwd.join(path))).and_then(|cwd| cwd.into_os_string().into_string().ok());
+            name_dir.is_some()
+        };
+        if !found {
+            let why = format!("{}; its path does not lead to it from here", whose());
+            return Err(Failure::unsupported(socket.object.clone(), why));
+        }
+    }
+    Ok(UnixSkEntry {
+        ino: socket.peer,
+        r#type: socket.kind.into(),
+        state: LISTENING,
+        uflags: EXTERN,
+        name,
+        name_dir,
+        ..UnixSkEntry::default()
+    })
+}
+
+/// Records the messages in the receive queue.
+fn save_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(), Failure> {
+    let explain = |error: Errno| probe.fail(error, "read the queue");
+    if sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).map_err(explain)? == 0 {
+        // No bytes; an empty message may still wait.
+        let mut nothing = [0; 1];
+        match socket::peek(&probe.fd, &mut nothing) {
+            Err(error) if error.code == libc::EAGAIN => return Ok(()),
+            Ok(_) if entry.r#type as i32 == libc::SOCK_STREAM => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.code, libc::ECONNRESET | libc::ENOTCONN | libc::EINVAL) => return Ok(()),
+            Err(error) => return Err(explain(error)),
+        }
+    }
+    let before = socket::int_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF).map_err(explain)?;
+    let set = |offset: i32| {
+        socket::set_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(explain)
+    };
+    set(0)?;
+    let result = copy_queue(probe, entry, cx);
+    set(before)?;
+    result
+}
+
+fn copy_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(), Failure> {
+    let is_stream = entry.r#type as i32 == libc::SOCK_STREAM;
+    let mut buffer = vec![0u8; MESSAGE_MAX];
+    loop {
+        let message = match socket::peek(&probe.fd, &mut buffer) {
+            Err(error) if error.code == libc::EAGAIN => return Ok(()),
+            Err(error) => return Err(probe.fail(error, "read the queue")),
+            Ok(message) => message,
+        };
+        if is_stream && message.length == 0 {
+            return Ok(());
+        }
+        if message.has_control {
+            return Err(probe.refuse("has descriptors or credentials in its queue, which are not carried yet"));
+        }
+        if message.is_cut {
+            return Err(probe.refuse("has a message in its queue that is too long"));
+        }
+        let from = message.from.get(2..).filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
+        let packet = SkPacketEntry { id_for: entry.id, length: message.length as u32, scm: Vec::new(), from };
+        cx.image("sk-queues.img", kind::SK_QUEUES).record(&packet).payload(&buffer[..message.length]);
+    }
+}
+
