@@ -4,6 +4,7 @@
 //! Waiting is done by looking for a file with short sleeps between: no signal, descriptor, timer or socket of
 //! the harness is part of the state that is tested.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +22,34 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Answers why a case cannot run here, if it cannot.
 pub type Need = fn() -> Result<(), String>;
 
+/// What is around a tree and no part of it: sockets that the harness itself has, options that depend on them.
+#[derive(Debug, Default)]
+pub struct Outside {
+    /// The workload's own directory.
+    pub directory: PathBuf,
+    /// The workload's root, from [`Moment::Ready`] on.
+    pub pid: i32,
+    pub held: Vec<OwnedFd>,
+    /// Given to the next dumps, and to the next restores.
+    pub dump: Vec<String>,
+    pub restore: Vec<String>,
+}
+
+/// When the outside gets its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before the workload is started, in its directory.
+    Begin,
+    /// The workload waits at its checkpoint.
+    Ready,
+    /// The tree was dumped and is gone.
+    Away,
+    /// A restore was refused; the next should succeed.
+    Mend,
+    /// The workload has ended well.
+    End,
+}
+
 /// One workload, and how to treat it.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
@@ -31,6 +60,10 @@ pub struct Case {
     pub options: &'static [&'static str],
     /// Not empty: the dump must be refused, with these words in its message.
     pub refused: &'static [&'static str],
+    /// Not empty: the first restore must be refused, with these words in its message.
+    pub restore_refused: &'static [&'static str],
+    /// What belongs to the case and is outside of the tree.
+    pub outside: Option<fn(&mut Outside, Moment)>,
     /// Why CRIU 4.1.1 is no judge of this one.
     pub peer_cannot: Option<&'static str>,
     /// What crtools does not carry yet, so that only the peer can be asked.
@@ -57,6 +90,8 @@ impl Case {
             body,
             options: &[],
             refused: &[],
+            restore_refused: &[],
+            outside: None,
             peer_cannot: None,
             not_yet: None,
             peer_cannot_in: &[],
@@ -78,6 +113,18 @@ impl Case {
     #[must_use]
     pub const fn refused(mut self, words: &'static [&'static str]) -> Self {
         self.refused = words;
+        self
+    }
+
+    #[must_use]
+    pub const fn restore_refused(mut self, words: &'static [&'static str]) -> Self {
+        self.restore_refused = words;
+        self
+    }
+
+    #[must_use]
+    pub const fn outside(mut self, outside: fn(&mut Outside, Moment)) -> Self {
+        self.outside = Some(outside);
         self
     }
 
@@ -150,6 +197,9 @@ impl Case {
         if !self.refused.is_empty() {
             return vec![Mode::Refused];
         }
+        if !self.restore_refused.is_empty() {
+            return vec![Mode::RefusedRestore];
+        }
         let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::FailedDump];
         if self.killed {
             modes.push(Mode::KilledDump);
@@ -193,10 +243,12 @@ pub enum Mode {
     FromPeer,
     /// The dump is refused with a reason, the program never notices.
     Refused,
+    /// The restore is refused with a reason and leaves nothing; when that is mended, it succeeds.
+    RefusedRestore,
 }
 
 impl Mode {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
@@ -206,6 +258,7 @@ impl Mode {
         Self::ToPeer,
         Self::FromPeer,
         Self::Refused,
+        Self::RefusedRestore,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -219,6 +272,7 @@ impl Mode {
             Self::ToPeer => "to-peer",
             Self::FromPeer => "from-peer",
             Self::Refused => "refused",
+            Self::RefusedRestore => "refused-restore",
         }
     }
 

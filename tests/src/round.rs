@@ -13,9 +13,9 @@ use image::{Dir, MmEntry, kind};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::wait::WaitStatus;
 
-use crate::case::{Case, GO, Mode, READY};
+use crate::case::{Case, GO, Mode, Moment, Outside, READY};
 use crate::fingerprint::Fingerprint;
-use crate::subject::{Subject, Tools};
+use crate::subject::{Subject, Tools, says};
 
 /// The longest that a workload may take to get ready, or to check itself.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub struct Round {
     subject: Subject,
+    outside: Outside,
+    act: Option<fn(&mut Outside, Moment)>,
 }
 
 impl Round {
@@ -40,10 +42,24 @@ impl Round {
     ) -> Result<Self, String> {
         let mut command = Command::new(program);
         command.arg(name).arg(directory.join("w"));
+        let mut outside = Outside { directory: directory.join("w"), ..Outside::default() };
+        fs::create_dir(&outside.directory).map_err(|e| format!("make the program's directory: {e}"))?;
+        if let Some(act) = case.outside {
+            act(&mut outside, Moment::Begin);
+        }
         let subject = Subject::begin(&mut command, directory, tools, case.options, !case.shell_job)?;
-        let mut round = Self { subject };
+        let mut round = Self { subject, outside, act: case.outside };
         round.await_ready().map_err(|e| round.subject.report(&e))?;
+        round.outside.pid = round.subject.pid;
+        round.let_outside_act(Moment::Ready);
         Ok(round)
+    }
+
+    fn let_outside_act(&mut self, moment: Moment) {
+        let Some(act) = self.act else { return };
+        act(&mut self.outside, moment);
+        self.subject.dump_options.append(&mut self.outside.dump);
+        self.subject.restore_options.append(&mut self.outside.restore);
     }
 
     fn await_ready(&mut self) -> Result<(), String> {
@@ -65,6 +81,7 @@ impl Round {
     fn dump_and_restore(&mut self, is_restless: bool) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let images = self.subject.dump_away()?;
+        self.let_outside_act(Moment::Away);
         self.subject.restore(&images)?;
         if is_restless {
             return Ok(());
@@ -171,6 +188,14 @@ impl Round {
         self.subject.restore(&images)
     }
 
+    fn refused_restore(&mut self, words: &[&str]) -> Result<(), String> {
+        let images = self.subject.dump_away()?;
+        self.let_outside_act(Moment::Away);
+        self.subject.restore_refused(&images, words)?;
+        self.let_outside_act(Moment::Mend);
+        self.subject.restore(&images)
+    }
+
     fn refused(&mut self, words: &[&str]) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let images = self.subject.step("images")?;
@@ -179,12 +204,7 @@ impl Round {
             return Err(format!("the dump should be refused with status 1, but: {:?}", ran.status));
         }
         if !self.subject.tools.dump.is_peer {
-            let said = ran.said.to_lowercase();
-            let missing: Vec<&&str> =
-                words.iter().filter(|word| !said.contains(&word.to_lowercase())).collect();
-            if !missing.is_empty() {
-                return Err(format!("the refusal does not say {missing:?}:\n{}", ran.said));
-            }
+            says(&ran.said, words)?;
         }
         self.subject.still_there("after the refusal")?;
         self.compare(&before, "the refused dump")
@@ -193,7 +213,9 @@ impl Round {
     /// Lets the workload check itself, and sees that nothing of it or of the tool is left.
     fn finish(&mut self) -> Result<(), String> {
         fs::File::create(self.subject.own(GO)).map_err(|e| format!("say go: {e}"))?;
-        self.subject.see_good_end(PATIENCE)
+        self.subject.see_good_end(PATIENCE)?;
+        self.let_outside_act(Moment::End);
+        Ok(())
     }
 
     /// Everything that `mode` asks for.
@@ -212,6 +234,7 @@ impl Round {
             Mode::KilledDump => self.killed_dumps(),
             Mode::ForeignVdso => self.restore_with_a_foreign_vdso(),
             Mode::Refused => self.refused(case.refused),
+            Mode::RefusedRestore => self.refused_restore(case.restore_refused),
         };
         let result = played.and_then(|()| self.finish());
         let result = result.map_err(|problem| self.subject.report(&problem));

@@ -33,10 +33,19 @@ pub struct Subject {
     pub reaper: Reaper,
     pub tools: Tools,
     directory: PathBuf,
-    options: Vec<&'static str>,
+    pub dump_options: Vec<String>,
+    pub restore_options: Vec<String>,
     steps: usize,
     /// Logs worth showing when something goes wrong, the latest last.
     logs: Vec<PathBuf>,
+}
+
+/// # Errors
+/// When one of `words` is not in `said`.
+pub fn says(said: &str, words: &[&str]) -> Result<(), String> {
+    let lower = said.to_lowercase();
+    let missing: Vec<&&str> = words.iter().filter(|word| !lower.contains(&word.to_lowercase())).collect();
+    if missing.is_empty() { Ok(()) } else { Err(format!("the refusal does not say {missing:?}:\n{said}")) }
 }
 
 /// Starts `program arguments` as a session leader (or not), its words going to `log`.
@@ -86,7 +95,8 @@ impl Subject {
             reaper,
             tools,
             directory: directory.to_path_buf(),
-            options: options.to_vec(),
+            dump_options: options.iter().map(ToString::to_string).collect(),
+            restore_options: options.iter().map(ToString::to_string).collect(),
             steps: 0,
             logs: Vec::new(),
         })
@@ -123,7 +133,8 @@ impl Subject {
     }
 
     fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
-        let mut arguments: Vec<&str> = self.options.clone();
+        let options = if command == "dump" { &self.dump_options } else { &self.restore_options };
+        let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
         arguments.extend(more);
         let ran = tool
             .run(&mut self.reaper, images, command, &arguments, LIMIT)
@@ -221,6 +232,21 @@ impl Subject {
             return Err("the restore wrote no statistics".into());
         }
         self.still_there("right after the restore")
+    }
+
+    /// Sees that a restore from `images` fails with `words` in what it says, and that nobody is left.
+    ///
+    /// # Errors
+    /// When it does not fail, or not like that.
+    pub fn restore_refused(&mut self, images: &Path, words: &[&str]) -> Result<(), String> {
+        let ran = self.run(&self.tools.restore.clone(), images, "restore", &["-d"])?;
+        if ran.exit_code() != Some(1) {
+            return Err(format!("the restore should be refused with status 1, but: {:?}", ran.status));
+        }
+        if !self.tools.restore.is_peer {
+            says(&ran.said, words)?;
+        }
+        self.see_nobody("after the refused restore")
     }
 
     /// # Errors

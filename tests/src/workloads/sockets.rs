@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     case!(large_queue_survives),
     case!(empty_messages_survive).not_yet("an empty message behind another in a queue").peer_cannot("an empty datagram in a queue is lost"),
     case!(blocked_receiver_is_woken_by_its_peer),
-    case!(listening_unix_socket_accepts_afterwards).not_yet("UNIX sockets with a name"),
+    case!(listening_unix_socket_accepts_afterwards).exchange(),
     case!(listening_tcp_socket_accepts_afterwards).peer_cannot(PASSCRED),
     case!(listening_tcp6_socket_accepts_afterwards).peer_cannot(PASSCRED),
     case!(listening_socket_options_and_backlog_are_kept).peer_cannot(PASSCRED),
