@@ -46,6 +46,8 @@ pub enum Moment {
     Away,
     /// A restore was refused; the next should succeed.
     Mend,
+    /// The tree was restored.
+    Back,
     /// The workload has ended well.
     End,
 }

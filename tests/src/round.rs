@@ -58,8 +58,8 @@ impl Round {
     fn let_outside_act(&mut self, moment: Moment) {
         let Some(act) = self.act else { return };
         act(&mut self.outside, moment);
-        self.subject.dump_options.append(&mut self.outside.dump);
-        self.subject.restore_options.append(&mut self.outside.restore);
+        self.subject.more_for_dump.clone_from(&self.outside.dump);
+        self.subject.more_for_restore.clone_from(&self.outside.restore);
     }
 
     fn await_ready(&mut self) -> Result<(), String> {
@@ -83,6 +83,7 @@ impl Round {
         let images = self.subject.dump_away()?;
         self.let_outside_act(Moment::Away);
         self.subject.restore(&images)?;
+        self.let_outside_act(Moment::Back);
         if is_restless {
             return Ok(());
         }

@@ -33,8 +33,10 @@ pub struct Subject {
     pub reaper: Reaper,
     pub tools: Tools,
     directory: PathBuf,
-    pub dump_options: Vec<String>,
-    pub restore_options: Vec<String>,
+    options: Vec<&'static str>,
+    /// Given to the next dumps, and to the next restores.
+    pub more_for_dump: Vec<String>,
+    pub more_for_restore: Vec<String>,
     steps: usize,
     /// Logs worth showing when something goes wrong, the latest last.
     logs: Vec<PathBuf>,
@@ -95,8 +97,9 @@ impl Subject {
             reaper,
             tools,
             directory: directory.to_path_buf(),
-            dump_options: options.iter().map(ToString::to_string).collect(),
-            restore_options: options.iter().map(ToString::to_string).collect(),
+            options: options.to_vec(),
+            more_for_dump: Vec::new(),
+            more_for_restore: Vec::new(),
             steps: 0,
             logs: Vec::new(),
         })
@@ -133,8 +136,9 @@ impl Subject {
     }
 
     fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
-        let options = if command == "dump" { &self.dump_options } else { &self.restore_options };
-        let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
+        let given = if command == "dump" { &self.more_for_dump } else { &self.more_for_restore };
+        let mut arguments: Vec<&str> = self.options.clone();
+        arguments.extend(given.iter().map(String::as_str));
         arguments.extend(more);
         let ran = tool
             .run(&mut self.reaper, images, command, &arguments, LIMIT)

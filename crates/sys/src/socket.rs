@@ -99,9 +99,9 @@ pub fn accept(fd: impl AsFd) -> Result<OwnedFd, Errno> {
 /// The file of a UNIX socket that is bound to a path, opened with O_PATH.
 ///
 /// # Errors
-/// `ENOENT` for one that has none; `EPERM` without CAP_NET_ADMIN. Source: net/unix/af_unix.c SIOCUNIXFILE.
+/// `ENOENT` for one that has none; `EPERM` without CAP_NET_ADMIN. Source: include/uapi/linux/un.h.
 pub fn unix_file(fd: impl AsFd) -> Result<OwnedFd, Errno> {
-    const SIOCUNIXFILE: libc::Ioctl = 0x894b;
+    const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
     // SAFETY: this request takes no argument.
     let file = check("ioctl", unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCUNIXFILE, 0) }.into())?;
     // SAFETY: a descriptor that the kernel just made for us alone.

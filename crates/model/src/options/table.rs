@@ -294,7 +294,7 @@ specs! {
                     .map(|inode| inode.parse().map_err(|_| format!("{inode} is no inode")))
                     .collect::<Result<Vec<u32>, String>>()?,
             };
-            options.ext_unix_sk = Some(inodes);
+            options.ext_unix_sk.get_or_insert_default().extend(inodes);
             Ok(())
         });
     TCP_ESTABLISHED = Row::flag("tcp-established").negatable().section(Section::Network).of(BOTH)

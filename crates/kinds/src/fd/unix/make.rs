@@ -77,8 +77,8 @@ struct Maker<'m> {
     failures: HashMap<u32, Failure>,
     /// Roots for names that are gone.
     boxes: HashMap<u32, OwnedFd>,
-    /// Inodes of socket files that somebody is bound to.
-    alive: Option<Vec<u32>>,
+    /// Devices and inodes of socket files that somebody is bound to.
+    alive: Option<Vec<(u32, u32)>>,
 }
 
 /// What is done for every socket before the next is done for any.
@@ -140,7 +140,10 @@ impl<'m> Maker<'m> {
 
     /// An end whose other end is gone.
     fn is_half(&self, entry: &UnixSkEntry) -> bool {
-        entry.peer == 0 && entry.state != LISTENING && (entry.state == CONNECTED || entry.shutdown.is_some())
+        let is_bound_datagram = !is_connection(entry) && !entry.name.is_empty();
+        entry.peer == 0
+            && entry.state != LISTENING
+            && (entry.state == CONNECTED && !is_bound_datagram || entry.shutdown.is_some())
     }
 
     /// Has its name from a listener that accepted it: two cannot be bound to one name.
@@ -151,6 +154,15 @@ impl<'m> Maker<'m> {
             && self.entries.values().any(|other| {
                 other.ino != entry.ino && (&other.name, &other.name_dir) == (&entry.name, &entry.name_dir)
             })
+    }
+
+    /// A datagram socket of the images that has an abstract name, and its send buffer. (A path can be had twice.)
+    fn with_name(&self, name: &[u8], of: &UnixSkEntry) -> Option<(&OwnedFd, u32)> {
+        let has_it = |entry: &&&UnixSkEntry| {
+            path_of(name).is_none() && entry.name == name && entry.r#type == of.r#type && entry.uflags & EXTERN == 0
+        };
+        let sender = self.entries.values().find(has_it)?;
+        Some((self.fd(sender.ino)?, sender.opts.so_sndbuf))
     }
 
     fn fd(&self, inode: u32) -> Option<&OwnedFd> {
@@ -241,7 +253,7 @@ impl<'m> Maker<'m> {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(taken("at its path there is a file that is no socket"));
             }
-            Ok(found) if self.alive().map_err(explain)?.contains(&(found.ino() as u32)) => {
+            Ok(found) if self.alive().map_err(explain)?.contains(&(kernel_device(found.dev()), found.ino() as u32)) => {
                 return Err(taken("another socket is bound to its path"));
             }
             // Left behind when the tree was dumped.
@@ -259,11 +271,11 @@ impl<'m> Maker<'m> {
         entry.name_dir.as_ref().map_or(Spot::Here, |dir| Spot::From(Path::new(dir)))
     }
 
-    /// Inodes of the files that sockets of this net namespace are bound to.
-    fn alive(&mut self) -> Result<&[u32], Errno> {
+    /// The files that sockets of this net namespace are bound to.
+    fn alive(&mut self) -> Result<&[(u32, u32)], Errno> {
         if self.alive.is_none() {
             let all = Diag::new()?.all()?;
-            self.alive = Some(all.iter().filter_map(|socket| socket.vfs).map(|(_, inode)| inode).collect());
+            self.alive = Some(all.iter().filter_map(|socket| socket.vfs).collect());
         }
         Ok(self.alive.as_deref().unwrap_or_default())
     }
@@ -337,7 +349,7 @@ impl<'m> Maker<'m> {
                 return Err(Failure::unsupported(object(entry), why));
             }
             let sndbuf = mate.map_or(entry.opts.so_sndbuf, |mate| mate.opts.so_sndbuf);
-            return send_all(sender, &messages, sndbuf).map_err(explain);
+            return send_all(sender, &messages, None, sndbuf).map_err(explain);
         }
         let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
         if entry.name.is_empty() {
@@ -346,13 +358,25 @@ impl<'m> Maker<'m> {
         let sndbuf = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).map_err(explain)? as u32;
         let address = socket::unix_address(&entry.name);
         for of_sender in messages.chunk_by(|one, next| one.0.from == next.0.from) {
-            let sender = socket::socket(libc::AF_UNIX, entry.r#type as i32, 0).map_err(explain)?;
-            if let Some(from) = &of_sender[0].0.from {
-                bind_for_a_moment(&sender, from).map_err(explain)?;
-            }
-            let connected = self.spot(self.entries[&entry.ino]).within(|| socket::connect(&sender, &address));
-            connected.and_then(|connected| connected).map_err(explain)?;
-            send_all(&sender, of_sender, sndbuf).map_err(explain)?;
+            let spot = self.spot(self.entries[&entry.ino]);
+            let from = of_sender[0].0.from.as_deref();
+            let sent = match from.and_then(|from| self.with_name(from, entry)) {
+                Some((sender, sndbuf)) => spot.within(|| send_all(sender, of_sender, Some(&address), sndbuf)),
+                None => {
+                    let sender = socket::socket(libc::AF_UNIX, entry.r#type as i32, 0).map_err(explain)?;
+                    if let Some(from) = from {
+                        bind_for_a_moment(&sender, from).map_err(|error| match error.code {
+                            libc::EADDRINUSE => {
+                                let why = format!("somebody else has the sender's name {}", shown(from));
+                                Failure::conflict(object(entry), "fill its queue", why)
+                            }
+                            _ => explain(error),
+                        })?;
+                    }
+                    spot.within(|| send_all(&sender, of_sender, Some(&address), sndbuf))
+                }
+            };
+            sent.and_then(|sent| sent).map_err(explain)?;
         }
         Ok(())
     }
@@ -425,6 +449,11 @@ impl<'m> Maker<'m> {
     }
 }
 
+/// A device number as sock_diag(7) gives it. Source: include/linux/kdev_t.h.
+fn kernel_device(device: u64) -> u32 {
+    libc::major(device) << 20 | libc::minor(device)
+}
+
 /// Owner and mode of the file of a socket that was just bound.
 fn give_perms(entry: &UnixSkEntry, path: &Path) -> Result<(), Errno> {
     let Some(perms) = &entry.file_perms else { return Ok(()) };
@@ -450,7 +479,12 @@ fn bind_for_a_moment(sender: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
 /// Sends what the other end has to receive.
 ///
 /// What is in flight counts against the sender's buffer, and could have come from a larger one.
-fn send_all(sender: &OwnedFd, messages: &[(SkPacketEntry, Vec<u8>)], sndbuf: u32) -> Result<(), Errno> {
+fn send_all(
+    sender: &OwnedFd,
+    messages: &[(SkPacketEntry, Vec<u8>)],
+    to: Option<&[u8]>,
+    sndbuf: u32,
+) -> Result<(), Errno> {
     // More than the queue takes is an error then, not a wait for a reader that never comes.
     set_status(sender, libc::O_NONBLOCK as u32)?;
     let total: usize = messages.iter().map(|(_, message)| message.len() + 1024).sum();
@@ -461,7 +495,7 @@ fn send_all(sender: &OwnedFd, messages: &[(SkPacketEntry, Vec<u8>)], sndbuf: u32
     for (_, message) in messages {
         let mut rest = &message[..];
         loop {
-            let count = socket::send(sender, rest, None)?;
+            let count = socket::send(sender, rest, to)?;
             rest = &rest[count..];
             if rest.is_empty() {
                 break;

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::os::fd::OwnedFd;
 use sys::socket;
 use sys::unix_diag::{Diag, UnixSocket};
@@ -101,6 +101,7 @@ pub struct ScmEntry {
 
 const SO_PEEK_OFF: i32 = 42;
 const CONNECTED: u32 = 1;
+const CLOSED: u32 = 7;
 const LISTENING: u32 = 10;
 /// More than any one message that a queue can hold.
 const MESSAGE_MAX: usize = 4 << 20;
@@ -203,8 +204,8 @@ fn find_file(probe: &FdProbe, name: &[u8]) -> Result<Place, Failure> {
             return Ok(place);
         }
     } else {
-        let cwd = std::fs::read_link(format!("/proc/{}/cwd", probe.pid)).unwrap_or_default();
-        let dirs = relative_to(&real, path).into_iter().chain([cwd]);
+        let cwd = std::fs::read_link(format!("/proc/{}/cwd", probe.pid)).ok();
+        let dirs = cwd.into_iter().chain(relative_to(&real, path));
         if let Some(dir) = dirs.into_iter().find(|dir| dir.is_absolute() && is_it(&dir.join(path))) {
             let dir = dir.into_os_string().into_string().ok();
             return dir
@@ -216,17 +217,32 @@ fn find_file(probe: &FdProbe, name: &[u8]) -> Result<Place, Failure> {
     Err(probe.refuse(why).help(Remedy::Advice("sockets that were moved, or bound in a root of their own, are not carried yet")))
 }
 
-/// Directories from which the relative `path` could lead to `real`.
-fn relative_to(real: &Path, path: &Path) -> Vec<PathBuf> {
-    let mut dirs = Vec::new();
-    let text = real.as_os_str().as_bytes();
-    if let Some(dir) = text.strip_suffix(path.as_os_str().as_bytes()).filter(|dir| dir.ends_with(b"/")) {
-        let dir = dir.strip_suffix(b"/").filter(|dir| !dir.is_empty()).unwrap_or(b"/");
-        dirs.push(PathBuf::from(OsStr::from_bytes(dir)));
+/// A directory from which the relative `path` leads to `real`, as far as one can be found by its form.
+fn relative_to(real: &Path, path: &Path) -> Option<PathBuf> {
+    let mut names = path.components().filter(|part| *part != Component::CurDir).peekable();
+    let mut ups = 0;
+    while names.next_if_eq(&Component::ParentDir).is_some() {
+        ups += 1;
     }
-    // From `../x/name` one gets back to where the file is.
-    dirs.extend(real.parent().map(Path::to_path_buf));
-    dirs
+    let mut dir = real.to_path_buf();
+    for name in names.collect::<Vec<_>>().into_iter().rev() {
+        let Component::Normal(name) = name else { return None };
+        if dir.file_name()? != name {
+            return None;
+        }
+        dir.pop();
+    }
+    deeper(dir, ups)
+}
+
+/// Any directory that lies so many levels below.
+fn deeper(dir: PathBuf, levels: usize) -> Option<PathBuf> {
+    if levels == 0 {
+        return Some(dir);
+    }
+    let entries = std::fs::read_dir(&dir).ok()?.filter_map(Result::ok);
+    let mut dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.find_map(|dir| deeper(dir.path(), levels - 1))
 }
 
 impl FdKind for Unix {
@@ -255,7 +271,11 @@ impl FdKind for Unix {
         if socket_options::has_filter(&probe.fd) {
             return refuse("has a BPF filter attached");
         }
-        let state = u32::from(told.state);
+        // A datagram socket that others have connected to is no connection.
+        let state = match told.peer {
+            None if i32::from(told.kind) == libc::SOCK_DGRAM => CLOSED,
+            _ => told.state.into(),
+        };
         let place = find_file(probe, &name)?;
         if state == LISTENING {
             if told.pending.len() != told.queues.0 as usize || told.pending.contains(&0) {
@@ -343,7 +363,9 @@ impl FdKind for Unix {
         }
         for (_, entry) in outside {
             let id = cx.next_id();
-            cx.files.push(FileEntry::new(FdTypes::Unixsk.into(), id, Unix::TAG, &UnixSkEntry { id, ..entry }));
+            let record = FileEntry::new(FdTypes::Unixsk.into(), id, Unix::TAG, &UnixSkEntry { id, ..entry });
+            // CRIU wants to know them before those that are connected to them.
+            cx.files.insert(0, record);
         }
         for file in cx.files.iter_mut().filter(|file| file.kind == i32::from(FdTypes::Unixsk)) {
             if let (Some(listener), Some((_, body))) = (changed.get(&file.id), &mut file.body)
