@@ -3,6 +3,7 @@
 use crate::freeze::{FinalState, freeze};
 use crate::{encode, survey};
 use image::{Dir, StatsEntry, Writer};
+use kinds::fd::ghost;
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -63,6 +64,8 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
 
     sys::apart::go_on()?;
     options.progress.stage("images");
+    let links = ghost::make_links(&mut census.cx)?;
+    ghost::write(&mut census.cx, dir)?;
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory()?)?;
     let state = match options {
@@ -73,6 +76,9 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     hooks.run(Action::PostDump, dir.path(), Some(root))?;
     sys::apart::go_on()?;
     let frozen_time = micros(frozen);
+    if matches!(state, FinalState::Killed) {
+        links.keep();
+    }
     tree.finish(state);
     let stats = DumpStats {
         freezing_us: freezing_time.into(),

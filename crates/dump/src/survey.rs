@@ -9,12 +9,14 @@ use crate::observe::{
 use agent::crew::{self, shares};
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
+use kinds::fd::ghost::FileAt;
 use kinds::task::seccomp;
 use kinds::task::sessions::{self, Kin};
 use kinds::vma;
 use model::{Errno, Failure, Failures, Object, Options};
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use sys::process::Kcmp;
 
 /// Processes that answer to one of the crew at the same time.
@@ -410,12 +412,12 @@ impl Survey<'_, '_> {
     fn link_record(&mut self, pid: i32, link: &Link) -> u32 {
         let object = || Object::Named(format!("{} {}", link.name, String::from_utf8_lossy(&link.path)));
         let flags = libc::O_RDONLY as u32;
-        kinds::fd::regular::record(&link.path, flags, &link.stat, object, &mut self.cx).unwrap_or_else(
-            |failure| {
-                self.failures.push(failure.of(pid));
-                0
-            },
-        )
+        let source = PathBuf::from(format!("/proc/{pid}/{}", link.name));
+        let seen = FileAt { path: &link.path, stat: &link.stat, source: &source };
+        kinds::fd::regular::record(&seen, flags, &object, &mut self.cx).unwrap_or_else(|failure| {
+            self.failures.push(failure.of(pid));
+            0
+        })
     }
 
     /// Reads every table of descriptors once.

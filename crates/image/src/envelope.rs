@@ -3,8 +3,10 @@
 //!
 //! Files are hostile input: every length is checked against the bytes that are there before it is used.
 
-use model::Failure;
+use model::{Failure, Object};
 use prost::Message;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
 
 /// Says "normal image, version 1.1". The inventory alone does without.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -134,6 +136,92 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Takes the records out of a file whose content is too long to be held.
+#[derive(Debug)]
+pub struct Stream {
+    name: String,
+    reader: BufReader<File>,
+    entry: usize,
+}
+
+impl Stream {
+    /// Checks the magic numbers.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn open(kind: Kind, name: &str, file: File) -> Result<Stream, Failure> {
+        let mut stream = Stream { name: name.to_owned(), reader: BufReader::new(file), entry: 0 };
+        let mut head = vec![0; 4 * (1 + kind.first.iter().len())];
+        stream.reader.read_exact(&mut head).map_err(|error| stream.io(&error))?;
+        Reader::open(kind, name, &head)?;
+        Ok(stream)
+    }
+
+    /// The next record, or `None` at the end of the file.
+    ///
+    /// # Errors
+    /// As [`Reader::record`].
+    pub fn record<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
+        let mut length = Vec::new();
+        self.take(4, &mut length)?;
+        let Ok(length) = <[u8; 4]>::try_from(&*length) else {
+            return if length.is_empty() {
+                Ok(None)
+            } else {
+                Err(self.corrupt("ends inside a length".into()))
+            };
+        };
+        let length = u32::from_le_bytes(length);
+        let mut body = Vec::new();
+        self.take(length.into(), &mut body)?;
+        if body.len() != length as usize {
+            return Err(self.corrupt(format!("ends inside a record of {length} bytes")));
+        }
+        let message = M::decode(&*body).map_err(|error| self.corrupt(error.to_string()))?;
+        self.entry += 1;
+        Ok(Some(message))
+    }
+
+    /// The next record of a file that must have one.
+    pub fn one<M: Message + Default>(&mut self) -> Result<M, Failure> {
+        self.record()?.ok_or_else(|| self.corrupt("has no record where one is needed".into()))
+    }
+
+    /// Moves up to `length` bytes that follow the record just read to `to`; returns how many there were.
+    pub fn copy(&mut self, length: u64, to: &mut File) -> Result<u64, Failure> {
+        let copied = std::io::copy(&mut self.reader.by_ref().take(length), to);
+        copied.map_err(|error| self.io(&error))
+    }
+
+    /// As much as there is, up to `length`: no more is reserved than the file has.
+    fn take(&mut self, length: u64, to: &mut Vec<u8>) -> Result<(), Failure> {
+        self.reader.by_ref().take(length).read_to_end(to).map(drop).map_err(|error| self.io(&error))
+    }
+
+    /// An error about the record that was read last, or is being read.
+    pub fn corrupt(&self, why: String) -> Failure {
+        Failure::corrupt(&*self.name, Some(self.entry), why)
+    }
+
+    fn io(&self, error: &std::io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::UnexpectedEof => Failure::corrupt(&*self.name, None, "is shorter than its header"),
+            _ => {
+                let object = Object::Path(self.name.clone());
+                Failure::errno(object, "copy its content", "read", error.raw_os_error().unwrap_or(0))
+            }
+        }
+    }
+}
+
+/// One record as it stands in a file.
+pub fn framed(message: &impl Message) -> Vec<u8> {
+    let length = u32::try_from(message.encoded_len()).expect("a record is far smaller than 4 GiB");
+    let mut bytes = length.to_le_bytes().to_vec();
+    message.encode_raw(&mut bytes);
+    bytes
+}
+
 /// Builds the bytes of one file.
 #[derive(Debug)]
 pub struct Writer {
@@ -150,9 +238,7 @@ impl Writer {
     }
 
     pub fn record(&mut self, message: &impl Message) -> &mut Writer {
-        let length = u32::try_from(message.encoded_len()).expect("a record is far smaller than 4 GiB");
-        self.bytes.extend_from_slice(&length.to_le_bytes());
-        message.encode_raw(&mut self.bytes);
+        self.bytes.extend(framed(message));
         self
     }
 

@@ -14,7 +14,7 @@ mod store;
 pub mod vma;
 pub mod x86;
 
-pub use envelope::{Kind, Reader, Writer, kind};
+pub use envelope::{Kind, Reader, Stream, Writer, framed, kind};
 pub use file_entry::FileEntry;
 pub use prost::Message;
 pub use records::*;

@@ -19,7 +19,10 @@ const OWN_MESSAGES: &[&str] = &["XstateComponent"];
 /// Fields that CRIU does not have, in messages that it has.
 const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("EventfdFileEntry", "semaphore", 1000),
+    ("GhostFileEntry", "atim_nsec", 1000),
+    ("GhostFileEntry", "mtim_nsec", 1001),
     ("MmEntry", "whole_auxv", 1000),
+    ("RemapFilePathEntry", "handle", 1000),
     ("SkPacketEntry", "from", 1000),
     ("TaskCoreEntry", "exit_signal", 1000),
     ("ThreadCoreEntry", "affinity", 1000),

@@ -2,12 +2,14 @@
 //!
 //! Proven against five unlike kinds: eventfd, pipe, epoll, UNIX socket, listening TCP.
 
+use crate::fd::ghost::{self, FileAt, Remap, RemapFilePathEntry};
 use agent::{Area, List};
 use image::{Dir, FileEntry, FownEntry, Message, Writer};
 use model::{Errno, Failure, Failures, Object, Options};
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use sys::fd::Texts;
 
 /// A descriptor of a frozen process, looked at through a duplicate of our own.
@@ -109,6 +111,16 @@ impl FdProbe {
         let (uid, euid) = sys::fd::owner_uids(&self.fd).map_err(explain)?;
         // On disk is the kernel's `enum pid_type`: 0 thread, 1 thread group, 2 process group.
         Ok(FownEntry { uid, euid, signum, pid_type: kind, pid: id as u32 })
+    }
+
+    /// A link that opens the file once more.
+    pub fn source(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
+    }
+
+    /// What is to be recorded; `source` is [`FdProbe::source`].
+    pub fn seen<'s>(&'s self, source: &'s Path) -> FileAt<'s> {
+        FileAt { path: self.link(), stat: &self.stat, source }
     }
 
     pub fn object(&self) -> Object {
@@ -232,7 +244,7 @@ pub trait FdKind: Sync {
     }
 
     /// Is the object made without a look at others? Many of those are made at the same time.
-    fn is_alone(&self, _entry: &Self::Entry) -> bool {
+    fn is_alone(&self, _entry: &Self::Entry, _files: &FileTable) -> bool {
         false
     }
 
@@ -274,7 +286,7 @@ pub trait AnyFdKind: Sync {
     fn settle(&self, cx: &mut DumpCx) -> Failures;
     fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
-    fn is_alone(&self, entry: &dyn Any) -> bool;
+    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
     fn key(&self, entry: &dyn Any) -> Option<String>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
@@ -324,8 +336,8 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::link(self, &entries, files)
     }
 
-    fn is_alone(&self, entry: &dyn Any) -> bool {
-        FdKind::is_alone(self, typed::<K>(entry))
+    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool {
+        FdKind::is_alone(self, typed::<K>(entry), files)
     }
 
     fn key(&self, entry: &dyn Any) -> Option<String> {
@@ -353,6 +365,7 @@ impl<K: FdKind> AnyFdKind for K {
 #[derive(Default)]
 pub struct FileTable {
     files: HashMap<u32, (&'static dyn AnyFdKind, AnyEntry)>,
+    remaps: HashMap<u32, Remap>,
 }
 
 impl std::fmt::Debug for FileTable {
@@ -362,11 +375,11 @@ impl std::fmt::Debug for FileTable {
 }
 
 impl FileTable {
-    /// Sorts the records of `files.img` by kind.
+    /// Sorts the records of `files.img` by kind, and those of `remap-fpath.img` by file.
     ///
     /// # Errors
     /// Every record of a kind that is not carried, and every one that is no record of its kind.
-    pub fn new(entries: Vec<FileEntry>) -> Result<FileTable, Failures> {
+    pub fn new(entries: Vec<FileEntry>, remaps: Vec<RemapFilePathEntry>) -> Result<FileTable, Failures> {
         let mut failures = Failures::new();
         let mut table = FileTable::default();
         for (index, entry) in entries.into_iter().enumerate() {
@@ -393,6 +406,10 @@ impl FileTable {
                 _ => failures.push(corrupt(format!("has no body of a {}", kind.name()))),
             }
         }
+        match ghost::remaps(remaps, &table) {
+            Ok(remaps) => table.remaps = remaps,
+            Err(more) => failures.extend(more),
+        }
         let mut by_type: HashMap<i32, Vec<(u32, &dyn Any)>> = HashMap::new();
         for (id, (kind, entry)) in &table.files {
             by_type.entry(kind.file_type()).or_default().push((*id, &**entry));
@@ -418,6 +435,25 @@ impl FileTable {
         self.files.get(&id).map(|(kind, entry)| (*kind, &**entry as &dyn Any))
     }
 
+    /// What stands for a file that is not found by its name.
+    pub fn remap(&self, id: u32) -> Option<&Remap> {
+        self.remaps.get(&id)
+    }
+
+    /// The files that something of this sort stands for.
+    pub fn remapped(&self, is_it: impl Fn(&Remap) -> bool) -> impl Iterator<Item = u32> {
+        self.remaps.iter().filter(move |(_, remap)| is_it(remap)).map(|(id, _)| *id)
+    }
+
+    /// The records of links that a dump has made.
+    pub fn links(&self) -> HashSet<u32> {
+        let link = |remap: &Remap| match remap {
+            Remap::Link(id, _) => Some(*id),
+            Remap::Ghost(_) => None,
+        };
+        self.remaps.values().filter_map(link).collect()
+    }
+
     /// Every record of one kind.
     pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = &K::Entry> {
         self.files.values().filter_map(|(_, entry)| entry.downcast_ref())
@@ -431,7 +467,6 @@ impl FileTable {
 
 /// Opens again, with other flags, what `fd` refers to: a new open file of the same object.
 pub fn reopen(fd: impl AsFd, flags: u32) -> Result<OwnedFd, Errno> {
-    use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     sys::fd::open(std::path::Path::new(&path), open_flags(flags))
 }

@@ -315,6 +315,9 @@ pub struct Options {
     pub external: Vec<String>,
     /// Our descriptors that stand for what was left out, with its keys.
     pub inherit_fd: Vec<(i32, String)>,
+    pub link_remap: bool,
+    /// Bytes that a file without a name may have allocated to be stored.
+    pub ghost_limit: u64,
     pub skip_file_rwx_check: bool,
     pub file_validation: FileValidation,
     pub cpu_cap: CpuCap,
@@ -347,6 +350,8 @@ impl Default for Options {
             log_level: 2,
             action_scripts: Vec::new(),
             display_stats: false,
+            link_remap: false,
+            ghost_limit: 1 << 20,
             ext_unix_sk: None,
             external: Vec::new(),
             inherit_fd: Vec::new(),

@@ -282,20 +282,10 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
 
 /// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
 pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
-    let mut runs = Vec::new();
-    let mut at = 0;
-    loop {
-        let start = match sys::fd::seek(file, at as i64, libc::SEEK_DATA) {
-            Ok(start) => start,
-            Err(error) if error.code == libc::ENXIO => return Ok(runs),
-            Err(error) => return Err(error),
-        };
-        let end = sys::fd::seek(file, start as i64, libc::SEEK_HOLE)?;
-        let page = PAGE as u64;
-        let how = How { is_readable: true, keeps_zeros: false };
-        runs.push((start / page * page..end.next_multiple_of(page), how));
-        at = end;
-    }
+    let page = PAGE as u64;
+    let how = How { is_readable: true, keeps_zeros: false };
+    let whole = |range: Range<u64>| (range.start / page * page..range.end.next_multiple_of(page), how);
+    Ok(sys::fd::data(file)?.into_iter().map(whole).collect())
 }
 
 #[cfg(test)]

@@ -118,7 +118,10 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         }
     }
     failures.extend(tasks.iter().filter_map(|task| check_namespaces(task, inventory.root_ids.as_ref())));
-    let files = FileTable::new(dir.read_all(kind::FILES, "files.img")?);
+    let files = FileTable::new(
+        dir.read_all(kind::FILES, "files.img")?,
+        dir.read_all(kind::REMAP_FPATH, "remap-fpath.img")?,
+    );
     let mut tables = HashMap::new();
     for task in tasks.iter().filter(|task| !task.is_zombie()) {
         let id = task.ids.files_id;

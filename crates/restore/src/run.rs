@@ -101,6 +101,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         hooks.run(Action::PostRestore, dir.path(), Some(root))?;
         hooks.run(Action::PreResume, dir.path(), Some(root))
     })?;
+    kinds::fd::ghost::remove_links(&checkpoint.files);
     let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
     StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.restored(&stats);
@@ -130,7 +131,9 @@ fn open_files(
         .collect();
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
-    let is_alone = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry));
+    let is_alone = |id: &u32| {
+        checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry, &checkpoint.files))
+    };
     let (alone, together): (Vec<u32>, Vec<u32>) = used.iter().copied().partition(is_alone);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
     let open = |ids: &[u32]| {

@@ -378,6 +378,23 @@ pub fn truncate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
     check("ftruncate", unsafe { libc::ftruncate(fd.as_fd().as_raw_fd(), len as i64) }.into()).map(drop)
 }
 
+/// The ranges of bytes that are no holes. Moves the position of `fd`.
+///
+/// Source: lseek(2) SEEK_DATA, SEEK_HOLE.
+pub fn data(fd: impl AsFd) -> Result<Vec<std::ops::Range<u64>>, Errno> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match seek(&fd, at as i64, libc::SEEK_DATA) {
+            Ok(start) => start,
+            Err(error) if error.code == libc::ENXIO => return Ok(ranges),
+            Err(error) => return Err(error),
+        };
+        at = seek(&fd, start as i64, libc::SEEK_HOLE)?;
+        ranges.push(start..at);
+    }
+}
+
 /// fchmod(2).
 pub fn chmod(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
     // SAFETY: integers only.

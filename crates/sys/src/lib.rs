@@ -9,6 +9,7 @@ pub mod clock;
 pub mod fd;
 pub mod inherited;
 pub mod memory;
+pub mod name;
 pub mod pagemap;
 pub mod place;
 pub mod probe;

@@ -5,7 +5,7 @@
 //! Not kept: `eventfd-id` (the kernel hands it out); semaphore mode, where `fdinfo` lacks it.
 //! Ordering: none; an eventfd refers to no other object.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
 use std::os::fd::OwnedFd;
@@ -52,7 +52,7 @@ impl FdKind for Eventfd {
         })
     }
 
-    fn is_alone(&self, _entry: &EventfdFileEntry) -> bool {
+    fn is_alone(&self, _entry: &EventfdFileEntry, _files: &FileTable) -> bool {
         true
     }
 

@@ -49,7 +49,7 @@ impl FdKind for Fifo {
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<FifoEntry, Failure> {
         let pipe_id = probe.stat.st_ino as u32;
         let object = || probe.object();
-        let regf_id = regular::record(probe.link(), probe.flags, &probe.stat, object, cx)
+        let regf_id = regular::record(&probe.seen(&probe.source()), probe.flags, &object, cx)
             .map_err(|failure| failure.of(probe.pid))?;
         if cx.shelf.of::<Dumped>().0.insert(pipe_id) {
             pipe::save_content(probe, pipe_id, "fifo-data.img", kind::FIFO_DATA, cx)?;
@@ -69,7 +69,7 @@ impl FdKind for Fifo {
         let regular = cx.files.entry::<regular::Regular>(entry.regf_id.unwrap_or(entry.id));
         let regular = regular.ok_or_else(|| Failure::corrupt("files.img", None, "a fifo has no path"))?;
         if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {
-            let both = regular::open(regular, (libc::O_RDWR | libc::O_NONBLOCK) as u32, cx.options)?;
+            let both = regular::open(regular, (libc::O_RDWR | libc::O_NONBLOCK) as u32, cx)?;
             let is_fifo = |stat: libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO;
             if !sys::fd::stat(&both).is_ok_and(is_fifo) {
                 // Or the bytes would go to whatever it is.
@@ -79,7 +79,7 @@ impl FdKind for Fifo {
             pipe::load_content(&both, entry.pipe_id, "fifo-data.img", kind::FIFO_DATA, cx)?;
             cx.shelf.of::<Opened>().0.insert(entry.pipe_id, both);
         }
-        let fd = regular::open(regular, regular.flags | libc::O_NONBLOCK as u32, cx.options)?;
+        let fd = regular::open(regular, regular.flags | libc::O_NONBLOCK as u32, cx)?;
         set_status(&fd, regular.flags).map_err(|error| {
             error.on(Object::Path(String::from_utf8_lossy(&regular.name).into_owned()), "set its flags")
         })?;

@@ -13,6 +13,7 @@ macro_rules! kinds {
 kinds! { eventfd, eventpoll, fifo, inet, memfd, pipe, regular, signalfd, timerfd, tty, unix }
 
 pub mod build_id;
+pub mod ghost;
 pub mod socket_options;
 
 /// The kind that an open file is of, if any carries it.

@@ -2,22 +2,22 @@
 //!
 //! Read from: fstat(2), the link in `/proc/PID/fd`, F_GETFL, the position.
 //! Rebuilt by: open(2) of the same path, lseek(2).
-//! Not kept: the content, which stays in the file system. A file that is no longer under its name is
-//! refused, and so is one whose size, mode or build id is another at the restore.
+//! Not kept: the content, which stays in the file system; only files without a name take theirs along, see
+//! [`ghost`]. A file whose size, mode or build id is another at the restore is refused.
 //! The working directory, the root, the executable and mapped files are records of this kind as well.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, set_status};
 use image::{FdTypes, FileEntry, FownEntry};
+use super::ghost::{self, FileAt};
 use super::build_id;
 use model::options::FileValidation;
-use model::{Options, options};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub static KIND: Regular = Regular;
 
@@ -62,33 +62,6 @@ fn is_device(probe: &FdProbe, format: u32, major: u32) -> bool {
     probe.format() == format && probe.device().0 == major
 }
 
-/// Is `path` still a name of the file with this device and inode?
-///
-/// # Errors
-/// Why not, in words.
-pub fn check_name(path: &[u8], stat: &libc::stat) -> Result<(), String> {
-    if path.ends_with(b" (deleted)") {
-        return Err("is deleted".into());
-    }
-    if path.first() != Some(&b'/') {
-        return Err("has no path".into());
-    }
-    let at = Path::new(OsStr::from_bytes(path));
-    match sys::fd::stat_path(at, stat.st_mode & libc::S_IFMT != libc::S_IFLNK) {
-        Ok(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Ok(()),
-        Ok(_) => Err("is another file than the one at its path now".into()),
-        Err(error) => Err(format!("cannot be reached at its path: {error}")),
-    }
-}
-
-/// What would help against a name that is gone.
-fn explain_name(failure: Failure, stat: &libc::stat) -> Failure {
-    match stat.st_nlink {
-        0 => failure.help(Remedy::Advice("unlinked files are not carried yet")),
-        _ => failure.help(Remedy::Option(&options::LINK_REMAP)),
-    }
-}
-
 /// Files recorded for other purposes than a descriptor, by inode, path and flags.
 #[derive(Debug, Default)]
 struct Recorded(HashMap<(u64, u64, Vec<u8>, u32), u32>);
@@ -100,36 +73,40 @@ struct Named(HashSet<(u64, u64, Vec<u8>)>);
 /// Adds a record for a file that a task uses without a descriptor; returns its id.
 ///
 /// The same file under the same path with the same flags is one record.
-pub fn record(
-    path: &[u8],
-    flags: u32,
-    stat: &libc::stat,
-    object: impl FnOnce() -> Object,
-    cx: &mut DumpCx,
-) -> Result<u32, Failure> {
+pub fn record(seen: &FileAt, flags: u32, object: &dyn Fn() -> Object, cx: &mut DumpCx) -> Result<u32, Failure> {
+    let FileAt { path, stat, source } = *seen;
     let key = (stat.st_dev, stat.st_ino, path.to_vec(), flags);
     if let Some(id) = cx.shelf.of::<Recorded>().0.get(&key) {
         return Ok(*id);
     }
-    if let Err(why) = check_name(path, stat) {
-        return Err(explain_name(Failure::unsupported(object(), why), stat));
-    }
     let id = cx.next_id();
-    let fown = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
-    let mut entry = entry(id, path, flags, 0, fown, stat);
+    let name = ghost::find(id, seen, object, cx)?;
+    let mut entry = entry(id, &name, flags, 0, NOBODY, stat);
     if stat.st_mode & libc::S_IFMT == libc::S_IFREG
         && cx.options.file_validation == FileValidation::Buildid
     {
-        entry.build_id = current_build_id(path).map(|id| build_id::words(&id)).unwrap_or_default();
+        entry.build_id = current_build_id(source).map(|id| build_id::words(&id)).unwrap_or_default();
     }
     cx.files.push(FileEntry::new(FdTypes::Reg.into(), id, Regular::TAG, &entry));
     cx.shelf.of::<Recorded>().0.insert(key, id);
     Ok(id)
 }
 
+const NOBODY: FownEntry = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+
+/// Adds a record for a path that is yet to be made.
+pub fn add(id: u32, path: &[u8], stat: &libc::stat, cx: &mut DumpCx) {
+    let entry = entry(id, path, libc::O_RDONLY as u32, 0, NOBODY, stat);
+    cx.files.push(FileEntry::new(FdTypes::Reg.into(), id, Regular::TAG, &entry));
+}
+
+/// The path of a record. CRIU names directories of the root without a slash.
+pub fn path_of(entry: &RegFileEntry) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(&entry.name))
+}
+
 /// The build id of the file that is at a path now.
-fn current_build_id(path: &[u8]) -> Option<Vec<u8>> {
-    let path = Path::new(OsStr::from_bytes(path));
+fn current_build_id(path: &Path) -> Option<Vec<u8>> {
     let fd = sys::fd::open(path, libc::O_RDONLY | libc::O_NONBLOCK).ok()?;
     build_id::read(&File::from(fd))
 }
@@ -172,23 +149,25 @@ impl FdKind for Regular {
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<RegFileEntry, Failure> {
         let (dev, ino) = probe.inode();
-        let name = (dev, ino, probe.link().to_vec());
-        if !cx.shelf.of::<Named>().0.contains(&name) {
-            if let Err(why) = check_name(probe.link(), &probe.stat) {
-                return Err(explain_name(probe.refuse(why), &probe.stat));
+        let key = (dev, ino, probe.link().to_vec());
+        let mut name = probe.link().to_vec();
+        if !cx.shelf.of::<Named>().0.contains(&key) {
+            name = ghost::find(id, &probe.seen(&probe.source()), &|| probe.object(), cx)
+                .map_err(|failure| failure.of(probe.pid))?;
+            if name == probe.link() {
+                cx.shelf.of::<Named>().0.insert(key);
             }
-            cx.shelf.of::<Named>().0.insert(name);
         }
-        Ok(entry(id, probe.link(), probe.flags, probe.position, probe.owner()?, &probe.stat))
+        Ok(entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat))
     }
 
-    fn is_alone(&self, _entry: &RegFileEntry) -> bool {
-        true
+    fn is_alone(&self, entry: &RegFileEntry, files: &FileTable) -> bool {
+        files.remap(entry.id).is_none()
     }
 
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         // Not to wait for the other end of a fifo, should there be one where the file was.
-        let (fd, stat) = open_with_stat(entry, entry.flags | libc::O_NONBLOCK as u32, cx.options)?;
+        let (fd, stat) = open_with_stat(entry, entry.flags | libc::O_NONBLOCK as u32, cx)?;
         let object = || Object::Path(String::from_utf8_lossy(&entry.name).into_owned());
         let explain = |error: Errno| error.on(object(), "open it again");
         if entry.flags & libc::O_PATH as u32 != 0 {
@@ -217,23 +196,23 @@ impl FdKind for Regular {
 }
 
 /// Opens the file of a record and checks that it is as it was.
-pub fn open(entry: &RegFileEntry, flags: u32, options: &Options) -> Result<OwnedFd, Failure> {
-    open_with_stat(entry, flags, options).map(|(fd, _)| fd)
+pub fn open(entry: &RegFileEntry, flags: u32, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+    open_with_stat(entry, flags, cx).map(|(fd, _)| fd)
 }
 
 fn open_with_stat(
     entry: &RegFileEntry,
     flags: u32,
-    options: &Options,
+    cx: &mut OpenCx,
 ) -> Result<(OwnedFd, libc::stat), Failure> {
-    // CRIU names directories of the root without a slash.
-    let mut name = entry.name.clone();
-    if name.first() != Some(&b'/') {
-        name.insert(0, b'/');
-    }
-    let object = || Object::Path(String::from_utf8_lossy(&name).into_owned());
+    let (files, options) = (cx.files, cx.options);
+    let name = path_of(entry);
+    let object = || Object::Path(name.display().to_string());
     let explain = |error: Errno| error.on(object(), "open it again");
-    let fd = sys::fd::open(Path::new(OsStr::from_bytes(&name)), open_flags(flags)).map_err(explain)?;
+    let fd = match files.remap(entry.id) {
+        Some(remap) => ghost::open(entry, flags, remap, cx)?,
+        None => sys::fd::open(&name, open_flags(flags)).map_err(explain)?,
+    };
     let stat = sys::fd::stat(&fd).map_err(explain)?;
     let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
     if let Some(size) = entry.size
@@ -244,7 +223,8 @@ fn open_with_stat(
         return Err(Failure::conflict(object(), "", why));
     }
     if !entry.build_id.is_empty() && is_file && options.file_validation == FileValidation::Buildid {
-        let now = current_build_id(&name).map(|id| build_id::words(&id)).unwrap_or_default();
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let now = current_build_id(Path::new(&link)).map(|id| build_id::words(&id)).unwrap_or_default();
         if now != entry.build_id {
             let (then, now) = (build_id::text(&entry.build_id), build_id::text(&now));
             let now = if now.is_empty() { "none".into() } else { now };

@@ -3,7 +3,7 @@
 //! Read from: `fdinfo` (`sigmask`). Rebuilt by: signalfd4(2).
 //! Not kept: nothing; the signals are the reader's and wait with the task.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
 use std::os::fd::OwnedFd;
@@ -42,7 +42,7 @@ impl FdKind for Signalfd {
         Ok(SignalfdEntry { id, flags: probe.flags, fown: probe.owner()?, sigmask })
     }
 
-    fn is_alone(&self, _entry: &SignalfdEntry) -> bool {
+    fn is_alone(&self, _entry: &SignalfdEntry, _files: &FileTable) -> bool {
         true
     }
 

@@ -163,7 +163,7 @@ impl FdKind for Tty {
             return Err(probe.refuse("is a second terminal; a shell job has one"));
         }
         let object = || probe.object();
-        let regf_id = regular::record(probe.link(), probe.flags, &probe.stat, object, cx)
+        let regf_id = regular::record(&probe.seen(&probe.source()), probe.flags, &object, cx)
             .map_err(|failure| failure.of(probe.pid))?;
         let info_id = probe.stat.st_rdev as u32;
         if device.is_none() {

@@ -9,6 +9,7 @@
 pub mod mm;
 
 use crate::contract::{DumpCx, TaskOps};
+use crate::fd::ghost::FileAt;
 use crate::fd::{memfd, regular};
 use agent::{Arg, Judge};
 use image::VmaEntry;
@@ -192,12 +193,11 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let fd = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
     let stat = sys::fd::stat(&fd).map_err(explain)?;
+    let seen = FileAt { path: &vma.name, stat: &stat, source: Path::new(&path) };
     let id = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if is_memory => memfd::record(fd, &vma.name, &stat, object(vma), cx)?,
-        libc::S_IFREG => regular::record(&vma.name, flags, &stat, || object(vma), cx)?,
-        libc::S_IFCHR if &*vma.name == b"/dev/zero" => {
-            regular::record(&vma.name, flags, &stat, || object(vma), cx)?
-        }
+        libc::S_IFREG => regular::record(&seen, flags, &|| object(vma), cx)?,
+        libc::S_IFCHR if &*vma.name == b"/dev/zero" => regular::record(&seen, flags, &|| object(vma), cx)?,
         _ => return Err(Failure::unsupported(object(vma), "is memory of a device, which is not carried")),
     };
     cx.shelf.of::<Files>().0.insert(key, id);

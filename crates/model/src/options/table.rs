@@ -254,11 +254,17 @@ specs! {
     MNTNS_COMPAT_MODE = Row::flag("mntns-compat-mode").negatable().section(Section::Files).of(RESTORE)
         .help("restore mounts in the order of older kernels");
     LINK_REMAP = Row::flag("link-remap").negatable().section(Section::Files).of(BOTH)
-        .help("make hard links for files that are open under a name that is gone");
+        .help("make hard links for files that are open under a name that is gone")
+        .sets(store!(link_remap));
     GHOST_LIMIT = Row::required("ghost-limit", "SIZE").default("1M").section(Section::Files).of(DUMP)
-        .help("largest removed file whose content goes to the images");
+        .help("largest removed file whose content goes to the images, in bytes allocated; K, M, G")
+        .sets(|options, given| {
+            options.ghost_limit = size(text(given)?)?;
+            Ok(())
+        });
     GHOST_FIEMAP = Row::flag("ghost-fiemap").negatable().section(Section::Files).of(DUMP)
-        .help("copy removed files by their extents");
+        .help("accepted for compatibility; holes of removed files are always found and kept")
+        .sets(|_, _| Ok(()));
     FORCE_IRMAP = Row::flag("force-irmap").negatable().section(Section::Files).of(DUMPS)
         .help("search the file system for the paths of watched files");
     IRMAP_SCAN_PATH = Row::required("irmap-scan-path", "PATH").repeatable().section(Section::Files)
@@ -433,6 +439,18 @@ fn path(given: &Given<'_>) -> Result<PathBuf, String> {
 
 fn number<T: std::str::FromStr>(given: &Given<'_>) -> Result<T, String> {
     text(given)?.parse().map_err(|_| "is not a number that fits".into())
+}
+
+/// Bytes, with a K, M or G for powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.chars().last().map(|last| last.to_ascii_uppercase()) {
+        Some('K') => (&text[..text.len() - 1], 10),
+        Some('M') => (&text[..text.len() - 1], 20),
+        Some('G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    number.ok_or_else(|| format!("{text} is no size"))
 }
 
 /// `-v` adds one, `-vv` two, `-vN` and `--verbosity=N` set.
