@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::stat::Mode;
+use nix::sys::stat::Mode as Permissions;
 
 use crate::case;
 use crate::case::{Case, Mode, Trial};
@@ -246,7 +246,7 @@ fn working_in_an_unlinked_folder_goes_on(t: &Trial) {
 }
 
 fn unlinked_fifo_keeps_its_bytes(t: &Trial) {
-    nix::unistd::mkfifo(&t.path("fifo"), Mode::from_bits_truncate(0o640)).expect("mkfifo");
+    nix::unistd::mkfifo(&t.path("fifo"), Permissions::from_bits_truncate(0o640)).expect("mkfifo");
     let open = |options: &mut OpenOptions| options.custom_flags(libc::O_NONBLOCK).open(t.path("fifo")).expect("open");
     let mut from = open(OpenOptions::new().read(true));
     let mut to = open(OpenOptions::new().write(true));
@@ -263,7 +263,7 @@ fn unlinked_fifo_keeps_its_bytes(t: &Trial) {
 fn unlinked_symlink_and_device_survive(t: &Trial) {
     std::os::unix::fs::symlink("the target", t.path("link")).expect("symlink");
     let device = nix::sys::stat::makedev(1, 5);
-    let mode = Mode::from_bits_truncate(0o600);
+    let mode = Permissions::from_bits_truncate(0o600);
     nix::sys::stat::mknod(&t.path("zero"), nix::sys::stat::SFlag::S_IFCHR, mode, device).expect("mknod");
     let flags = libc::O_PATH | libc::O_NOFOLLOW;
     let link = OpenOptions::new().read(true).custom_flags(flags).open(t.path("link")).expect("open");
