@@ -23,6 +23,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::wait::WaitStatus;
 
 const WORKLOAD: &str = "basic::threads_beside_a_child_with_pipe_and_file_survive";
+/// For the trials whose damage does not depend on what is there.
+const VARIED: &str = "ghosts::varied_target";
 /// The longest that one run of the tool may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Address space of the tool in KiB. The area for lists is 1 GiB of it, of which next to nothing is used.
@@ -38,7 +40,9 @@ fn main() {
         .test_threads
         .or_else(|| std::thread::available_parallelism().ok().map(|count| count.get() + 1));
     let random = (0..RANDOM_TRIALS).map(|seed| format!("random_bytes_{seed}"));
-    let names = ["named_damage", "cut_images", "images_that_are_missing_or_wrong"].map(str::to_owned);
+    let names =
+        ["named_damage", "cut_images", "cut_images_of_more_kinds", "images_that_are_missing_or_wrong"];
+    let names = names.map(str::to_owned);
     let trials = names.into_iter().chain(random).map(|name| {
         let trial = name.clone();
         Trial::ignorable_test(name, move || match outside(&trial)? {
@@ -58,10 +62,13 @@ fn play(name: &str, directory: &Path) -> Result<Verdict, String> {
     if ours.is_peer {
         return Ok(Verdict::Skipped("the peer is not what is tested here".into()));
     }
-    let case = workloads::by_name(WORKLOAD).ok_or("the workload is missing")?;
+    let seed = name.rsplit_once('_').and_then(|(_, seed)| seed.parse::<u64>().ok());
+    let is_varied = seed.is_some_and(|seed| seed % 2 == 1) || name == "cut_images_of_more_kinds";
+    let workload = if is_varied { VARIED } else { WORKLOAD };
+    let case = workloads::by_name(workload).ok_or("the workload is missing")?;
     let program = Path::new(env!("CARGO_BIN_EXE_workload"));
     let tools = Tools { dump: ours.clone(), restore: ours.clone() };
-    let images = Round::begin(program, WORKLOAD, &case, directory, tools)?.dump_for_good()?;
+    let images = Round::begin(program, workload, &case, directory, tools)?.dump_for_good()?;
     // A process that goes on with wrong registers may call anything: the machine's files are not to change.
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>)
@@ -72,11 +79,11 @@ fn play(name: &str, directory: &Path) -> Result<Verdict, String> {
     if !matches!(healthy, Ok(true)) {
         return Err(format!("the images are not restored without damage either: {healthy:?}"));
     }
-    let problems = match name.rsplit_once('_').and_then(|(_, seed)| seed.parse().ok()) {
+    let problems = match seed {
         Some(seed) => lab.random(seed),
         None => match name {
             "named_damage" => lab.named(),
-            "cut_images" => lab.cut(),
+            "cut_images" | "cut_images_of_more_kinds" => lab.cut(),
             _ => lab.wrong(),
         },
     };

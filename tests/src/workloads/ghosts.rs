@@ -374,3 +374,23 @@ fn file_below_a_mount_is_refused(t: &Trial) {
     assert!(file.as_raw_fd() > 0);
     assert_ne!(file.metadata().expect("stat").ino(), 0);
 }
+
+/// Files without names, and sockets with and without, whose images are then damaged.
+pub fn varied_target(t: &Trial) {
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    let ghost = unlinked(t, b"a ghost");
+    ghost.write_all_at(&[1; 100], 100 << 10).expect("write");
+    fs::create_dir(t.path("folder")).expect("mkdir");
+    let folder = File::open(t.path("folder")).expect("open");
+    fs::remove_dir(t.path("folder")).expect("rmdir");
+    let listener = UnixListener::bind(t.path("server")).expect("bind");
+    let client = UnixStream::connect(t.path("server")).expect("connect");
+    let accepted = listener.accept().expect("accept").0;
+    let waiting = UnixStream::connect(t.path("server")).expect("connect");
+    let datagrams = UnixDatagram::bind(t.path("datagrams")).expect("bind");
+    let sender = UnixDatagram::bind(t.path("sender")).expect("bind");
+    sender.connect(t.path("datagrams")).expect("connect");
+    sender.send(b"queued").expect("send");
+    t.checkpoint();
+    drop((ghost, folder, listener, client, accepted, waiting, datagrams, sender));
+}

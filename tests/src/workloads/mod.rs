@@ -18,7 +18,10 @@ pub fn all() -> impl Iterator<Item = (&'static str, Case)> {
 }
 
 /// Programs that a workload starts, without a checkpoint of their own.
-const TARGETS: &[(&str, Case)] = &[("process", Case::new("exec_target", process::exec_target))];
+const TARGETS: &[(&str, Case)] = &[
+    ("process", Case::new("exec_target", process::exec_target)),
+    ("ghosts", Case::new("varied_target", ghosts::varied_target)),
+];
 
 /// The case called `AREA::NAME`.
 pub fn by_name(name: &str) -> Option<Case> {
