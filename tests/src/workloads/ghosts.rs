@@ -391,6 +391,15 @@ pub fn varied_target(t: &Trial) {
     let sender = UnixDatagram::bind(t.path("sender")).expect("bind");
     sender.connect(t.path("datagrams")).expect("connect");
     sender.send(b"queued").expect("send");
-    t.checkpoint();
+    let child = fork(|| t.hold());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            t.mark("thread");
+            t.hold();
+        });
+        t.await_mark("thread");
+        t.checkpoint();
+    });
+    child.succeed();
     drop((ghost, folder, listener, client, accepted, waiting, datagrams, sender));
 }
