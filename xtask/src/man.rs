@@ -29,7 +29,36 @@ then runs on.
 .SH COMMANDS
 "#;
 
-const REST: &str = r#".SH CONFIGURATION FILES
+const REST: &str = r#".SH SOCKETS OUTSIDE OF THE TREE
+A UNIX datagram socket that is connected to a server outside of the tree, a client of
+.I /dev/log
+for instance, is refused: the message names the process, the descriptor, the server's name and who has it. With
+.B \-\-ext\-unix\-sk
+it is saved, with what it has not read, and connected again at the restore by the server's name: a path, a
+relative path from the folder of the server, or an abstract name. The server may have been started anew meanwhile.
+If it is missing, is no socket, is of another type, or serves nobody, the restore fails, says so, and leaves
+nothing. Give the option to both commands.
+.PP
+A connection (stream, seqpacket) cannot be made again without notice of the other end. Leave it out with
+.B \-\-external unix[INODE]
+at the dump, and give a new one at the restore with
+.BR "\-\-inherit\-fd fd[N]:socket:[INODE]" ,
+where N is a descriptor of crtools itself.
+.SH REMOVED FILES
+A file that is open or mapped and has no name any more travels in the images, up to
+.B \-\-ghost\-limit
+bytes allocated (1M): content, holes, size, owner, mode and times; folders, fifos, links and devices as well. After the
+restore it is without a name again. Its old name exists for a moment; if somebody else has it by then, another
+one beside it does.
+.PP
+A file that was opened under a name that is gone and lives on under others is refused. With
+.B \-\-link\-remap
+the dump makes a link
+.I link_remap.N
+beside the old name, which the restore removes. A failed dump leaves no link, and neither does
+.BR \-\-leave\-running :
+then the restore finds the file by its handle, as long as it exists.
+.SH CONFIGURATION FILES
 Read in this order, later ones win:
 .IR /etc/criu/default.conf ,
 .IR /etc/crtools/default.conf ,
@@ -180,7 +209,7 @@ mod tests {
     #[test]
     fn no_text_begins_a_request_by_chance() {
         for line in page().lines().filter(|line| line.starts_with('.')) {
-            let known = [".TH", ".SH", ".SS", ".TP", ".B", ".I", ".RI", ".PP", ".nf", ".fi", ".\\\""];
+            let known = [".TH", ".SH", ".SS", ".TP", ".B", ".BR", ".I", ".RI", ".PP", ".nf", ".fi", ".\\\""];
             assert!(known.iter().any(|request| line.starts_with(request)), "{line}");
         }
     }
