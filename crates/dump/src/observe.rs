@@ -212,6 +212,10 @@ pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 /// Device, inode, flags and position: what descriptors of one open file have in common.
 pub type FileKey = (u64, u64, u32, u64);
 
+pub fn key(probe: &FdProbe) -> FileKey {
+    (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position)
+}
+
 /// Descriptors, each looked at, and which of them are one open file.
 #[derive(Debug)]
 pub struct Probed {
@@ -235,7 +239,6 @@ pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
             (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts)))
         }));
     }
-    let key = |probe: &FdProbe| (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position);
     let candidates = probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?), *at)));
     let files = Classes::new(Kcmp::File, candidates)
         .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;

@@ -16,7 +16,9 @@ use kinds::vma;
 use model::{Errno, Failure, Failures, Object, Options};
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use sys::fd::Texts;
 use sys::process::Kcmp;
 
 /// Processes that answer to one of the crew at the same time.
@@ -458,6 +460,33 @@ impl Survey<'_, '_> {
                 }
             }
         }
+        self.in_flight(&mut files, &mut known)
+    }
+
+    /// Looks at what is in queues, and at what is in the queues of that.
+    fn in_flight(
+        &mut self,
+        files: &mut Classes<FileKey>,
+        known: &mut HashMap<At, (u32, i32)>,
+    ) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(Object::Tree, "look at descriptors in queues");
+        let me = std::process::id() as i32;
+        let texts = Texts::of(me).map_err(explain)?;
+        while let Some((pid, fd)) = self.cx.flying.get(self.cx.flown.len()) {
+            let (pid, at) = (*pid, (me, fd.as_raw_fd()));
+            let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
+            let probe = FdProbe::in_flight(pid, fd, &texts).map_err(explain)?;
+            let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
+            files.add(Kcmp::File, one).map_err(explain)?;
+            let id = match self.file(&probe, files.firsts()[&at], known) {
+                Ok((id, _)) => id,
+                Err(failure) => {
+                    self.failures.push(failure.of(pid));
+                    0
+                }
+            };
+            self.cx.flown.push(id);
+        }
         Ok(())
     }
 
@@ -468,20 +497,7 @@ impl Survey<'_, '_> {
         first: At,
         known: &mut HashMap<At, (u32, i32)>,
     ) -> Result<FdinfoEntry, Failure> {
-        let cx = &mut self.cx;
-        let (id, file_type) = match known.get(&first) {
-            Some(known) => *known,
-            None => {
-                let kind = kinds::fd::kind_of(probe);
-                let kind =
-                    kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
-                let id = cx.next_id();
-                known.insert(first, (id, kind.file_type()));
-                let entry = kind.dump(probe, id, cx)?;
-                cx.files.push(entry);
-                (id, kind.file_type())
-            }
-        };
+        let (id, file_type) = self.file(probe, first, known)?;
         if sys::proc::fdinfo(probe.info(), "lock").is_some() {
             let why = "holds a file lock";
             return Err(Failure::policy(probe.object(), why, &model::options::FILE_LOCKS));
@@ -495,5 +511,24 @@ impl Survey<'_, '_> {
             fd: probe.number as u32,
             xattr_security_selinux: None,
         })
+    }
+
+    /// The record of an open file, made when it is seen first.
+    fn file(
+        &mut self,
+        probe: &FdProbe,
+        first: At,
+        known: &mut HashMap<At, (u32, i32)>,
+    ) -> Result<(u32, i32), Failure> {
+        if let Some(known) = known.get(&first) {
+            return Ok(*known);
+        }
+        let kind = kinds::fd::kind_of(probe);
+        let kind = kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
+        let id = self.cx.next_id();
+        known.insert(first, (id, kind.file_type()));
+        let entry = kind.dump(probe, id, &mut self.cx)?;
+        self.cx.files.push(entry);
+        Ok((id, kind.file_type()))
     }
 }

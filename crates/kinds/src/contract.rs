@@ -12,6 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::fd::Texts;
 
+/// The number of what no process has.
+const IN_FLIGHT: i32 = -1;
+
 /// A descriptor of a frozen process, looked at through a duplicate of our own.
 #[derive(Debug)]
 pub struct FdProbe {
@@ -41,6 +44,12 @@ impl FdProbe {
         };
         let info = texts.info(number).unwrap_or_default();
         Ok(FdProbe { pid, number, fd, stat, flags, position, link, info })
+    }
+
+    /// Looks at what was found in the queue of a socket of `pid`; `fd` is ours, and so are `texts`.
+    pub fn in_flight(pid: i32, fd: OwnedFd, texts: &Texts) -> Result<FdProbe, Errno> {
+        let number = fd.as_raw_fd();
+        Ok(FdProbe { number: IN_FLIGHT, ..FdProbe::new(pid, number, fd, texts)? })
     }
 
     /// Device and inode.
@@ -128,6 +137,9 @@ impl FdProbe {
             b"" => "a descriptor".into(),
             link => String::from_utf8_lossy(link).into_owned(),
         };
+        if self.number == IN_FLIGHT {
+            return Object::Named(format!("{what}, in the queue of a socket"));
+        }
         Object::Fd { number: self.number, what }
     }
 
@@ -160,6 +172,9 @@ pub struct DumpCx<'o> {
     pub files: Vec<FileEntry>,
     /// Images that belong to one kind, by name.
     pub images: HashMap<&'static str, Writer>,
+    /// What was found in queues, with the process whose socket it is for; and the ids that it got, in this order.
+    pub flying: Vec<(i32, OwnedFd)>,
+    pub flown: Vec<u32>,
     /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
     pub contents: Vec<(u64, OwnedFd)>,
     last_id: u32,
@@ -172,6 +187,8 @@ impl<'o> DumpCx<'o> {
             shelf: Shelf::default(),
             files: Vec::new(),
             images: HashMap::new(),
+            flying: Vec::new(),
+            flown: Vec::new(),
             contents: Vec::new(),
             last_id: 0,
         }
@@ -195,6 +212,8 @@ pub struct OpenCx<'r> {
     pub images: &'r Dir,
     pub shelf: Shelf,
     pub files: &'r FileTable,
+    /// Those that are open already, for kinds that come last.
+    pub opened: HashMap<u32, OwnedFd>,
     /// Puts the content of `pagemap-shmem-<n>.img` into a file.
     pub fill: &'r dyn Fn(u64, &OwnedFd) -> Result<(), Failure>,
 }
@@ -226,6 +245,8 @@ pub trait FdKind: Sync {
     const TYPE: image::FdTypes;
     /// The number of the field in `files.img`.
     const TAG: u32;
+    /// Are all other files there when those of this kind are opened?
+    const COMES_LAST: bool = false;
 
     /// Is this object mine? Exactly one kind says yes; the order in which they are asked means nothing.
     fn claims(&self, probe: &FdProbe) -> bool;
@@ -251,6 +272,11 @@ pub trait FdKind: Sync {
     /// The key by which `--inherit-fd` gives a descriptor in its place.
     fn key(&self, _entry: &Self::Entry) -> Option<String> {
         None
+    }
+
+    /// Files that objects of this kind hold, whether or not a task has them too.
+    fn holds(&self, _images: &Dir) -> Result<Vec<u32>, Failure> {
+        Ok(Vec::new())
     }
 
     /// Makes the object.
@@ -288,6 +314,8 @@ pub trait AnyFdKind: Sync {
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
     fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
     fn key(&self, entry: &dyn Any) -> Option<String>;
+    fn comes_last(&self) -> bool;
+    fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
@@ -342,6 +370,14 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn key(&self, entry: &dyn Any) -> Option<String> {
         FdKind::key(self, typed::<K>(entry))
+    }
+
+    fn comes_last(&self) -> bool {
+        K::COMES_LAST
+    }
+
+    fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure> {
+        FdKind::holds(self, images)
     }
 
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {

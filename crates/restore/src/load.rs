@@ -44,6 +44,8 @@ pub struct Checkpoint {
     pub files: FileTable,
     /// Descriptors by the id of their table.
     pub tables: HashMap<u32, Vec<FdinfoEntry>>,
+    /// Files that are in queues.
+    pub in_flight: Vec<u32>,
     pub chains: SeccompEntry,
 }
 
@@ -141,16 +143,23 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     }
     let chains: Vec<SeccompEntry> = dir.read_all(kind::SECCOMP, "seccomp.img")?;
     let chains = chains.into_iter().next().unwrap_or_default();
+    let mut in_flight = Vec::new();
+    for kind in kinds::fd::KINDS {
+        match kind.holds(dir) {
+            Ok(ids) => in_flight.extend(ids),
+            Err(failure) => failures.push(failure),
+        }
+    }
     match files {
         Err(more) => failures.extend(more),
         Ok(files) => {
-            check_files(&tasks, &files, &tables, &mut failures);
+            check_files(&tasks, &files, &tables, &in_flight, &mut failures);
             for core in tasks.iter().flat_map(|task| &task.cores).filter_map(|core| core.thread_core.as_ref())
             {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, chains });
+                return Ok(Checkpoint { tasks, files, tables, in_flight, chains });
             }
         }
     }
@@ -333,6 +342,7 @@ fn check_files(
     tasks: &[Task],
     files: &FileTable,
     tables: &HashMap<u32, Vec<FdinfoEntry>>,
+    in_flight: &[u32],
     failures: &mut Failures,
 ) {
     let mut need = |id: u32, what: String, kind: Option<i32>| {
@@ -349,6 +359,9 @@ fn check_files(
         for id in task.mm.vmas.iter().filter_map(vma::file_id) {
             need(id, format!("mapped by process {pid}"), None);
         }
+    }
+    for id in in_flight {
+        need(*id, "in the queue of a socket".into(), None);
     }
     for (table, entries) in tables {
         for entry in entries {

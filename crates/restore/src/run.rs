@@ -128,6 +128,7 @@ fn open_files(
             let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
             [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
         }))
+        .chain(checkpoint.in_flight.iter().copied())
         .collect();
     let mut used: Vec<u32> = used.into_iter().collect();
     used.sort_unstable();
@@ -135,17 +136,27 @@ fn open_files(
         checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry, &checkpoint.files))
     };
     let (alone, together): (Vec<u32>, Vec<u32>) = used.iter().copied().partition(is_alone);
+    let comes_last = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, _)| kind.comes_last());
+    let (last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
-    let open = |ids: &[u32]| {
+    let open = |ids: &[u32], opened: &mut HashMap<u32, OwnedFd>| {
         let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
-        let mut cx =
-            OpenCx { options, images: dir, shelf: Shelf::default(), files: &checkpoint.files, fill: &fill };
+        let mut cx = OpenCx {
+            options,
+            images: dir,
+            shelf: Shelf::default(),
+            files: &checkpoint.files,
+            opened: std::mem::take(opened),
+            fill: &fill,
+        };
         let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
         let open = |(id, (kind, entry)): (u32, (&dyn AnyFdKind, &dyn Any))| {
             let inherited = inherited(options, kind, entry);
             (id, inherited.unwrap_or_else(|| kind.open(entry, &mut cx)))
         };
-        found.map(open).collect::<Vec<_>>()
+        let results: Vec<_> = found.map(open).collect();
+        *opened = cx.opened;
+        results
     };
     let keys: HashSet<String> = match options.inherit_fd.is_empty() {
         true => HashSet::new(),
@@ -159,14 +170,23 @@ fn open_files(
         let object = Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
         failures.push(Failure::conflict(object, "", "no file of the images has this key"));
     }
-    let mut files = HashMap::with_capacity(alone.len() + together.len());
-    for (id, result) in in_parallel(&alone, |ids| open(ids)).into_iter().flatten().chain(open(&together)) {
-        match result {
-            Ok(fd) => {
-                files.insert(id, fd);
+    let mut files = HashMap::with_capacity(used.len());
+    let mut keep = |results: Vec<(u32, Result<OwnedFd, Failure>)>, files: &mut HashMap<u32, OwnedFd>| {
+        for (id, result) in results {
+            match result {
+                Ok(fd) => {
+                    files.insert(id, fd);
+                }
+                Err(failure) => failures.push(failure),
             }
-            Err(failure) => failures.push(failure),
         }
+    };
+    for results in in_parallel(&alone, |ids| open(ids, &mut HashMap::new())) {
+        keep(results, &mut files);
+    }
+    for ids in [together, last] {
+        let results = open(&ids, &mut files);
+        keep(results, &mut files);
     }
     files
 }

@@ -2,7 +2,7 @@
 
 use crate::call::check;
 use model::Errno;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// socket(2).
 pub fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
@@ -126,23 +126,27 @@ pub struct Peeked {
     pub length: usize,
     /// It was longer than the buffer.
     pub is_cut: bool,
-    /// It carries control messages (descriptors, credentials).
-    pub has_control: bool,
+    /// Duplicates of the descriptors that it carries (SCM_RIGHTS).
+    pub rights: Vec<OwnedFd>,
+    /// It carries something else, of this type: SCM_CREDENTIALS, SCM_SECURITY, SCM_PIDFD.
+    pub other: Option<i32>,
     /// Sender's address, `sockaddr` bytes.
     pub from: Vec<u8>,
 }
 
+/// Room for more control messages than the kernel gives with one message: 253 descriptors and some more.
+#[repr(C, align(8))]
+struct Control([u8; 4096]);
+
 /// Looks at what is in the receive queue, at the place where SO_PEEK_OFF stands, and leaves it there.
-///
-/// Descriptors that a message carries are not installed: there is no room for them here, and the
-/// message says so.
 ///
 /// # Errors
 /// `EAGAIN` when nothing is left.
 ///
-/// Source: recvmsg(2) MSG_PEEK.
+/// Source: recvmsg(2) MSG_PEEK, cmsg(3).
 pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
     let mut from = [0u8; 128];
+    let mut control = Control([0; 4096]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is integers and pointers, for which zero is valid.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -150,16 +154,112 @@ pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
     header.msg_namelen = from.len() as u32;
     header.msg_iov = &mut iov;
     header.msg_iovlen = 1;
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: everything that the header points to lives for the call, with the lengths given.
     let length = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
     let length = check("recvmsg", length as i64)? as usize;
+    let filled = header.msg_controllen.min(control.0.len());
+    let (rights, other) = parse_control(&control.0[..filled]);
+    if header.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(Errno { call: "recvmsg", code: libc::EMSGSIZE });
+    }
     Ok(Peeked {
         length: length.min(buffer.len()),
         is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
-        has_control: header.msg_flags & libc::MSG_CTRUNC != 0,
+        rights,
+        other,
         from: from[..(header.msg_namelen as usize).min(from.len())].to_vec(),
     })
+}
+
+/// How many of the next `length` bytes of a stream were sent before the message that the last of them belongs to.
+///
+/// The kernel copies message by message, and one that does not fit into what may be written not at all: where
+/// the last byte would go there is no memory.
+///
+/// # Errors
+/// Those of recvmsg(2). Source: net/unix/af_unix.c unix_stream_read_generic.
+pub fn bytes_before_last(fd: impl AsFd, length: usize) -> Result<usize, Errno> {
+    let mut room = vec![0u8; length.saturating_sub(1)];
+    let nowhere = std::ptr::without_provenance_mut(1);
+    let mut iov = [
+        libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+        libc::iovec { iov_base: nowhere, iov_len: 1 },
+    ];
+    // SAFETY: msghdr is integers and pointers, for which zero is valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = iov.as_mut_ptr();
+    header.msg_iovlen = iov.len();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the first buffer lives for the call; nothing is mapped at the address of the second, which makes the
+    // kernel stop there.
+    let count = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
+    match check("recvmsg", count as i64) {
+        Ok(count) => Ok(count as usize),
+        Err(error) if error.code == libc::EFAULT => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes over the descriptors that the kernel has just put into control messages.
+fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<i32>) {
+    const HEAD: usize = 16;
+    let (mut rights, mut other) = (Vec::new(), None);
+    let int = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
+    // struct cmsghdr: length with this head, level, type; each aligned to eight bytes.
+    while control.len() >= HEAD {
+        let length = usize::from_ne_bytes(control[..8].try_into().expect("eight bytes"));
+        let Some(data) = control.get(HEAD..length) else { break };
+        match (int(&control[8..12]), int(&control[12..16])) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                // SAFETY: descriptors that the kernel just made for us alone.
+                rights.extend(data.chunks_exact(4).map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
+            }
+            (_, kind) => other = Some(kind),
+        }
+        control = control.get(length.next_multiple_of(8)..).unwrap_or(&[]);
+    }
+    (rights, other)
+}
+
+/// Sends one message with descriptors. Source: sendmsg(2), unix(7) SCM_RIGHTS.
+pub fn send_with(
+    fd: impl AsFd,
+    bytes: &[u8],
+    to: Option<&[u8]>,
+    rights: &[BorrowedFd],
+) -> Result<usize, Errno> {
+    if rights.is_empty() {
+        return send(fd, bytes, to);
+    }
+    let mut control = Control([0; 4096]);
+    let length = 16 + 4 * rights.len();
+    if length > control.0.len() {
+        return Err(Errno { call: "sendmsg", code: libc::EMSGSIZE });
+    }
+    control.0[..8].copy_from_slice(&length.to_ne_bytes());
+    control.0[8..12].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+    control.0[12..16].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+    for (room, right) in control.0[16..].chunks_exact_mut(4).zip(rights) {
+        room.copy_from_slice(&right.as_raw_fd().to_ne_bytes());
+    }
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is integers and pointers, for which zero is valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    if let Some(to) = to {
+        header.msg_name = to.as_ptr().cast_mut().cast();
+        header.msg_namelen = to.len() as u32;
+    }
+    header.msg_iov = &mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = length.next_multiple_of(8);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads what the header points to, with the lengths given, during the call.
+    let count = unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &header, flags) };
+    check("sendmsg", count as i64).map(|count| count as usize)
 }
 
 /// Sends one message, whole, to the peer or to `to`. Source: sendto(2).

@@ -4,9 +4,9 @@
 //! sees and which ends with the restore.
 
 use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixSkEntry, kind_name, path_of, shown};
-use crate::contract::{OpenCx, set_status};
+use crate::contract::{FileTable, OpenCx, set_status};
 use crate::fd::socket_options;
-use image::{Reader, SkShutdown, kind};
+use image::{Dir, Reader, SkShutdown, kind};
 use model::{Errno, Failure, Object};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +34,10 @@ pub fn take(entry: &UnixSkEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         return Err(Failure::conflict(object(entry), "", why));
     }
     if cx.shelf.of::<Made>().0.is_none() {
-        let made = make_all(cx)?;
+        let opened = std::mem::take(&mut cx.opened);
+        let made = make_all(cx, &opened);
+        cx.opened = opened;
+        let made = made?;
         cx.shelf.of::<Made>().0 = Some(made);
     }
     let made = cx.shelf.of::<Made>().0.as_mut().and_then(|made| made.remove(&entry.ino));
@@ -68,6 +71,9 @@ impl Spot<'_> {
 }
 
 struct Maker<'m> {
+    files: &'m FileTable,
+    /// Files that are no sockets.
+    opened: &'m HashMap<u32, OwnedFd>,
     entries: BTreeMap<u32, &'m UnixSkEntry>,
     queues: Queues,
     /// By inode.
@@ -84,14 +90,19 @@ struct Maker<'m> {
 /// What is done for every socket before the next is done for any.
 type Step<'m> = fn(&mut Maker<'m>, &UnixSkEntry) -> Result<(), Failure>;
 
-fn make_all(cx: &mut OpenCx) -> Result<HashMap<u32, Result<OwnedFd, Failure>>, Failure> {
+fn make_all(
+    cx: &mut OpenCx,
+    opened: &HashMap<u32, OwnedFd>,
+) -> Result<HashMap<u32, Result<OwnedFd, Failure>>, Failure> {
     let files = cx.files;
     let mut entries: Vec<&UnixSkEntry> =
         files.entries::<super::Unix>().filter(|entry| entry.uflags & INHERIT == 0).collect();
     entries.sort_unstable_by_key(|entry| entry.id);
     let mut maker = Maker {
         entries: entries.iter().map(|entry| (entry.ino, *entry)).collect(),
-        queues: load_queues(cx)?,
+        queues: load_queues(cx.images)?,
+        files,
+        opened,
         fds: HashMap::new(),
         ends: HashMap::new(),
         failures: HashMap::new(),
@@ -163,6 +174,55 @@ impl<'m> Maker<'m> {
         };
         let sender = self.entries.values().find(has_it)?;
         Some((self.fd(sender.ino)?, sender.opts.so_sndbuf))
+    }
+
+    /// The descriptors that go with a message.
+    fn rights(&self, packet: &SkPacketEntry) -> Result<Vec<BorrowedFd<'_>>, Failure> {
+        let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
+        ids.map(|id| {
+            let own = self.files.entry::<super::Unix>(*id).and_then(|entry| self.fd(entry.ino));
+            let fd = own.or_else(|| self.opened.get(id));
+            fd.map(AsFd::as_fd).ok_or_else(|| {
+                Failure::conflict(Object::Named(format!("file {id}")), "put it into a queue", "it could not be opened")
+            })
+        })
+        .collect()
+    }
+
+    /// Sends what the other end has to receive.
+    ///
+    /// What is in flight counts against the sender's buffer, and could have come from a larger one.
+    fn send_all(
+        &self,
+        sender: &OwnedFd,
+        messages: &[(SkPacketEntry, Vec<u8>)],
+        to: Option<&[u8]>,
+        sndbuf: u32,
+    ) -> Result<Result<(), Errno>, Failure> {
+        let rights: Vec<Vec<BorrowedFd>> =
+            messages.iter().map(|(packet, _)| self.rights(packet)).collect::<Result<_, _>>()?;
+        let send = || {
+            // More than the queue takes is an error then, not a wait for a reader that never comes.
+            set_status(sender, libc::O_NONBLOCK as u32)?;
+            let total: usize = messages.iter().map(|(_, message)| message.len() + 1024).sum();
+            let set = |size: u32| {
+                socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())
+            };
+            set((total as u32).saturating_mul(2).max(sndbuf))?;
+            for ((_, message), rights) in messages.iter().zip(&rights) {
+                let mut rest = &message[..];
+                let mut rights = &rights[..];
+                loop {
+                    let count = socket::send_with(sender, rest, to, rights)?;
+                    (rest, rights) = (&rest[count..], &[]);
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
+            }
+            set(sndbuf / 2)
+        };
+        Ok(send())
     }
 
     fn fd(&self, inode: u32) -> Option<&OwnedFd> {
@@ -349,7 +409,7 @@ impl<'m> Maker<'m> {
                 return Err(Failure::unsupported(object(entry), why));
             }
             let sndbuf = mate.map_or(entry.opts.so_sndbuf, |mate| mate.opts.so_sndbuf);
-            return send_all(sender, &messages, None, sndbuf).map_err(explain);
+            return self.send_all(sender, &messages, None, sndbuf)?.map_err(explain);
         }
         let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
         if entry.name.is_empty() {
@@ -361,7 +421,7 @@ impl<'m> Maker<'m> {
             let spot = self.spot(self.entries[&entry.ino]);
             let from = of_sender[0].0.from.as_deref();
             let sent = match from.and_then(|from| self.with_name(from, entry)) {
-                Some((sender, sndbuf)) => spot.within(|| send_all(sender, of_sender, Some(&address), sndbuf)),
+                Some((sender, sndbuf)) => spot.within(|| self.send_all(sender, of_sender, Some(&address), sndbuf)),
                 None => {
                     let sender = socket::socket(libc::AF_UNIX, entry.r#type as i32, 0).map_err(explain)?;
                     if let Some(from) = from {
@@ -373,10 +433,10 @@ impl<'m> Maker<'m> {
                             _ => explain(error),
                         })?;
                     }
-                    spot.within(|| send_all(&sender, of_sender, Some(&address), sndbuf))
+                    spot.within(|| self.send_all(&sender, of_sender, Some(&address), sndbuf))
                 }
             };
-            sent.and_then(|sent| sent).map_err(explain)?;
+            sent.map_err(explain)??.map_err(explain)?;
         }
         Ok(())
     }
@@ -476,44 +536,15 @@ fn bind_for_a_moment(sender: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     })?
 }
 
-/// Sends what the other end has to receive.
-///
-/// What is in flight counts against the sender's buffer, and could have come from a larger one.
-fn send_all(
-    sender: &OwnedFd,
-    messages: &[(SkPacketEntry, Vec<u8>)],
-    to: Option<&[u8]>,
-    sndbuf: u32,
-) -> Result<(), Errno> {
-    // More than the queue takes is an error then, not a wait for a reader that never comes.
-    set_status(sender, libc::O_NONBLOCK as u32)?;
-    let total: usize = messages.iter().map(|(_, message)| message.len() + 1024).sum();
-    let set = |size: u32| {
-        socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())
-    };
-    set((total as u32).saturating_mul(2).max(sndbuf))?;
-    for (_, message) in messages {
-        let mut rest = &message[..];
-        loop {
-            let count = socket::send(sender, rest, to)?;
-            rest = &rest[count..];
-            if rest.is_empty() {
-                break;
-            }
-        }
-    }
-    set(sndbuf / 2)
-}
-
 /// Reads the queues.
-fn load_queues(cx: &OpenCx) -> Result<Queues, Failure> {
+pub fn load_queues(images: &Dir) -> Result<Queues, Failure> {
     let mut queues = Queues::new();
-    if let Some(bytes) = cx.images.read("sk-queues.img")? {
+    if let Some(bytes) = images.read("sk-queues.img")? {
         let mut reader = Reader::open(kind::SK_QUEUES, "sk-queues.img", &bytes)?;
         while let Some(packet) = reader.record::<SkPacketEntry>()? {
             let payload = reader.payload(packet.length as usize)?.to_vec();
-            if !packet.scm.is_empty() {
-                return Err(reader.corrupt("has descriptors in a queue, which are not carried yet".into()));
+            if packet.scm.iter().any(|scm| scm.r#type as i32 != libc::SCM_RIGHTS) {
+                return Err(reader.corrupt("has a control message that is not known".into()));
             }
             queues.entry(packet.id_for).or_default().push((packet, payload));
         }

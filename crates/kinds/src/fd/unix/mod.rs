@@ -5,17 +5,18 @@
 //! getsockopt(2); queued messages by MSG_PEEK with SO_PEEK_OFF, which leaves them in the queue and keeps their
 //! boundaries.
 //! Rebuilt by: socketpair(2), bind(2), connect(2), accept(2) in [`make`], all sockets of the images together.
-//! Refused for now: descriptors and credentials in queues, data in connections that were not accepted.
+//! Refused for now: credentials in queues, data in connections that were not accepted.
 
 mod make;
 
 use super::socket_options;
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx};
-use image::{FdTypes, FileEntry, FownEntry, Message, SkOptsEntry, SkShutdown, kind};
+use image::{Dir, FdTypes, FileEntry, FownEntry, Message, SkOptsEntry, SkShutdown, kind};
 use model::options;
 use model::{Errno, Failure, Failures, Object, Options, Remedy};
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -155,6 +156,16 @@ struct Dumped {
     seen: HashMap<u32, Seen>,
     /// Clients that wait to be accepted, and the listener that each waits for.
     waiting: HashMap<u32, u32>,
+    packets: Vec<Packet>,
+}
+
+/// A message found in a queue, whose descriptors have no ids yet.
+#[derive(Debug)]
+struct Packet {
+    entry: SkPacketEntry,
+    bytes: Vec<u8>,
+    /// In `DumpCx::flying`.
+    rights: Range<usize>,
 }
 
 impl Dumped {
@@ -250,6 +261,7 @@ impl FdKind for Unix {
     const NAME: &'static str = "unix socket";
     const TYPE: FdTypes = FdTypes::Unixsk;
     const TAG: u32 = 16;
+    const COMES_LAST: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
         probe.format() == libc::S_IFSOCK
@@ -321,6 +333,13 @@ impl FdKind for Unix {
     fn settle(&self, cx: &mut DumpCx) -> Failures {
         let mut dumped = std::mem::take(cx.shelf.of::<Dumped>());
         let mut failures = Failures::new();
+        for Packet { mut entry, bytes, rights } in dumped.packets.drain(..) {
+            if !rights.is_empty() {
+                let rights = cx.flown.get(rights).map(<[u32]>::to_vec).unwrap_or_default();
+                entry.scm.push(ScmEntry { r#type: libc::SCM_RIGHTS as u32, rights });
+            }
+            cx.image("sk-queues.img", kind::SK_QUEUES).record(&entry).payload(&bytes);
+        }
         let mut changed: HashMap<u32, u32> = HashMap::new();
         let mut outside: HashMap<u32, UnixSkEntry> = HashMap::new();
         for (client, listener) in &dumped.waiting {
@@ -420,6 +439,12 @@ impl FdKind for Unix {
         Some(format!("socket:[{}]", entry.ino))
     }
 
+    fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure> {
+        let queues = make::load_queues(images)?;
+        let packets = queues.into_values().flatten().map(|(packet, _)| packet);
+        Ok(packets.flat_map(|packet| packet.scm).flat_map(|scm| scm.rights).collect())
+    }
+
     fn open(&self, entry: &UnixSkEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         make::take(entry, cx)
     }
@@ -512,16 +537,22 @@ fn save_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(
         socket::set_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(explain)
     };
     set(0)?;
-    let result = copy_queue(probe, entry, cx);
+    let result = copy_queue(probe, entry, cx, &set);
     set(before)?;
     result
 }
 
-fn copy_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(), Failure> {
+fn copy_queue(
+    probe: &FdProbe,
+    entry: &UnixSkEntry,
+    cx: &mut DumpCx,
+    set: &dyn Fn(i32) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let is_stream = entry.r#type as i32 == libc::SOCK_STREAM;
     let mut buffer = vec![0u8; MESSAGE_MAX];
+    let mut at = 0;
     loop {
-        let message = match socket::peek(&probe.fd, &mut buffer) {
+        let mut message = match socket::peek(&probe.fd, &mut buffer) {
             Err(error) if error.code == libc::EAGAIN => return Ok(()),
             Err(error) => return Err(probe.fail(error, "read the queue")),
             Ok(message) => message,
@@ -529,15 +560,34 @@ fn copy_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(
         if is_stream && message.length == 0 {
             return Ok(());
         }
-        if message.has_control {
-            return Err(probe.refuse("has descriptors or credentials in its queue, which are not carried yet"));
+        if let Some(kind) = message.other {
+            let what = match kind {
+                libc::SCM_CREDENTIALS => "credentials",
+                _ => "control messages",
+            };
+            return Err(probe.refuse(format!("has {what} in its queue, which are not carried yet")));
         }
         if message.is_cut {
             return Err(probe.refuse("has a message in its queue that is too long"));
         }
+        if is_stream && !message.rights.is_empty() {
+            // One look may have gone past bytes that came before those with the descriptors.
+            set(at)?;
+            let plain = socket::bytes_before_last(&probe.fd, message.length)
+                .map_err(|error| probe.fail(error, "read the queue"))?;
+            if plain > 0 {
+                message.length = plain;
+                message.rights.clear();
+            }
+            set(at + message.length as i32)?;
+        }
+        at += message.length as i32;
         let from = message.from.get(2..).filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
         let packet = SkPacketEntry { id_for: entry.id, length: message.length as u32, scm: Vec::new(), from };
-        cx.image("sk-queues.img", kind::SK_QUEUES).record(&packet).payload(&buffer[..message.length]);
+        let first = cx.flying.len();
+        cx.flying.extend(message.rights.into_iter().map(|fd| (probe.pid, fd)));
+        let rights = first..cx.flying.len();
+        let bytes = buffer[..message.length].to_vec();
+        cx.shelf.of::<Dumped>().packets.push(Packet { entry: packet, bytes, rights });
     }
 }
-
