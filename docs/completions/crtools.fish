@@ -38,6 +38,8 @@ complete -c crtools -l no-link-remap -d 'make hard links for files that are open
 complete -c crtools -l ghost-limit -x -d 'largest removed file whose content goes to the images, in bytes allocated; K, M, G'
 complete -c crtools -l ghost-fiemap -d 'accepted for compatibility; holes of removed files are always found and kept'
 complete -c crtools -l no-ghost-fiemap -d 'accepted for compatibility; holes of removed files are always found and kept'
+complete -c crtools -s l -l file-locks -d 'carry file locks, whose owners must all be in the tree'
+complete -c crtools -l no-file-locks -d 'carry file locks, whose owners must all be in the tree'
 complete -c crtools -l file-validation -x -a 'filesize buildid' -d 'compare reopened files by filesize, or by buildid where there is one'
 complete -c crtools -l skip-file-rwx-check -d 'accept reopened files whose permissions have changed'
 complete -c crtools -l no-skip-file-rwx-check -d 'accept reopened files whose permissions have changed'

@@ -122,6 +122,7 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
         let failures = kind.settle(&mut survey.cx);
         survey.failures.extend(failures);
     }
+    kinds::fd::locks::settle(&mut survey.cx);
     if !survey.failures.is_empty() {
         return Err(survey.failures);
     }
@@ -498,10 +499,7 @@ impl Survey<'_, '_> {
         known: &mut HashMap<At, (u32, i32)>,
     ) -> Result<FdinfoEntry, Failure> {
         let (id, file_type) = self.file(probe, first, known)?;
-        if sys::proc::fdinfo(probe.info(), "lock").is_some() {
-            let why = "holds a file lock";
-            return Err(Failure::policy(probe.object(), why, &model::options::FILE_LOCKS));
-        }
+        kinds::fd::locks::dump(probe, id, &mut self.cx)?;
         // The duplicate has flags of its own; fdinfo tells those of the original.
         let flags = probe.close_on_exec()?;
         Ok(FdinfoEntry {

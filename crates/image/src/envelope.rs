@@ -42,6 +42,7 @@ pub mod kind {
     pub const SK_QUEUES: Kind = common(0x5626_4026);
     pub const REMAP_FPATH: Kind = common(0x5913_3954);
     pub const GHOST_FILE: Kind = common(0x5258_3605);
+    pub const FILE_LOCKS: Kind = common(0x5432_3616);
     pub const MEMFD: Kind = common(0x4845_3499);
     pub const TTY_INFO: Kind = common(0x5945_3036);
     pub const TTY_DATA: Kind = common(0x5941_3026);

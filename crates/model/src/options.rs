@@ -316,6 +316,7 @@ pub struct Options {
     /// Our descriptors that stand for what was left out, with its keys.
     pub inherit_fd: Vec<(i32, String)>,
     pub link_remap: bool,
+    pub file_locks: bool,
     /// Bytes that a file without a name may have allocated to be stored.
     pub ghost_limit: u64,
     pub skip_file_rwx_check: bool,
@@ -351,6 +352,7 @@ impl Default for Options {
             action_scripts: Vec::new(),
             display_stats: false,
             link_remap: false,
+            file_locks: false,
             ghost_limit: 1 << 20,
             ext_unix_sk: None,
             external: Vec::new(),

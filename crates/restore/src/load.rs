@@ -4,6 +4,7 @@
 use image::pagemap::Pagemap;
 use image::*;
 use kinds::contract::FileTable;
+use kinds::fd::locks::{self, FileLockEntry};
 use kinds::task::{signals, timers};
 use kinds::vma;
 use model::{Failure, Failures, Object};
@@ -46,6 +47,7 @@ pub struct Checkpoint {
     pub tables: HashMap<u32, Vec<FdinfoEntry>>,
     /// Files that are in queues.
     pub in_flight: Vec<u32>,
+    pub locks: Vec<FileLockEntry>,
     pub chains: SeccompEntry,
 }
 
@@ -150,6 +152,13 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             Err(failure) => failures.push(failure),
         }
     }
+    let locks: Vec<FileLockEntry> = dir.read_all(kind::FILE_LOCKS, "filelocks.img")?;
+    for (index, lock) in locks.iter().enumerate() {
+        let is_there = file_of(lock, &tasks, &tables).is_some();
+        let why =
+            locks::check(lock).or_else(|| (!is_there).then_some("is for a descriptor that no process has"));
+        failures.extend(why.map(|why| Failure::corrupt("filelocks.img", Some(index), why)));
+    }
     match files {
         Err(more) => failures.extend(more),
         Ok(files) => {
@@ -159,7 +168,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, in_flight, chains });
+                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains });
             }
         }
     }
@@ -336,6 +345,13 @@ const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGT
 fn ends(signal: i32) -> bool {
     const IGNORED: [i32; 4] = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
     (0..=64).contains(&signal) && !STOPS.contains(&signal) && !IGNORED.contains(&signal)
+}
+
+/// The file that a lock is on.
+pub fn file_of(lock: &FileLockEntry, tasks: &[Task], tables: &HashMap<u32, Vec<FdinfoEntry>>) -> Option<u32> {
+    let task = tasks.iter().find(|task| task.pid == lock.pid && !task.is_zombie())?;
+    let entry = tables.get(&task.ids.files_id)?.iter().find(|entry| entry.fd as i32 == lock.fd)?;
+    Some(entry.id)
 }
 
 fn check_files(

@@ -1,12 +1,13 @@
 //! A restore from beginning to end.
 
 use crate::exec::Exec;
-use crate::load::{Checkpoint, in_parallel, load};
+use crate::load::{Checkpoint, file_of, in_parallel, load};
 use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
 use kinds::contract::{AnyFdKind, OpenCx, Shelf};
+use kinds::fd::locks;
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -79,6 +80,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("files");
     let mut failures = Failures::new();
     let files = open_files(&checkpoint, options, &dir, &mut failures);
+    for lock in &checkpoint.locks {
+        let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(&id));
+        failures.extend(file.and_then(|file| locks::take(lock, file).err()));
+    }
     let mapped = mapped_files(&checkpoint, &files, &mut failures);
     if !failures.is_empty() {
         return Err(failures);

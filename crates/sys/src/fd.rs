@@ -395,6 +395,19 @@ pub fn data(fd: impl AsFd) -> Result<Vec<std::ops::Range<u64>>, Errno> {
     }
 }
 
+/// Locks a range for its open file description, without waiting; `range` is a `struct flock`.
+///
+/// # Errors
+/// `EAGAIN` when somebody else has it; `EINVAL` for what is no range. Source: fcntl_locking(2) F_OFD_SETLK.
+pub fn lock(fd: impl AsFd, range: &[u8]) -> Result<(), Errno> {
+    if range.len() != size_of::<libc::flock>() {
+        return Err(Errno { call: "fcntl", code: libc::EINVAL });
+    }
+    // SAFETY: the kernel reads a struct flock, as long as the borrowed bytes are.
+    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, range.as_ptr()) };
+    check("fcntl", result.into()).map(drop)
+}
+
 /// fchmod(2).
 pub fn chmod(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
     // SAFETY: integers only.

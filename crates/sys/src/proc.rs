@@ -377,6 +377,61 @@ pub fn fdinfo_hex(text: &[u8], key: &str) -> Option<u64> {
     hex(value.strip_prefix(b"0x").unwrap_or(value))
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockKind {
+    Posix,
+    Flock,
+    Ofd,
+    Lease,
+    BreakingLease,
+}
+
+/// A lock on a file: bytes from `start` to `end`, both among them, or without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileLock {
+    pub kind: LockKind,
+    pub is_write: bool,
+    /// Who took it; -1 for one that belongs to the open file.
+    pub pid: i32,
+    pub start: u64,
+    pub end: Option<u64>,
+}
+
+/// The `lock:` lines of an open file's `fdinfo`. Source: fs/locks.c, lock_get_status.
+pub fn parse_locks(text: &[u8]) -> Option<Vec<FileLock>> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"lock:"));
+    lines
+        .map(|line| {
+            // "1: POSIX  ADVISORY  WRITE 42 00:1c:77 0 EOF"
+            let words: Vec<&str> = std::str::from_utf8(line).ok()?.split_ascii_whitespace().collect();
+            let [_, kind, state, access, pid, _, start, end] = words[..] else { return None };
+            let kind = match (kind, state) {
+                ("POSIX", _) => LockKind::Posix,
+                ("FLOCK", _) => LockKind::Flock,
+                ("OFDLCK", _) => LockKind::Ofd,
+                ("LEASE", "ACTIVE") => LockKind::Lease,
+                ("LEASE", _) => LockKind::BreakingLease,
+                _ => return None,
+            };
+            let is_write = match access {
+                "WRITE" => true,
+                "READ" => false,
+                _ => return None,
+            };
+            let start = start.parse().ok()?;
+            let end = if end == "EOF" { None } else { Some(end.parse().ok()?) };
+            let pid = pid.parse().ok()?;
+            end.is_none_or(|end| end >= start && end < i64::MAX as u64).then_some(FileLock {
+                kind,
+                is_write,
+                pid,
+                start,
+                end,
+            })
+        })
+        .collect()
+}
+
 /// One watched descriptor of an epoll set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpollTarget {
@@ -510,5 +565,26 @@ mod tests {
             \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 31337 1 x 100 0\n\
             \x20  1: nonsense\n";
         assert_eq!(parse_net_tcp(text), [TcpRow { local_port: 8080, state: 10, inode: 31337 }]);
+    }
+
+    #[test]
+    fn locks_of_all_kinds_are_read() {
+        let text = b"pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 7 00:1c:77 0 EOF\n\
+            lock:\t2: POSIX  ADVISORY  READ 7 00:1c:77 10 19\nlock:\t3: OFDLCK ADVISORY  READ -1 00:1c:77 0 0\n\
+            lock:\t4: LEASE  ACTIVE    WRITE 7 00:1c:77 0 EOF\nlock:\t5: LEASE  BREAKING  READ 7 00:1c:77 0 EOF\n";
+        let lock = |kind, is_write, start, end| {
+            let pid = if kind == LockKind::Ofd { -1 } else { 7 };
+            FileLock { kind, is_write, pid, start, end }
+        };
+        let expected = [
+            lock(LockKind::Flock, true, 0, None),
+            lock(LockKind::Posix, false, 10, Some(19)),
+            lock(LockKind::Ofd, false, 0, Some(0)),
+            lock(LockKind::Lease, true, 0, None),
+            lock(LockKind::BreakingLease, false, 0, None),
+        ];
+        assert_eq!(parse_locks(text).unwrap(), expected);
+        assert_eq!(parse_locks(b"lock:\t1: FLOCK ADVISORY WRITE 7 00:1c:77 5 4"), None);
+        assert_eq!(parse_locks(b"lock:\t1: NEW ADVISORY WRITE 7 00:1c:77 0 EOF"), None);
     }
 }

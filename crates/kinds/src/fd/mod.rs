@@ -14,6 +14,7 @@ kinds! { eventfd, eventpoll, fifo, inet, memfd, pipe, regular, signalfd, timerfd
 
 pub mod build_id;
 pub mod ghost;
+pub mod locks;
 pub mod socket_options;
 
 /// The kind that an open file is of, if any carries it.

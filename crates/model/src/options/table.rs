@@ -270,7 +270,8 @@ specs! {
     IRMAP_SCAN_PATH = Row::required("irmap-scan-path", "PATH").repeatable().section(Section::Files)
         .of(DUMPS).help("one more directory to search for watched files");
     FILE_LOCKS = Row::flag("file-locks").short('l').negatable().section(Section::Files).of(BOTH)
-        .help("carry file locks, whose owners must all be in the tree");
+        .help("carry file locks, whose owners must all be in the tree")
+        .sets(store!(file_locks));
     FILE_VALIDATION = Row::required("file-validation", "HOW").default("buildid").section(Section::Files)
         .of(BOTH).help("compare reopened files by filesize, or by buildid where there is one")
         .sets(|options, given| {
