@@ -94,7 +94,7 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let mut survey = Survey {
         options,
-        cx: DumpCx::new(options),
+        cx: DumpCx::new(options, pids.clone()),
         failures: Failures::new(),
         own_namespaces: namespaces("self"),
         objects: Vec::new(),
@@ -480,6 +480,10 @@ impl Survey<'_, '_> {
             let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
             files.add(Kcmp::File, one).map_err(explain)?;
             let id = match self.file(&probe, files.firsts()[&at], known) {
+                Ok(_) if kinds::fd::kind_of(&probe).is_some_and(|kind| kind.needs_tasks()) => {
+                    self.failures.push(probe.refuse("a descriptor of this kind is not carried in a queue"));
+                    0
+                }
                 Ok((id, _)) => id,
                 Err(failure) => {
                     self.failures.push(failure.of(pid));

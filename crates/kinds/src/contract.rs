@@ -175,13 +175,15 @@ pub struct DumpCx<'o> {
     /// What was found in queues, with the process whose socket it is for; and the ids that it got, in this order.
     pub flying: Vec<(i32, OwnedFd)>,
     pub flown: Vec<u32>,
+    /// Every process of the tree.
+    pub pids: Vec<i32>,
     /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
     pub contents: Vec<(u64, OwnedFd)>,
     last_id: u32,
 }
 
 impl<'o> DumpCx<'o> {
-    pub fn new(options: &'o Options) -> DumpCx<'o> {
+    pub fn new(options: &'o Options, pids: Vec<i32>) -> DumpCx<'o> {
         DumpCx {
             options,
             shelf: Shelf::default(),
@@ -189,6 +191,7 @@ impl<'o> DumpCx<'o> {
             images: HashMap::new(),
             flying: Vec::new(),
             flown: Vec::new(),
+            pids,
             contents: Vec::new(),
             last_id: 0,
         }
@@ -247,6 +250,8 @@ pub trait FdKind: Sync {
     const TAG: u32;
     /// Are all other files there when those of this kind are opened?
     const COMES_LAST: bool = false;
+    /// Is it whole only when the processes are there, see [`FdKind::meet`]? Then it is not carried in a queue.
+    const NEEDS_TASKS: bool = false;
 
     /// Is this object mine? Exactly one kind says yes; the order in which they are asked means nothing.
     fn claims(&self, probe: &FdProbe) -> bool;
@@ -282,6 +287,11 @@ pub trait FdKind: Sync {
     /// Makes the object.
     fn open(&self, entry: &Self::Entry, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
 
+    /// Completes the object when all processes are there, before a task has a descriptor of it.
+    fn meet(&self, _entry: &Self::Entry, _fd: &OwnedFd) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// What has to wait until the descriptors of a task are in place, or is bound to the task: links
     /// that may be circular, signals. `number` is the descriptor in the first task that has it.
     fn finish(&self, _entry: &Self::Entry, _number: i32, _ops: &mut TaskOps) -> Result<(), Failure> {
@@ -315,6 +325,8 @@ pub trait AnyFdKind: Sync {
     fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
     fn key(&self, entry: &dyn Any) -> Option<String>;
     fn comes_last(&self) -> bool;
+    fn needs_tasks(&self) -> bool;
+    fn meet(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure>;
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
@@ -374,6 +386,14 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn comes_last(&self) -> bool {
         K::COMES_LAST
+    }
+
+    fn needs_tasks(&self) -> bool {
+        K::NEEDS_TASKS
+    }
+
+    fn meet(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure> {
+        FdKind::meet(self, typed::<K>(entry), fd)
     }
 
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure> {

@@ -250,6 +250,11 @@ impl<'r> Exec<'r> {
         let open = self.make_processes(&own_vdso)?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
+        for (id, fd) in self.files {
+            if let Some((kind, entry)) = self.checkpoint.files.get(*id) {
+                kind.meet(entry, fd)?;
+            }
+        }
         self.place(&open)?;
         stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;

@@ -361,10 +361,11 @@ fn check_files(
     in_flight: &[u32],
     failures: &mut Failures,
 ) {
+    let mut wrong = Vec::new();
     let mut need = |id: u32, what: String, kind: Option<i32>| {
         let found = files.get(id).map(|file| file.0.file_type());
         if found.is_none() || kind.is_some_and(|kind| found != Some(kind)) {
-            failures.push(Failure::corrupt("files.img", None, format!("has no file {id}, which is {what}")));
+            wrong.push(Failure::corrupt("files.img", None, format!("has no file {id}, which is {what}")));
         }
     };
     for task in tasks.iter().filter(|task| !task.is_zombie()) {
@@ -379,9 +380,15 @@ fn check_files(
     for id in in_flight {
         need(*id, "in the queue of a socket".into(), None);
     }
+    let unfinished = |id: &&u32| files.get(**id).is_some_and(|(kind, _)| kind.needs_tasks());
+    if let Some(id) = in_flight.iter().find(unfinished) {
+        let object = Object::Named(format!("file {id}"));
+        failures.push(Failure::unsupported(object, "is in a queue, which is not carried for this kind"));
+    }
     for (table, entries) in tables {
         for entry in entries {
             need(entry.id, format!("fd {} of fdinfo-{table}.img", entry.fd), Some(entry.r#type));
         }
     }
+    failures.extend(wrong);
 }

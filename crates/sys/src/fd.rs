@@ -395,6 +395,13 @@ pub fn data(fd: impl AsFd) -> Result<Vec<std::ops::Range<u64>>, Errno> {
     }
 }
 
+/// Lets the number of `fd` stand for what `other` stands for. Source: dup3(2).
+pub fn replace(fd: &OwnedFd, other: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: integers only; the number stays that of the owner.
+    let result = unsafe { libc::dup3(other.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+    check("dup3", result.into()).map(drop)
+}
+
 /// Locks a range for its open file description, without waiting; `range` is a `struct flock`.
 ///
 /// # Errors

@@ -7,10 +7,44 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// A descriptor that names a process. Source: pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    pidfd_open_with(pid, 0)
+}
+
+/// The same with flags: PIDFD_NONBLOCK, PIDFD_THREAD.
+pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: integers only.
-    let fd = unsafe { syscall("pidfd_open", libc::SYS_pidfd_open, &[pid as u64, 0]) }?;
+    let fd = unsafe { syscall("pidfd_open", libc::SYS_pidfd_open, &[pid as u64, flags.into()]) }?;
     // SAFETY: a descriptor that the kernel just made for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A pidfd of a process that has ended and has been waited for.
+///
+/// # Errors
+/// Those of clone3(2) and waitid(2).
+pub fn pidfd_of_nobody() -> Result<OwnedFd, Errno> {
+    let mut pidfd = -1i32;
+    // SAFETY: integers, for which zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    // SAFETY: the kernel reads the arguments and writes one integer; the child, a copy as after fork(2), ends at
+    // once without a look at anything.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    if pid == 0 {
+        // SAFETY: does not return, and touches no memory.
+        unsafe { libc::_exit(0) };
+    }
+    check("clone3", pid)?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let how = libc::WEXITED | libc::__WALL;
+    // SAFETY: siginfo is integers, for which zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one siginfo on this stack.
+    let waited = unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as u32, &mut info, how) };
+    check("waitid", waited.into())?;
+    Ok(pidfd)
 }
 
 /// A duplicate of descriptor `fd` of the process, with close-on-exec set here.

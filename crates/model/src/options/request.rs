@@ -307,9 +307,9 @@ mod tests {
 
     #[test]
     fn all_options_to_come_are_named_together() {
-        let error = refusal("dump -t 1 --tcp-established --file-locks --track-mem");
+        let error = refusal("dump -t 1 --tcp-established --force-irmap --track-mem");
         assert_eq!(error.messages.len(), 3);
-        assert!(error.messages[1].starts_with("--file-locks is known but not supported yet"));
+        assert!(error.messages[1].starts_with("--force-irmap is known but not supported yet"));
         assert!(error.messages.iter().all(|message| message.ends_with("nothing was touched")));
     }
 

@@ -1,0 +1,106 @@
+//! pidfds, of living and of dead processes.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use crate::case;
+use crate::case::{Case, Trial};
+use crate::sys::process::{Child, fork};
+
+pub const CASES: &[Case] = &[
+    case!(pidfds_of_living_processes_go_on).exchange(),
+    case!(pidfd_of_a_zombie_and_of_a_dead_process_survive),
+    case!(pidfd_of_its_own_process_and_its_flags_are_kept).peer_cannot("it refuses flags"),
+    case!(pidfd_of_a_process_outside_is_refused).refused(&["fd", "process 1", "outside"]),
+    case!(pidfd_in_a_queue_is_refused).refused(&["pidfd", "queue"]).peer_cannot("it dumps this"),
+];
+
+fn open(pid: i32, flags: u32) -> OwnedFd {
+    // SAFETY: takes integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
+    let fd = Errno::result(fd).expect("pidfd_open");
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) }
+}
+
+fn signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes integers and a null pointer.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
+    Errno::result(sent).map(drop)
+}
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    use std::os::fd::AsFd;
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).expect("poll") == 1
+}
+
+fn waiting(t: &Trial) -> Child {
+    let child = fork(|| {
+        t.mark("child");
+        loop {
+            crate::sys::nap();
+        }
+    });
+    t.await_mark("child");
+    child
+}
+
+fn pidfds_of_living_processes_go_on(t: &Trial) {
+    let child = waiting(t);
+    let pidfd = open(child.pid.as_raw(), 0);
+    let own = open(Pid::this().as_raw(), 0);
+    let same = pidfd.try_clone().expect("dup");
+    t.checkpoint();
+    assert!(!has_ended(&pidfd) && !has_ended(&own));
+    assert_eq!(signal(&own, 0), Ok(()));
+    assert_eq!(signal(&same, libc::SIGKILL), Ok(()));
+    crate::case::until("the end of the child", || has_ended(&pidfd));
+    child.wait();
+    assert_eq!(signal(&pidfd, 0), Err(Errno::ESRCH));
+}
+
+fn pidfd_of_a_zombie_and_of_a_dead_process_survive(t: &Trial) {
+    let zombie = fork(|| {});
+    let zombie_fd = open(zombie.pid.as_raw(), 0);
+    let dead = fork(|| {});
+    let dead_fd = open(dead.pid.as_raw(), 0);
+    dead.succeed();
+    crate::case::until("the zombie", || has_ended(&zombie_fd));
+    t.checkpoint();
+    assert!(has_ended(&dead_fd) && has_ended(&zombie_fd));
+    assert_eq!(signal(&dead_fd, 0), Err(Errno::ESRCH));
+    let id = nix::sys::wait::Id::PIDFd(std::os::fd::AsFd::as_fd(&zombie_fd));
+    let status = nix::sys::wait::waitid(id, nix::sys::wait::WaitPidFlag::WEXITED);
+    assert_eq!(status, Ok(nix::sys::wait::WaitStatus::Exited(zombie.pid, 0)));
+}
+
+fn pidfd_of_its_own_process_and_its_flags_are_kept(t: &Trial) {
+    let pidfd = open(Pid::this().as_raw(), libc::PIDFD_NONBLOCK);
+    t.checkpoint();
+    let flags = nix::fcntl::fcntl(&pidfd, nix::fcntl::FcntlArg::F_GETFL).expect("F_GETFL");
+    assert_eq!(flags & libc::O_NONBLOCK, libc::O_NONBLOCK);
+    assert_eq!(signal(&pidfd, 0), Ok(()));
+}
+
+fn pidfd_of_a_process_outside_is_refused(t: &Trial) {
+    let pidfd = open(1, 0);
+    t.checkpoint();
+    assert_eq!(signal(&pidfd, 0), Ok(()));
+}
+
+fn pidfd_in_a_queue_is_refused(t: &Trial) {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let (a, b) = std::os::unix::net::UnixDatagram::pair().expect("pair");
+    let pidfd = open(Pid::this().as_raw(), 0);
+    let numbers = [pidfd.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&numbers)];
+    let parts = [std::io::IoSlice::new(b"x")];
+    sendmsg::<()>(a.as_raw_fd(), &parts, &control, MsgFlags::empty(), None).expect("sendmsg");
+    t.checkpoint();
+    assert_eq!(b.recv(&mut [0; 4]).ok(), Some(1));
+}
