@@ -95,18 +95,20 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
     let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
     let stats = exec.run(|| {
+        if let Some(path) = &options.pidfile {
+            write_pidfile(path, root)?;
+        }
+        hooks.run(Action::PostRestore, dir.path(), Some(root))?;
+        hooks.run(Action::PreResume, dir.path(), Some(root))?;
+        kinds::fd::ghost::remove_links(&checkpoint.files);
+        // Last of all: from here on nothing is done that a watch would see, or that takes time.
         for (id, fd) in &files {
             if let Some((kind, entry)) = checkpoint.files.get(*id) {
                 kind.arm(entry, fd)?;
             }
         }
-        if let Some(path) = &options.pidfile {
-            write_pidfile(path, root)?;
-        }
-        hooks.run(Action::PostRestore, dir.path(), Some(root))?;
-        hooks.run(Action::PreResume, dir.path(), Some(root))
+        Ok(())
     })?;
-    kinds::fd::ghost::remove_links(&checkpoint.files);
     let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
     StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.restored(&stats);

@@ -8,6 +8,7 @@ mod call;
 pub mod clock;
 pub mod fd;
 pub mod inherited;
+pub mod inotify;
 pub mod memory;
 pub mod name;
 pub mod pagemap;

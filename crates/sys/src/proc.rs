@@ -377,6 +377,58 @@ pub fn fdinfo_hex(text: &[u8], key: &str) -> Option<u64> {
     hex(value.strip_prefix(b"0x").unwrap_or(value))
 }
 
+/// One watch of an inotify.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InotifyWatch {
+    pub wd: i32,
+    pub inode: u64,
+    /// As the kernel has it: the minor number in the low 20 bits.
+    pub device: u32,
+    pub mask: u32,
+    pub ignored_mask: u32,
+    pub handle_type: u32,
+    pub handle: Vec<u8>,
+}
+
+/// The `inotify` lines of `fdinfo`. Source: fs/notify/fdinfo.c, inotify_fdinfo.
+pub fn parse_inotify(text: &[u8]) -> Option<Vec<InotifyWatch>> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"inotify "));
+    lines
+        .map(|line| {
+            let line = std::str::from_utf8(line).ok()?;
+            let value =
+                |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
+            let number = |key: &str| hex(value(key)?.as_bytes());
+            let small = |key: &str| u32::try_from(number(key)?).ok();
+            let text = value("f_handle")?.as_bytes();
+            let handle =
+                text.chunks(2).map(|byte| hex(byte).map(|byte| byte as u8)).collect::<Option<Vec<_>>>()?;
+            (handle.len() == small("fhandle-bytes")? as usize).then_some(InotifyWatch {
+                wd: i32::try_from(number("wd")?).ok()?,
+                inode: number("ino")?,
+                device: small("sdev")?,
+                mask: small("mask")?,
+                ignored_mask: small("ignored_mask")?,
+                handle_type: small("fhandle-type")?,
+                handle,
+            })
+        })
+        .collect()
+}
+
+/// Where file systems of a device, as the kernel has its number, are mounted. Source: proc_pid_mountinfo(5).
+pub fn mounts_of(mountinfo: &[u8], device: u32) -> Vec<Vec<u8>> {
+    let (major, minor) = (device >> 20, device & 0xf_ffff);
+    let wanted = format!("{major}:{minor}").into_bytes();
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| {
+            let mut words = line.split(|byte| *byte == b' ');
+            (words.nth(2)? == wanted).then(|| words.nth(1).map(unescape))?
+        })
+        .collect()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockKind {
     Posix,
@@ -586,5 +638,18 @@ mod tests {
         assert_eq!(parse_locks(text).unwrap(), expected);
         assert_eq!(parse_locks(b"lock:\t1: FLOCK ADVISORY WRITE 7 00:1c:77 5 4"), None);
         assert_eq!(parse_locks(b"lock:\t1: NEW ADVISORY WRITE 7 00:1c:77 0 EOF"), None);
+    }
+
+    #[test]
+    fn inotify_watches_and_mounts_are_read() {
+        let text = b"pos:\t0\nflags:\t00\ninotify wd:1a ino:9e7e sdev:800013 mask:800afce ignored_mask:0 \
+            fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d\n";
+        let watches = parse_inotify(text).unwrap();
+        assert_eq!((watches[0].wd, watches[0].inode, watches[0].device), (0x1a, 0x9e7e, 0x80_0013));
+        assert_eq!(watches[0].handle, [0x7e, 0x9e, 0, 0, 0x64, 0x0d, 0x1b, 0x6d]);
+        assert_eq!(parse_inotify(b"inotify wd:1"), None);
+        let mounts = b"36 35 98:0 /mnt1 /mnt\\0402 rw - ext3 /dev/root rw\n37 35 8:19 / /a rw - ext4 x rw\n";
+        assert_eq!(mounts_of(mounts, 98 << 20), [b"/mnt 2"]);
+        assert_eq!(mounts_of(mounts, 0x80_0013), [b"/a"]);
     }
 }

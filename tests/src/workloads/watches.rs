@@ -1,0 +1,123 @@
+//! inotify: the same numbers, the same files, nothing but what happens.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+use crate::case;
+use crate::case::{Case, Trial};
+use crate::sys::process::fork;
+
+pub const CASES: &[Case] = &[
+    case!(watches_go_on_under_their_numbers).exchange(),
+    case!(watch_for_one_event_ends_with_it).peer_cannot("it makes it one for many"),
+    case!(watch_of_a_file_that_was_moved_goes_on),
+    case!(thousand_watches_survive),
+    case!(inotify_without_watches_and_with_flags_survives).exchange(),
+    case!(watch_of_an_unlinked_file_is_refused).refused(&["fd", "watch", "unlinked"]).peer_cannot("it dumps this"),
+];
+
+fn names(inotify: &Inotify) -> Vec<(WatchDescriptor, AddWatchFlags, String)> {
+    match inotify.read_events() {
+        Ok(events) => events
+            .into_iter()
+            .map(|event| (event.wd, event.mask, event.name.unwrap_or_default().into_string().expect("text")))
+            .collect(),
+        Err(nix::errno::Errno::EAGAIN) => Vec::new(),
+        Err(error) => panic!("read: {error}"),
+    }
+}
+
+fn make() -> Inotify {
+    Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).expect("inotify_init1")
+}
+
+fn watches_go_on_under_their_numbers(t: &Trial) {
+    let inotify = make();
+    fs::create_dir(t.path("folder")).expect("mkdir");
+    drop(File::create(t.path("folder/file")).expect("create"));
+    let spare = inotify.add_watch("/", AddWatchFlags::IN_DELETE_SELF).expect("watch");
+    let folder = inotify.add_watch(&t.path("folder"), AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE);
+    let file = inotify.add_watch(&t.path("folder/file"), AddWatchFlags::IN_MODIFY);
+    let (folder, file) = (folder.expect("watch"), file.expect("watch"));
+    inotify.rm_watch(spare).expect("rm_watch");
+    assert_eq!(names(&inotify).len(), 1);
+    let child = fork(|| t.hold());
+    t.checkpoint();
+    child.succeed();
+    assert_eq!(names(&inotify), []);
+    drop(File::create(t.path("folder/new")).expect("create"));
+    fs::write(t.path("folder/file"), b"x").expect("write");
+    let seen = names(&inotify);
+    assert_eq!(seen[0], (folder, AddWatchFlags::IN_CREATE, "new".to_owned()));
+    assert_eq!(seen[1], (file, AddWatchFlags::IN_MODIFY, String::new()));
+    assert_eq!(seen.len(), 2);
+}
+
+fn watch_for_one_event_ends_with_it(t: &Trial) {
+    let inotify = make();
+    drop(File::create(t.path("file")).expect("create"));
+    let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ONESHOT;
+    inotify.add_watch(t.directory(), AddWatchFlags::IN_DELETE_SELF).expect("watch");
+    let wd = inotify.add_watch(&t.path("file"), flags).expect("watch");
+    t.checkpoint();
+    fs::write(t.path("file"), b"x").expect("write");
+    let expected = [AddWatchFlags::IN_MODIFY, AddWatchFlags::IN_IGNORED].map(|what| (wd, what, String::new()));
+    assert_eq!(names(&inotify), expected);
+    // The next number is behind the last, even if that is free.
+    assert_ne!(inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch"), wd);
+}
+
+fn watch_of_a_file_that_was_moved_goes_on(t: &Trial) {
+    let inotify = make();
+    drop(File::create(t.path("old")).expect("create"));
+    let wd = inotify.add_watch(&t.path("old"), AddWatchFlags::IN_MODIFY).expect("watch");
+    fs::rename(t.path("old"), t.path("new")).expect("rename");
+    drop(File::create(t.path("old")).expect("create"));
+    t.checkpoint();
+    fs::write(t.path("old"), b"x").expect("write");
+    assert_eq!(names(&inotify), []);
+    fs::write(t.path("new"), b"x").expect("write");
+    assert_eq!(names(&inotify), [(wd, AddWatchFlags::IN_MODIFY, String::new())]);
+}
+
+fn thousand_watches_survive(t: &Trial) {
+    let inotify = make();
+    let all: Vec<_> = (0..1000)
+        .map(|n| {
+            let path = t.path(&format!("file{n}"));
+            drop(File::create(&path).expect("create"));
+            (inotify.add_watch(&path, AddWatchFlags::IN_ATTRIB).expect("watch"), path)
+        })
+        .collect();
+    t.checkpoint();
+    for (wd, path) in &all {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+        assert_eq!(names(&inotify), [(*wd, AddWatchFlags::IN_ATTRIB, String::new())]);
+    }
+}
+
+fn inotify_without_watches_and_with_flags_survives(t: &Trial) {
+    let one = make();
+    let two = Inotify::init(InitFlags::empty()).expect("inotify_init1");
+    t.checkpoint();
+    let flags = |inotify: &Inotify| {
+        nix::fcntl::fcntl(inotify.as_fd(), nix::fcntl::FcntlArg::F_GETFL).expect("F_GETFL") & libc::O_NONBLOCK
+    };
+    assert_eq!((flags(&one), flags(&two)), (libc::O_NONBLOCK, 0));
+    one.add_watch(t.directory(), AddWatchFlags::IN_CREATE).expect("watch");
+    drop(File::create(t.path("new")).expect("create"));
+    assert_eq!(names(&one).len(), 1);
+}
+
+fn watch_of_an_unlinked_file_is_refused(t: &Trial) {
+    let inotify = make();
+    let file = File::create(t.path("file")).expect("create");
+    inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch");
+    fs::remove_file(t.path("file")).expect("unlink");
+    drop(file.try_clone().expect("dup"));
+    t.checkpoint();
+    assert_eq!(names(&inotify), []);
+    drop(file);
+}
