@@ -336,6 +336,9 @@ impl Survey<'_, '_> {
         mm.dumpable = Some(attributes.dumpable);
         mm.thp_disabled = Some(attributes.is_thp_disabled);
         for (map, entry) in look.maps {
+            if vma::aio::is_ring(&map.name) {
+                mm.aios.push(vma::aio::dump(pid, &map)?);
+            }
             match vma::dump(pid, &map, entry, &mut self.cx) {
                 Ok(entry) => vma::push(&mut mm.vmas, entry),
                 Err(failure) => self.failures.push(failure),

@@ -30,5 +30,6 @@ pub const CARRIED: u32 = REGULAR
     | ANON_SHARED
     | ANON_PRIVATE
     | VVAR
+    | AIO_RING
     | MEMFD
     | GUARD;

@@ -255,6 +255,7 @@ impl<'r> Exec<'r> {
                 kind.meet(entry, fd)?;
             }
         }
+        self.aio_contexts()?;
         self.place(&open)?;
         stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;
@@ -274,6 +275,26 @@ impl<'r> Exec<'r> {
         stage.ends("let the tasks go");
         created.is_kept = true;
         Ok(RestoreStats { forking_us, ..self.counts.get() })
+    }
+
+    /// Makes the AIO contexts: where the kernel puts a ring is known only afterwards.
+    fn aio_contexts(&self) -> Result<(), Failure> {
+        for (at, task) in self.tasks() {
+            let run = |list: List| {
+                let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
+                self.wait_all(vec![(task.pid, run)])
+            };
+            for ring in &task.mm.aios {
+                let mut list = List::new();
+                let context = vma::aio::make(ring, &mut TaskOps { list: &mut list, area: &self.area })?;
+                run(list)?;
+                let made = self.area.get(context, 8).try_into().map_or(0, u64::from_ne_bytes);
+                let mut list = List::new();
+                vma::aio::place(ring, made, &mut TaskOps { list: &mut list, area: &self.area });
+                run(list)?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for lists in the order given.

@@ -250,10 +250,8 @@ fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]
         }
         last = if is_mapping { entry.end } else { last };
     }
-    if !task.mm.aios.is_empty() {
-        failures.push(
-            Failure::unsupported(Object::Task, "has AIO contexts, which are not carried yet").of(task.pid),
-        );
+    if let Some(why) = vma::aio::check(&task.mm.aios, &task.mm.vmas) {
+        failures.push(Failure::unsupported(Object::Task, why).of(task.pid));
     }
     // Content without a mapping would be written over something else.
     let mut vmas = task.mm.vmas.iter().filter(|entry| vma::content(entry) != vma::Content::None).peekable();

@@ -1,5 +1,6 @@
 //! What workloads need from the kernel and `nix` gives only as an unsafe call, or not at all.
 
+pub mod aio;
 pub mod call;
 pub mod fault;
 pub mod memory;

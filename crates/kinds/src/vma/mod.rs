@@ -3,9 +3,10 @@
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
 //! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
 //! madvise(2), mlock2(2), names and seals.
-//! Refused for now: huge pages, SysV segments, AIO and io_uring rings, packet rings, device memory,
+//! Refused for now: huge pages, SysV segments, io_uring rings, packet rings, device memory,
 //! userfaultfd registrations, shadow stacks.
 
+pub mod aio;
 pub mod mm;
 
 use crate::contract::{DumpCx, TaskOps};
@@ -74,8 +75,6 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
         Some("is a shadow stack, which is not carried yet")
     } else if is("/SYSV") {
         Some("is a SysV shared memory segment, which is not carried yet")
-    } else if is("/[aio]") {
-        Some("is the ring of an AIO context, which is not carried yet")
     } else if is("anon_inode:[io_uring]") {
         Some("is the ring of an io_uring, which is not carried yet")
     } else if is("anon_inode:") || is("socket:[") {
@@ -137,6 +136,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
             entry.anon_name =
                 name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
         }
+        name if aio::is_ring(name) => entry.status |= status::AIO_RING,
         _ => {
             // A shared mapping that may become writable needs a file open for writing.
             let flags = if vma.is_shared && has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
@@ -218,7 +218,7 @@ pub enum Content {
 
 pub fn content(entry: &VmaEntry) -> Content {
     let is = |bit| entry.status & bit != 0;
-    if is(status::VDSO) {
+    if is(status::VDSO | status::AIO_RING) {
         Content::Whole
     } else if is(status::VVAR | status::VSYSCALL | status::GUARD) || entry.flags & MAP_TYPE == MAP_DROPPABLE {
         Content::None
@@ -243,7 +243,7 @@ pub fn guard(start: u64, end: u64) -> VmaEntry {
 
 /// Is this a mapping that the kernel provides, rather than one to be made?
 pub fn is_special(entry: &VmaEntry) -> bool {
-    entry.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) != 0
+    entry.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD | status::AIO_RING) != 0
 }
 
 /// The id of the file behind a mapping.
