@@ -17,7 +17,7 @@ use crate::reap::{Reaper, others, quiet};
 use crate::tool::{LIMIT, Ran, Tool, read_lossy, tail};
 
 /// Where a program under test finds others.
-pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin";
 
 /// Two tools: most trials use the first for both halves.
 #[derive(Debug, Clone)]

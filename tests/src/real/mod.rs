@@ -63,6 +63,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(serving::Node),
         Box::new(counting::Java),
         Box::new(serving::Redis),
+        Box::new(serving::Nginx),
         Box::new(counting::Static { is_pie: false }),
         Box::new(counting::Static { is_pie: true }),
     ]

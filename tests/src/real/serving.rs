@@ -1,4 +1,4 @@
-//! Programs that are asked over TCP on loopback: node and redis-server.
+//! Programs that are asked over TCP on loopback: node, redis-server and nginx.
 
 use std::path::Path;
 use std::process::Command;
@@ -61,6 +61,83 @@ impl Program for Node {
 
     fn end(&self, _subject: &mut Subject) -> Result<(), String> {
         ask("curl", &["-s", "http://127.0.0.1:8080/stop"]).map(drop)
+    }
+}
+
+/// A master with two workers, which count requests in memory that they share.
+pub struct Nginx;
+
+const NGINX: &str = "
+daemon off;
+worker_processes 2;
+user root;
+pid nginx.pid;
+error_log stderr info;
+events { worker_connections 64; }
+http {
+    access_log access.log;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    keepalive_timeout 0;
+    server {
+        listen 127.0.0.1:8081;
+        listen unix:web.socket;
+        location /page { root .; }
+        location /status { stub_status; }
+    }
+}
+";
+
+/// Requests of one look.
+const REQUESTS: u64 = 20;
+
+impl Program for Nginx {
+    fn name(&self) -> &'static str {
+        "nginx"
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &["nginx", "curl"]
+    }
+
+    fn command(&self, own: &Path) -> Result<Command, String> {
+        put(&own.join("nginx.conf"), NGINX)?;
+        put(&own.join("page"), "a page")?;
+        let mut nginx = command("nginx")?;
+        nginx.arg("-p").arg(own).args(["-c", "nginx.conf", "-e", "stderr"]);
+        Ok(nginx)
+    }
+
+    fn look(&self, subject: &mut Subject, before: u64) -> Result<u64, String> {
+        let socket = subject.own("web.socket").display().to_string();
+        let page = ["-s", "http://127.0.0.1:8081/page"];
+        wait_for(subject, "a page", || Ok(ask("curl", &page)?.filter(|said| said == "a page")))?;
+        for _ in 1..REQUESTS {
+            let said = ask("curl", &["-s", "--unix-socket", &socket, "http://nginx/page"])?;
+            if said.as_deref() != Some("a page") {
+                return Err(format!("the page is {said:?}"));
+            }
+        }
+        let status = ask("curl", &["-s", "http://127.0.0.1:8081/status"])?.unwrap_or_default();
+        // In the third line: connections accepted, handled, and requests.
+        let counted: Option<u64> =
+            status.lines().nth(2).and_then(|line| line.split_whitespace().nth(2)?.parse().ok());
+        let counted = counted.ok_or_else(|| format!("the status is {status:?}"))?;
+        let log = read_lossy(&subject.own("access.log")).lines().count() as u64;
+        // The question for the status counts itself, but is not in the log yet.
+        if counted != before + REQUESTS + 1 || log + 1 < counted {
+            return Err(format!("{before} requests before, {counted} counted now, {log} in the log"));
+        }
+        await_silence(subject)?;
+        Ok(counted)
+    }
+
+    fn end(&self, subject: &mut Subject) -> Result<(), String> {
+        use nix::sys::signal::{Signal, kill};
+        kill(nix::unistd::Pid::from_raw(subject.pid), Signal::SIGQUIT).map_err(|e| format!("end it: {e}"))
     }
 }
 
