@@ -28,6 +28,7 @@ const CASES: &[&str] = &[
     "procs-50",
     "procs-300",
     "fds-8000",
+    "mixed-10000",
     "vmas-30000",
 ];
 

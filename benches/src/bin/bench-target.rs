@@ -4,6 +4,9 @@
 //! thread of the first process ticks, all others sleep.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +14,11 @@ use crtools_bench::{Board, Word, now};
 use crtools_tests::sys::memory::{Map, PAGE, READ};
 use crtools_tests::sys::process::fork;
 use crtools_tests::sys::{call, exit_now};
+use nix::sys::eventfd::EventFd;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 /// What has to be right at the end.
 enum Content {
@@ -23,6 +31,54 @@ enum Content {
     Files {
         files: Vec<File>,
     },
+    Mixed {
+        groups: Vec<Group>,
+    },
+}
+
+/// Ten descriptors of eight kinds.
+struct Group {
+    file: File,
+    folder: File,
+    null: File,
+    pipe: (OwnedFd, OwnedFd),
+    event: EventFd,
+    pair: (UnixStream, UnixStream),
+    signal: SignalFd,
+    timer: TimerFd,
+}
+
+impl Group {
+    fn new(path: &Path) -> Group {
+        let group = Group {
+            file: File::open(path).expect("open"),
+            folder: File::open("/").expect("open"),
+            null: File::open("/dev/null").expect("open"),
+            pipe: nix::unistd::pipe().expect("pipe"),
+            event: EventFd::from_value(7).expect("eventfd"),
+            pair: UnixStream::pair().expect("socketpair"),
+            signal: SignalFd::new(&SigSet::from(Signal::SIGUSR1)).expect("signalfd"),
+            timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty()).expect("timerfd"),
+        };
+        nix::unistd::write(&group.pipe.1, b"in a pipe").expect("write");
+        (&group.pair.0).write_all(b"in a socket").expect("write");
+        let hour = Expiration::OneShot(TimeSpec::new(3600, 0));
+        group.timer.set(hour, TimerSetTimeFlags::empty()).expect("set");
+        group
+    }
+
+    fn check(&self) {
+        assert_eq!(self.file.metadata().expect("stat").len(), 100);
+        assert!(self.folder.metadata().expect("stat").is_dir());
+        assert_eq!((&self.null).read(&mut [0]).expect("read"), 0);
+        let mut bytes = [0; 11];
+        assert_eq!(nix::unistd::read(&self.pipe.0, &mut bytes).expect("read"), 9);
+        (&self.pair.1).read_exact(&mut bytes).expect("read");
+        assert_eq!(&bytes, b"in a socket");
+        assert_eq!(self.event.read().expect("read"), 7);
+        assert!(self.timer.get().expect("get").is_some());
+        assert!(self.signal.as_fd().as_raw_fd() > 0);
+    }
 }
 
 fn main() {
@@ -41,6 +97,12 @@ fn main() {
         "sparse" => pages(number << 18, 100),
         "vmas" => mappings(number),
         "fds" => Content::Files { files: files(&board_path.with_extension("data"), number) },
+        "mixed" => {
+            raise_limit();
+            let path = board_path.with_extension("data");
+            std::fs::write(&path, [1; 100]).expect("write");
+            Content::Mixed { groups: (0..number / 10).map(|_| Group::new(&path)).collect() }
+        }
         "threads" => {
             for _ in 1..number {
                 std::thread::Builder::new().stack_size(64 * 1024).spawn(sleep_for_ever).expect("spawn");
@@ -107,10 +169,14 @@ fn mappings(count: usize) -> Content {
     Content::Pages { map, step: 10 }
 }
 
-fn files(path: &Path, count: usize) -> Vec<File> {
+fn raise_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("setrlimit");
+}
+
+fn files(path: &Path, count: usize) -> Vec<File> {
+    raise_limit();
     std::fs::write(path, [1; 100]).expect("write");
     (0..count).map(|_| File::open(path).expect("open")).collect()
 }
@@ -123,6 +189,7 @@ fn check(content: &Content) {
                 map.check(page..page + 1, 7);
             }
         }
+        Content::Mixed { groups } => groups.iter().for_each(Group::check),
         Content::Files { files } => {
             for file in files {
                 assert_eq!(file.metadata().expect("stat").len(), 100);
