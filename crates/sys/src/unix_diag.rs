@@ -28,7 +28,10 @@ pub struct UnixSocket {
 
 /// A netlink socket for questions.
 #[derive(Debug)]
-pub struct Diag(OwnedFd);
+pub struct Diag {
+    socket: OwnedFd,
+    reply: Vec<u8>,
+}
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -42,31 +45,30 @@ const SHOW_RQLEN: u32 = 16;
 
 impl Diag {
     pub fn new() -> Result<Diag, Errno> {
-        socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG).map(Diag)
+        let socket = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)?;
+        Ok(Diag { socket, reply: vec![0; 1 << 16] })
     }
 
     /// # Errors
     /// `ENOENT` when no socket of this net namespace has the inode.
-    pub fn ask(&self, inode: u32) -> Result<UnixSocket, Errno> {
+    pub fn ask(&mut self, inode: u32) -> Result<UnixSocket, Errno> {
         const NLM_F_REQUEST: u16 = 1;
         self.send(inode, NLM_F_REQUEST)?;
-        let mut reply = vec![0u8; 1 << 16];
-        let length = crate::fd::read(&self.0, &mut reply)?;
-        parse(&reply[..length])
+        let length = crate::fd::read(&self.socket, &mut self.reply)?;
+        parse(&self.reply[..length])
     }
 
     /// Every UNIX socket of this net namespace.
     ///
     /// # Errors
     /// Those of netlink(7).
-    pub fn all(&self) -> Result<Vec<UnixSocket>, Errno> {
+    pub fn all(&mut self) -> Result<Vec<UnixSocket>, Errno> {
         const NLM_F_REQUEST_DUMP: u16 = 0x301;
         self.send(0, NLM_F_REQUEST_DUMP)?;
         let mut all = Vec::new();
-        let mut reply = vec![0u8; 1 << 16];
         loop {
-            let length = crate::fd::read(&self.0, &mut reply)?;
-            let mut rest = &reply[..length];
+            let length = crate::fd::read(&self.socket, &mut self.reply)?;
+            let mut rest = &self.reply[..length];
             while rest.len() >= 16 {
                 let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
                 if u16::from_ne_bytes([rest[4], rest[5]]) == NLMSG_DONE {
@@ -91,7 +93,7 @@ impl Diag {
         for word in [u32::MAX, inode, show, u32::MAX, u32::MAX] {
             request.extend_from_slice(&word.to_ne_bytes());
         }
-        socket::send(&self.0, &request, None).map(drop)
+        socket::send(&self.socket, &request, None).map(drop)
     }
 }
 

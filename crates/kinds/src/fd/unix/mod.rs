@@ -152,6 +152,11 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Dumped {
     diag: Option<Diag>,
+    asked: usize,
+    /// Every socket there is, when it was worth while to ask for all.
+    all: HashMap<u32, UnixSocket>,
+    /// For messages.
+    buffer: Vec<u8>,
     /// By inode: which sockets the tree has.
     seen: HashMap<u32, Seen>,
     /// Clients that wait to be accepted, and the listener that each waits for.
@@ -169,11 +174,24 @@ struct Packet {
 }
 
 impl Dumped {
+    /// The kernel looks at all of its sockets for each question.
     fn ask(&mut self, inode: u32) -> Result<UnixSocket, Errno> {
-        match &self.diag {
-            Some(diag) => diag.ask(inode),
-            None => self.diag.insert(Diag::new()?).ask(inode),
+        const FEW: usize = 16;
+        if let Some(told) = self.all.get(&inode) {
+            return Ok(told.clone());
         }
+        let diag = match &mut self.diag {
+            Some(diag) => diag,
+            None => self.diag.insert(Diag::new()?),
+        };
+        self.asked += 1;
+        if self.asked == FEW {
+            self.all = diag.all()?.into_iter().map(|socket| (socket.inode, socket)).collect();
+            if let Some(told) = self.all.get(&inode) {
+                return Ok(told.clone());
+            }
+        }
+        diag.ask(inode)
     }
 }
 
@@ -548,11 +566,24 @@ fn copy_queue(
     cx: &mut DumpCx,
     set: &dyn Fn(i32) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let mut buffer = std::mem::take(&mut cx.shelf.of::<Dumped>().buffer);
+    buffer.resize(MESSAGE_MAX, 0);
+    let result = copy_messages(probe, entry, cx, set, &mut buffer);
+    cx.shelf.of::<Dumped>().buffer = buffer;
+    result
+}
+
+fn copy_messages(
+    probe: &FdProbe,
+    entry: &UnixSkEntry,
+    cx: &mut DumpCx,
+    set: &dyn Fn(i32) -> Result<(), Failure>,
+    buffer: &mut [u8],
+) -> Result<(), Failure> {
     let is_stream = entry.r#type as i32 == libc::SOCK_STREAM;
-    let mut buffer = vec![0u8; MESSAGE_MAX];
     let mut at = 0;
     loop {
-        let mut message = match socket::peek(&probe.fd, &mut buffer) {
+        let mut message = match socket::peek(&probe.fd, buffer) {
             Err(error) if error.code == libc::EAGAIN => return Ok(()),
             Err(error) => return Err(probe.fail(error, "read the queue")),
             Ok(message) => message,
