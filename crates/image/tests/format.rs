@@ -22,6 +22,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("GhostFileEntry", "atim_nsec", 1000),
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("MmEntry", "whole_auxv", 1000),
+    ("PipeDataEntry", "packets", 1000),
     ("RemapFilePathEntry", "handle", 1000),
     ("SkPacketEntry", "from", 1000),
     ("TaskCoreEntry", "exit_signal", 1000),

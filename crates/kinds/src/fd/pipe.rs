@@ -4,7 +4,7 @@
 //! leaves the bytes where they are.
 //! Rebuilt by: pipe2(2), F_SETPIPE_SZ, write(2) of the bytes; an end that was opened again by name is
 //! opened again. An end that nobody holds is closed, so the other end sees what it saw before.
-//! Not kept: boundaries of the kernel's buffers. Packet mode (O_DIRECT) is refused while packets wait.
+//! Not kept: boundaries of the kernel's buffers, other than those of packets (O_DIRECT).
 //! Refused: a pipe whose other end a process outside the tree holds.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, reopen, set_status};
@@ -40,14 +40,15 @@ pub struct PipeDataEntry {
     pub bytes: u32,
     #[prost(uint32, optional, tag = "3")]
     pub size: Option<u32>,
+    /// Of ours: the lengths of packets, where there are several.
+    #[prost(uint32, repeated, tag = "1000")]
+    pub packets: Vec<u32>,
 }
 
 
 /// The two ends that a tree holds of one pipe.
 #[derive(Debug, Default)]
 struct Ends {
-    has_content: bool,
-    is_packets: bool,
     reader: Option<Seen>,
     writer: Option<Seen>,
 }
@@ -91,8 +92,6 @@ impl FdKind for Pipe {
         let seen = Seen { fd: duplicate, object: probe.object(), pid: probe.pid };
         let known = cx.shelf.of::<Dumped>().0.entry(pipe_id).or_default();
         let is_first = known.reader.is_none() && known.writer.is_none();
-        known.is_packets |= probe.flags & libc::O_DIRECT as u32 != 0;
-        known.has_content |= sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).is_ok_and(|count| count > 0);
         if probe.flags as i32 & libc::O_ACCMODE == libc::O_RDWR {
             return Err(probe.refuse("is open for both reading and writing"));
         }
@@ -112,10 +111,6 @@ impl FdKind for Pipe {
         };
         let mut failures = Failures::new();
         for ends in dumped.0.into_values() {
-            if let Some(end) = ends.reader.as_ref().or(ends.writer.as_ref()).filter(|_| ends.is_packets && ends.has_content) {
-                let why = "is in packet mode, with packets waiting, which is not carried yet";
-                failures.push(Failure::unsupported(end.object.clone(), why).of(end.pid));
-            }
             match (&ends.reader, &ends.writer) {
                 // A pipe without a writer is at its end, one without a reader broken; else someone is there.
                 (Some(reader), None) if !sys::fd::hung_up(&reader.fd) => {
@@ -145,7 +140,11 @@ impl FdKind for Pipe {
     fn open(&self, entry: &PipeEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: Errno| error.on(Object::Named(format!("pipe {}", entry.pipe_id)), "make it");
         if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {
-            let (reader, writer) = sys::fd::pipe(0).map_err(explain)?;
+            let has_packets =
+                |other: &PipeEntry| other.pipe_id == entry.pipe_id && other.flags & libc::O_DIRECT as u32 != 0;
+            let is_in_packets = cx.files.entries::<Pipe>().any(has_packets);
+            let flags = if is_in_packets { libc::O_DIRECT } else { 0 };
+            let (reader, writer) = sys::fd::pipe(flags).map_err(explain)?;
             load_content(&writer, entry.pipe_id, "pipes-data.img", kind::PIPES_DATA, cx)?;
             cx.shelf.of::<Opened>().0.insert(entry.pipe_id, (reader, writer, [false; 2]));
         }
@@ -180,7 +179,7 @@ pub fn save_content(
     // Both ends answer; only a read end can be read from, and any descriptor can be made one.
     let waiting = sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).map_err(explain)? as usize;
     let capacity = sys::fd::fcntl(&probe.fd, libc::F_GETPIPE_SZ, 0).map_err(explain)?;
-    let mut content = Vec::new();
+    let (mut content, mut packets) = (Vec::new(), Vec::new());
     if waiting > 0 {
         let reader = reopen(&probe.fd, (libc::O_RDONLY | libc::O_NONBLOCK) as u32).map_err(explain)?;
         let (copy_reader, copy_writer) = sys::fd::pipe(libc::O_NONBLOCK).map_err(explain)?;
@@ -188,20 +187,26 @@ pub fn save_content(
         let count = sys::fd::tee(&reader, &copy_writer, waiting).map_err(explain)?;
         content.resize(count, 0);
         let mut filled = 0;
+        // One packet at a time, if there are any; else all at once.
         while filled < count {
-            filled += sys::fd::read(&copy_reader, &mut content[filled..]).map_err(explain)?;
+            let packet = sys::fd::read(&copy_reader, &mut content[filled..]).map_err(explain)?;
+            packets.push(packet as u32);
+            filled += packet;
+        }
+        if packets.len() == 1 {
+            packets.clear();
         }
         if count < waiting {
             return Err(probe.refuse(format!("holds {waiting} bytes, of which {count} could be copied")));
         }
     }
-    let entry = PipeDataEntry { pipe_id, bytes: content.len() as u32, size: Some(capacity as u32) };
+    let entry = PipeDataEntry { pipe_id, bytes: content.len() as u32, size: Some(capacity as u32), packets };
     cx.image(name, kind).record(&entry).payload(&content);
     Ok(())
 }
 
-/// Capacity and bytes of one pipe.
-type Content = (Option<u32>, Vec<u8>);
+/// Capacity and bytes of one pipe, and the lengths of its packets if they are several.
+type Content = (Option<u32>, Vec<u8>, Vec<u32>);
 
 /// What `pipes-data.img` or `fifo-data.img` holds, read once.
 #[derive(Debug, Default)]
@@ -224,7 +229,12 @@ pub fn load_content(
             let mut reader = Reader::open(kind, name, &bytes)?;
             while let Some(entry) = reader.record::<PipeDataEntry>()? {
                 let payload = reader.payload(entry.bytes as usize)?.to_vec();
-                contents.insert(entry.pipe_id, (entry.size, payload));
+                if !entry.packets.is_empty()
+                    && entry.packets.iter().map(|length| u64::from(*length)).sum::<u64>() != u64::from(entry.bytes)
+                {
+                    return Err(reader.corrupt("has packets that are not its bytes".into()));
+                }
+                contents.insert(entry.pipe_id, (entry.size, payload, entry.packets));
             }
         }
         cx.shelf.of::<Contents>().by_name.insert(name, contents);
@@ -233,7 +243,7 @@ pub fn load_content(
     if !contents.used.insert((name, pipe_id)) {
         return Ok(());
     }
-    let Some((capacity, content)) = contents.by_name[name].get(&pipe_id) else { return Ok(()) };
+    let Some((capacity, content, packets)) = contents.by_name[name].get(&pipe_id) else { return Ok(()) };
     let explain = |error: Errno| error.on(Object::Named(format!("pipe {pipe_id}")), "fill it");
     if let Some(capacity) = capacity {
         sys::fd::fcntl(&writer, libc::F_SETPIPE_SZ, *capacity as i32).map_err(explain)?;
@@ -241,6 +251,11 @@ pub fn load_content(
     let flags = sys::fd::status_flags(&writer).map_err(explain)?;
     set_status(&writer, flags | libc::O_NONBLOCK as u32).map_err(explain)?;
     let mut rest = &content[..];
+    for packet in packets {
+        let (packet, more) = rest.split_at(*packet as usize);
+        sys::fd::write(&writer, packet).map_err(explain)?;
+        rest = more;
+    }
     while !rest.is_empty() {
         rest = &rest[sys::fd::write(&writer, rest).map_err(explain)?..];
     }
