@@ -19,6 +19,8 @@ const OWN_MESSAGES: &[&str] = &["XstateComponent"];
 /// Fields that CRIU does not have, in messages that it has.
 const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("EventfdFileEntry", "semaphore", 1000),
+    ("EventpollTfdEntry", "at", 1000),
+    ("EventpollTfdEntry", "taken", 1001),
     ("GhostFileEntry", "atim_nsec", 1000),
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("MmEntry", "whole_auxv", 1000),

@@ -858,9 +858,6 @@ impl<'r> Exec<'r> {
         finished: &mut HashSet<u32>,
         ops: &mut TaskOps,
     ) -> Result<(), Failure> {
-        for lock in self.checkpoint.locks.iter().filter(|lock| lock.pid == task.pid) {
-            kinds::fd::locks::finish(lock, ops)?;
-        }
         for entry in &self.checkpoint.tables[&task.ids.files_id] {
             let Some((kind, record)) = self.checkpoint.files.get(entry.id) else { continue };
             if !finished.insert(entry.id) {
@@ -878,6 +875,10 @@ impl<'r> Exec<'r> {
                     &[number.into(), sys::fd::F_SETSIG.into(), u64::from(owner.signum).into()],
                 );
             }
+        }
+        // To close a number lets record locks go, so they come last.
+        for lock in self.checkpoint.locks.iter().filter(|lock| lock.pid == task.pid) {
+            kinds::fd::locks::finish(lock, ops)?;
         }
         Ok(())
     }

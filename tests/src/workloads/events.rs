@@ -27,8 +27,11 @@ pub const CASES: &[Case] = &[
     case!(one_epoll_inside_another_survives),
     case!(epoll_watches_a_duplicate_under_its_own_number),
     case!(epoll_of_500_targets_survives),
-    case!(epoll_watch_of_a_descriptor_moved_away_survives).not_yet("watches of closed descriptors")
+    case!(epoll_watch_of_a_descriptor_moved_away_survives)
         .peer_cannot("it refuses a watch whose number is closed in the task"),
+    case!(epoll_watch_of_a_number_taken_by_another_survives)
+        .peer_cannot("it refuses a watch whose number is another file"),
+    case!(epoll_watch_of_a_file_that_only_a_child_has_is_refused).refused(&["fd", "watches", "no more"]),
     case!(poll_with_a_limit_is_not_interrupted).peer_cannot("it ends such a call with EINTR"),
     case!(sleep_without_a_remainder_is_not_interrupted).restless()
         .peer_cannot("it ends such a call with EINTR"),
@@ -182,6 +185,41 @@ fn epoll_watch_of_a_descriptor_moved_away_survives(t: &Trial) {
     assert!(nix::sys::stat::fstat(&twin).is_ok() && twin.as_raw_fd() != number);
     nix::unistd::write(&twin, &1_u64.to_ne_bytes()).expect("write");
     assert_eq!(events_of(&epoll), [(1, libc::EPOLLIN)]);
+}
+
+fn epoll_watch_of_a_number_taken_by_another_survives(t: &Trial) {
+    let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
+    let event = EventFd::new().expect("eventfd");
+    let twin = nix::unistd::dup(&event).expect("dup");
+    epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).expect("add");
+    let number = event.as_raw_fd();
+    drop(event);
+    let other = EventFd::new().expect("eventfd");
+    assert_eq!(other.as_raw_fd(), number);
+    epoll.add(&other, EpollEvent::new(EpollFlags::EPOLLIN, 2)).expect("add");
+    t.checkpoint();
+    assert!(events_of(&epoll).is_empty());
+    nix::unistd::write(&twin, &1_u64.to_ne_bytes()).expect("write");
+    assert_eq!(events_of(&epoll), [(1, libc::EPOLLIN)]);
+    assert_eq!(nix::unistd::read(&twin, &mut [0; 8]), Ok(8));
+    other.write(1).expect("write");
+    assert_eq!(events_of(&epoll), [(2, libc::EPOLLIN)]);
+}
+
+fn epoll_watch_of_a_file_that_only_a_child_has_is_refused(t: &Trial) {
+    let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
+    let event = EventFd::new().expect("eventfd");
+    epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).expect("add");
+    let child = crate::sys::process::fork(|| {
+        t.mark("child");
+        t.hold();
+        event.write(1).expect("write");
+    });
+    t.await_mark("child");
+    drop(event);
+    t.checkpoint();
+    child.succeed();
+    assert!(events_of(&epoll).is_empty());
 }
 
 fn signalfd_keeps_its_mask_and_reads_a_pending_signal(t: &Trial) {
