@@ -14,9 +14,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use sys::userfault::Growing;
 
 const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
+/// Bytes from which on it pays to map a file that is filled.
+const GROWING: u64 = 8 << 20;
 /// Ranges of one process_vm_readv(2).
 const RANGES: usize = 512;
 
@@ -57,10 +60,46 @@ struct Chunk {
     runs: Vec<(Range<u64>, How)>,
 }
 
+/// A pages file, open.
+struct Target {
+    file: File,
+    /// The way in that lets several at a time, for a file in memory.
+    growing: Option<Growing>,
+}
+
+impl Target {
+    /// `len` bytes will come at most, from so many workers.
+    fn new(file: File, len: u64, workers: usize) -> Target {
+        let is_worth_it = workers > 1 && len >= GROWING;
+        let growing = is_worth_it.then(|| {
+            let len = usize::try_from(len).ok()?;
+            sys::fd::truncate(&file, len as u64).ok()?;
+            Growing::new(&file, len).ok()
+        });
+        Target { file, growing: growing.flatten() }
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        match &self.growing {
+            Some(growing) if growing.put(offset, bytes).is_ok() => Ok(()),
+            // Whatever was wrong, write(2) has a better word for it.
+            _ => self.file.write_all_at(bytes, offset),
+        }
+    }
+
+    /// The file has these many bytes.
+    fn end(&self, len: u64) -> Result<(), Errno> {
+        if self.file.metadata().is_ok_and(|metadata| metadata.len() == len) {
+            return Ok(());
+        }
+        sys::fd::truncate(&self.file, len)
+    }
+}
+
 /// A file being filled.
 #[derive(Default)]
 struct Progress {
-    file: OnceLock<File>,
+    target: OnceLock<Target>,
     /// Chunks that have their place, and where the next one goes.
     place: Mutex<Place>,
     moved: Condvar,
@@ -84,13 +123,22 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         Mutex::new(jobs.iter().enumerate().flat_map(|(job, work)| cut(job, &work.runs)).collect());
     let total = Mutex::new(Taken::default());
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let size = |job: &Job| job.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
+    let workers = match jobs.iter().map(size).sum::<u64>() {
+        // A thread costs more than reading a little.
+        bytes if bytes < 2 * CHUNK as u64 => 1,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let create = |job: &Job| -> Result<Target, Failure> {
+        Ok(Target::new(dir.create(&pages_name(job.pages_id))?, size(job), workers))
+    };
     let work = || {
         let mut buffer = Vec::new();
         loop {
             let Some(chunk) = lock(&chunks).pop_front() else { return };
             let state = &states[chunk.job];
-            let copied =
-                sys::apart::go_on().and_then(|()| copy(&jobs[chunk.job], state, &chunk, dir, &mut buffer));
+            let copied = sys::apart::go_on()
+                .and_then(|()| copy(&jobs[chunk.job], state, &chunk, &create, &mut buffer));
             match copied {
                 Ok(done) => {
                     let mut total = lock(&total);
@@ -109,12 +157,6 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
             }
         }
     };
-    let workers = match jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum::<u64>()
-    {
-        // A thread costs more than reading a little.
-        bytes if bytes < 2 * CHUNK as u64 => 1,
-        _ => std::thread::available_parallelism().map_or(1, usize::from),
-    };
     std::thread::scope(|scope| {
         for _ in 1..workers {
             scope.spawn(work);
@@ -128,9 +170,13 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
         let pagemap = Pagemap { pages_id: job.pages_id, runs: place.runs };
         dir.write(&job.pagemap, &pagemap.encode())?;
-        if state.file.get().is_none() {
+        let name = pages_name(job.pages_id);
+        match state.target.get() {
+            Some(target) => {
+                target.end(place.offset).map_err(|error| error.on(Object::Path(name), "end it"))?
+            }
             // A page map without pages names a file all the same.
-            dir.create(&pages_name(job.pages_id))?;
+            None => drop(dir.create(&name)?),
         }
     }
     Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
@@ -165,7 +211,7 @@ fn copy(
     job: &Job,
     state: &Progress,
     chunk: &Chunk,
-    dir: &Dir,
+    create: &(dyn Fn(&Job) -> Result<Target, Failure> + Sync),
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
     buffer.resize(CHUNK, 0);
@@ -189,18 +235,19 @@ fn copy(
     }
     place.offset = at;
     place.index = place.index.saturating_add(1);
-    let name = pages_name(job.pages_id);
-    if kept > 0 && state.file.get().is_none() {
+    if kept > 0 && state.target.get().is_none() {
         // In the lock: a second creation would empty the file.
-        let file = dir.create(&name)?;
-        state.file.get_or_init(|| file);
+        let target = create(job)?;
+        state.target.get_or_init(|| target);
     }
     drop(place);
     state.moved.notify_all();
 
-    if let Some(file) = state.file.get().filter(|_| kept > 0) {
-        file.write_all_at(&buffer[..kept], offset)
-            .map_err(|error| sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages"))?;
+    if let Some(target) = state.target.get().filter(|_| kept > 0) {
+        target.put(offset, &buffer[..kept]).map_err(|error| {
+            let name = pages_name(job.pages_id);
+            sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages")
+        })?;
     }
     Ok(done)
 }

@@ -95,6 +95,16 @@ impl SharedMap {
         unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), bytes.as_mut_ptr(), bytes.len()) }
     }
 
+    /// Gives the memory of whole pages back; the file keeps what is in them.
+    ///
+    /// # Panics
+    /// When the range is not inside the mapping.
+    pub fn forget(&self, part: Range<usize>) {
+        assert!(part.start <= part.end && part.end <= self.len);
+        // SAFETY: a part of this mapping, which shows the same of its file when it is touched again.
+        unsafe { libc::madvise(self.base.as_ptr().add(part.start).cast(), part.len(), libc::MADV_DONTNEED) };
+    }
+
     /// The 32-bit word at `at`, which must be aligned.
     pub fn word(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
         assert!(at.is_multiple_of(4) && at + 4 <= self.len);

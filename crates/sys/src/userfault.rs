@@ -1,9 +1,10 @@
 //! userfaultfd(2): new pages put into another address space, filled, in one step.
 
-use crate::call::last;
+use crate::call::{check, last};
+use crate::memory::SharedMap;
 use model::Errno;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// For the flags of userfaultfd(2): faults of the kernel on behalf of the process are not stopped, which
 /// needs no privilege. Linux 5.11.
@@ -48,6 +49,18 @@ struct Copy {
 pub struct Userfault(OwnedFd);
 
 impl Userfault {
+    /// For the memory of this process.
+    ///
+    /// # Errors
+    /// `ENOSYS` where the kernel has none, `EPERM` where a filter forbids it.
+    pub fn own() -> Result<Userfault, Errno> {
+        // SAFETY: takes a number and touches no memory.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+        let fd = check("userfaultfd", fd)? as i32;
+        // SAFETY: a descriptor that the kernel just made for us alone.
+        Userfault::new(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
     /// `fd` is a new one, from userfaultfd(2).
     ///
     /// # Errors
@@ -75,7 +88,7 @@ impl Userfault {
         }
     }
 
-    /// Makes anonymous mappings in `range` ready for [`Userfault::copy`].
+    /// Makes anonymous mappings, and shared ones of files in memory, in `range` ready for [`Userfault::copy`].
     ///
     /// # Errors
     /// `EINVAL` when something else is mapped there.
@@ -110,5 +123,38 @@ impl Userfault {
             }
         }
         Ok(())
+    }
+}
+
+/// A file in memory (tmpfs, memfd) that gets new pages from several threads at the same time: write(2) lets
+/// one after the other in, and clears what it does not overwrite.
+#[derive(Debug)]
+pub struct Growing {
+    map: SharedMap,
+    userfault: Userfault,
+}
+
+impl Growing {
+    /// `file` is `len` bytes long, a number of whole pages, and has no pages yet.
+    ///
+    /// # Errors
+    /// `EINVAL` when the file is not one in memory; as [`Userfault::own`].
+    pub fn new(file: impl AsFd, len: usize) -> Result<Growing, Errno> {
+        let map = SharedMap::new(file, 0, len)?;
+        let userfault = Userfault::own()?;
+        userfault.register(map.address(0)..map.address(len))?;
+        Ok(Growing { map, userfault })
+    }
+
+    /// Gives the file the pages `bytes` from `at` on.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the file system is full; then some of the pages may be there.
+    pub fn put(&self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let at = at as usize;
+        let copied = self.userfault.copy(self.map.address(at), bytes);
+        // What is mapped counts as ours.
+        self.map.forget(at..at + bytes.len());
+        copied
     }
 }
