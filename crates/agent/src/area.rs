@@ -152,6 +152,11 @@ impl Area {
         Ok(Run { slot, list, at })
     }
 
+    /// Is the list done, or stopped?
+    pub fn is_done(&self, run: &Run) -> bool {
+        self.map.word(run.slot.at + slot::TURN).load(Ordering::Acquire) == self.idle
+    }
+
     /// Waits until the list is done; returns its operations with their results, for [`List::result`].
     ///
     /// `is_alive` is asked now and then.

@@ -6,12 +6,12 @@
 
 use crate::arch::{self, Registers, restart_interrupted_call, signal_frame};
 use crate::area::{Area, Run, Slot, Watch};
-use crate::list::{Failed, List};
+use crate::list::{Arg, Failed, Judge, List};
 use crate::remote;
 use model::{Errno, Failure, Object};
 use std::path::Path;
 use std::rc::Rc;
-use sys::ptrace::{Running, Stop, Stopped, X86_XSTATE};
+use sys::ptrace::{self, Running, Stop, Stopped, X86_XSTATE};
 
 /// Code, slots, lists and frames of a batch of threads.
 const AREA: usize = 1 << 20;
@@ -107,6 +107,22 @@ fn call_all(
         results[at] = Some(restored.map_err(explain));
     }
     results.into_iter().map(|result| result.expect("every call has a result")).collect()
+}
+
+/// Waits for the first stop of a process that a traced thread made; from then on it does not outlive us.
+fn adopt(pid: i32, options: u64) -> Result<Stopped, Errno> {
+    match Running::made(pid).wait()? {
+        Stop::Trap(stopped) | Stop::Group(stopped, _) | Stop::Signal(stopped, _) => {
+            stopped.set_options(options | ptrace::EXIT_KILL)?;
+            Ok(stopped)
+        }
+        _ => Err(Errno { call: "clone", code: libc::ESRCH }),
+    }
+}
+
+/// Has one stopped thread of a process make a call; it comes back as it was.
+pub fn call(door: Door, number: i64, args: &[u64], doing: &'static str) -> Result<(Stopped, i64), Failure> {
+    call_all(vec![door], number, &[args.to_vec()], doing).remove(0)
 }
 
 impl Host {
@@ -214,6 +230,61 @@ impl Host {
         };
         context.restore(&stopped).map_err(explain)?;
         Ok(stopped)
+    }
+
+    /// Has the process make a copy of itself, which never runs: it is traced and stopped from its start, and
+    /// ends when whoever traces it does. It has the agent's mapping too, at [`Host::range`], and no thread but
+    /// the one copied. It sends its parent no signal at its end, and no wait(2) without `__WALL` sees it.
+    ///
+    /// # Errors
+    /// `EAGAIN` and `ENOMEM` of clone(2) among others; the thread is whole, unless it is gone.
+    pub fn copy(
+        &self,
+        thread: Stopped,
+        context: &Context,
+        options: u64,
+    ) -> Result<(Stopped, Result<Stopped, Failure>), Failure> {
+        let (pid, tid) = (self.pid, thread.tid());
+        const DOING: &str = "copy the process";
+        let explain = |error: Errno| error.on(Object::Thread(tid), DOING).of(pid);
+        let copy_slot = self.area.slot(0).map_err(explain)?;
+        let mut list = List::new();
+        let none = Arg::Value(0);
+        list.label(DOING).call(libc::SYS_clone, &[none; 5], Judge::Spawn(copy_slot.address()));
+        thread.set_options(options | ptrace::TRACE_CLONE).map_err(explain)?;
+        let (mut running, run) = self.start(thread, context, list)?;
+        let mut copy = None;
+        while !self.area.is_done(&run) {
+            running = match running.look().map_err(explain)? {
+                Err(running) => {
+                    std::thread::yield_now();
+                    running
+                }
+                Ok(Stop::Event(stopped, ptrace::EVENT_CLONE)) => {
+                    let made = stopped.event_message().map_err(explain)? as i32;
+                    copy = Some(adopt(made, options));
+                    stopped.resume(0).map_err(explain)?
+                }
+                Ok(Stop::Signal(stopped, signal)) => stopped.resume(signal).map_err(explain)?,
+                Ok(Stop::Trap(stopped) | Stop::Group(stopped, _)) => stopped.resume(0).map_err(explain)?,
+                Ok(Stop::Event(stopped, _) | Stop::Syscall(stopped)) => stopped.resume(0).map_err(explain)?,
+                Ok(Stop::Exited(_)) => return Err(gone(tid).of(pid)),
+            };
+        }
+        let done = self.collect(&running, run)?;
+        let thread = self.retrieve(running, context)?;
+        thread.set_options(options).map_err(explain)?;
+        let copy = match (done, copy) {
+            (Err(failed), _) => Err(explain(failed.errno())),
+            (Ok(_), Some(copy)) => copy.map_err(explain),
+            (Ok(_), None) => Err(explain(Errno { call: "clone", code: libc::ECHILD })),
+        };
+        Ok((thread, copy))
+    }
+
+    /// Where the agent is in the process.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.area.remote()..self.area.remote() + AREA as u64
     }
 
     /// Takes the agent out of processes again, through one thread of each.

@@ -3,6 +3,7 @@
 //! A thread is seized and interrupted; its new siblings and children are looked for until there are no
 //! more. Whatever ends the dump, dropping the [`Tree`] lets every thread run on as it was.
 
+use crate::copies::Copies;
 use crate::tracer::{Seized, Share, Tracer, children, leaderless, read_stat};
 use agent::crew::{self, Crew};
 use model::{Failure, Failures};
@@ -47,6 +48,8 @@ pub enum FinalState {
 pub struct Tree {
     pub processes: Vec<Process>,
     pub crew: Crew<Tracer>,
+    /// Behind the crew, which ends them and lets their originals go.
+    pub copies: Copies,
 }
 
 /// What one process of the tree turned out to be.
@@ -62,7 +65,7 @@ struct Found {
 /// Everything that cannot be stopped; what was stopped runs on.
 pub fn freeze(root: i32, timeout: Duration) -> Result<Tree, Failures> {
     let deadline = Instant::now() + timeout;
-    let mut tree = Tree { processes: Vec::new(), crew: Crew::default() };
+    let mut tree = Tree { processes: Vec::new(), crew: Crew::default(), copies: Copies::default() };
     let mut known = HashSet::new();
     let mut level = vec![root];
     let mut failures = Failures::new();
@@ -167,6 +170,12 @@ impl Tree {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets all processes run on as they were; their copies stay.
+    pub fn let_go(&mut self) {
+        let members = 0..self.crew.len();
+        self.crew.each(members.map(|member| (member, ())), |tracer, ()| tracer.let_go());
     }
 
     /// Ends the dump as it was asked for.

@@ -1,6 +1,7 @@
 //! From live tasks to images: freeze, observe, survey, encode. [`run`] is the order of it all.
 #![forbid(unsafe_code)]
 
+mod copies;
 mod encode;
 mod freeze;
 mod identity;

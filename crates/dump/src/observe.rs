@@ -39,15 +39,17 @@ pub struct Link {
 pub struct Look {
     pub stat: Stat,
     pub namespaces: Namespaces,
-    /// Each with its record, in which the file is missing.
-    pub maps: Vec<(Vma, VmaEntry)>,
+    pub memory: Memory,
+    /// Of its pages that no file has; the kernel's count may be off by some.
+    pub private_bytes: u64,
+    /// Some of its memory is locked.
+    pub is_locked: bool,
     pub auxv: Vec<u8>,
     pub exe: Link,
     pub cwd: Link,
     pub root: Link,
     pub timers: Vec<Timer>,
     pub oom_score_adj: Option<i32>,
-    pub pages: Selection,
     /// Where the process has a `syscall` instruction.
     pub instruction: u64,
 }
@@ -79,14 +81,38 @@ pub fn namespaces(pid: &str) -> Namespaces {
     NAMESPACES.map(|name| Some(sys::fd::stat_at(dir.as_ref().ok()?, Path::new(name)).ok()?.st_ino))
 }
 
+impl Look {
+    /// Does a copy of the process tell all about its memory, later? Not of what others may change, and not
+    /// which mappings were locked.
+    pub fn is_plain(&self) -> bool {
+        let deleted = |(map, _): &(Vma, VmaEntry)| map.inode != 0 && map.name.ends_with(b" (deleted)");
+        !self.is_locked && !self.memory.maps.iter().any(deleted)
+    }
+}
+
+/// How much is read of the memory of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Where its mappings are. The kernel says that at once, whatever is in them.
+    Maps,
+    /// Their flags, and which pages are its own: the kernel looks at every page for that.
+    Pages,
+}
+
 /// Reads what `/proc` tells of a frozen process.
 ///
 /// # Errors
 /// The first thing that cannot be read.
-pub fn look(pid: i32) -> Result<Look, Failure> {
-    let memory = read_memory(pid)?;
+pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
+    let memory = match depth {
+        Depth::Maps => Memory { maps: read_maps(pid)?, ..Memory::default() },
+        Depth::Pages => read_memory(pid)?,
+    };
     let timers = read(format!("/proc/{pid}/timers"))?;
+    let status = status(pid, pid)?;
     Ok(Look {
+        private_bytes: status.anonymous_kb * 1024,
+        is_locked: status.locked_kb != 0,
         stat: read_stat(pid)?,
         namespaces: namespaces(&pid.to_string()),
         auxv: read(format!("/proc/{pid}/auxv"))?,
@@ -97,8 +123,7 @@ pub fn look(pid: i32) -> Result<Look, Failure> {
             .ok_or_else(|| not_understood(Object::Task, "read its timers"))?,
         oom_score_adj: sys::proc::decimal(read(format!("/proc/{pid}/oom_score_adj"))?.trim_ascii()),
         instruction: find_instruction(pid, &memory.maps)?,
-        maps: memory.maps,
-        pages: memory.pages,
+        memory,
     })
 }
 
@@ -112,39 +137,56 @@ fn link(pid: i32, name: &'static str) -> Result<Link, Failure> {
 }
 
 /// The mappings of a process, and which of their pages are its own.
-#[derive(Default)]
-struct Memory {
-    maps: Vec<(Vma, VmaEntry)>,
-    pages: Selection,
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Each with its record, in which the file is missing.
+    pub maps: Vec<(Vma, VmaEntry)>,
+    pub pages: Selection,
 }
 
 impl Memory {
     /// Adds mappings at higher addresses.
     fn add(&mut self, vmas: Vec<Vma>, pagemap: &File) -> Result<(), Errno> {
         let first = self.maps.len();
-        self.maps.extend(vmas.into_iter().map(|map| {
-            let entry = vma::describe(&map);
-            (map, entry)
-        }));
-        let areas: Vec<Area> = self.maps[first..]
-            .iter()
-            .map(|(_, entry)| entry)
-            .filter(|entry| vma::content(entry) != vma::Content::None)
-            .map(|entry| Area {
-                range: entry.start..entry.end,
-                is_readable: entry.prot & libc::PROT_READ as u32 != 0,
-                is_whole: vma::content(entry) == vma::Content::Whole,
-                has_file: vma::has_file(entry),
-            })
-            .collect();
+        self.maps.extend(vmas.into_iter().map(described));
+        let areas = areas(&self.maps[first..]);
         self.pages.append(pages::select::select(pagemap, &areas)?);
         Ok(())
     }
 }
 
+fn described(map: Vma) -> (Vma, VmaEntry) {
+    let entry = vma::describe(&map);
+    (map, entry)
+}
+
+/// The mappings that have content.
+fn areas(maps: &[(Vma, VmaEntry)]) -> Vec<Area> {
+    maps.iter()
+        .map(|(_, entry)| entry)
+        .filter(|entry| vma::content(entry) != vma::Content::None)
+        .map(|entry| Area {
+            range: entry.start..entry.end,
+            is_readable: entry.prot & libc::PROT_READ as u32 != 0,
+            is_whole: vma::content(entry) == vma::Content::Whole,
+            has_file: vma::has_file(entry),
+        })
+        .collect()
+}
+
+/// The mappings of a process, without their flags.
+pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
+    let path = format!("/proc/{pid}/maps");
+    let text = read(path.clone())?;
+    let mut parser = SmapsParser::default();
+    parser.feed(&text);
+    let maps = parser.finish().ok_or_else(|| not_understood(Object::Path(path), "read it"))?;
+    Ok(maps.into_iter().map(described).collect())
+}
+
 /// The kernel's text of many mappings takes long to write: as long as it does, what is there already is
 /// read and its pages are looked for.
-fn read_memory(pid: i32) -> Result<Memory, Failure> {
+pub fn read_memory(pid: i32) -> Result<Memory, Failure> {
     /// Bytes read before it counts as much: some hundred mappings.
     const FEW: usize = 256 << 10;
     let path = format!("/proc/{pid}/smaps");
@@ -191,7 +233,7 @@ fn read_some(file: &mut File, want: usize) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> {
+pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> {
     // The vdso has one; without it any code that the process may execute will do.
     let maps = || maps.iter().map(|(map, _)| map);
     let is_vdso = |map: &&Vma| map.name == b"[vdso]";

@@ -1,13 +1,16 @@
 //! A dump from beginning to end.
 
 use crate::freeze::{FinalState, freeze};
-use crate::{encode, survey};
+use crate::observe::Depth;
+use crate::survey::{Census, Reading};
+use crate::{copies, encode, observe, survey};
 use image::{Dir, StatsEntry, Writer};
-use kinds::fd::ghost;
+use kinds::contract::DumpCx;
+use kinds::fd::ghost::{self, Links};
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Failure, Failures, Hooks, Object, Options};
-use pages::take::{Job, Source, data_runs, take};
+use pages::take::{Job, Source, Taken, data_runs, take};
 use std::fs::File;
 use std::time::{Duration, Instant};
 
@@ -41,31 +44,50 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     sys::apart::go_on()?;
     sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
-    let freezing_time = micros(start);
-    log::info!("froze {} processes in {freezing_time} us", tree.processes.len());
+    let freezing_us = micros(start);
+    log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
 
     let frozen = Instant::now();
     options.progress.stage("survey");
-    let mut census = survey::survey(&mut tree, options)?;
-    log::info!("surveyed the tree in {} us", micros(frozen));
-
-    sys::apart::go_on()?;
-    dir.begin()?;
-    let memory = Instant::now();
-    options.progress.stage("pages");
-    let jobs = jobs(&mut census)?;
-    let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
-    options.progress.pages_total(bytes / 4096);
-    let scanned: u64 = census.processes.iter().map(|process| process.scanned_pages).sum();
-    let progress = options.progress.clone();
-    let taken = take(&jobs, dir, &|pages| progress.pages_done(pages))?;
-    let memdump_time = micros(memory);
-    log::info!("wrote {} pages in {memdump_time} us", taken.written_pages);
+    let wants_copies = copies::are_wanted(options);
+    let depth = if wants_copies { Depth::Maps } else { Depth::Pages };
+    let mut survey = survey::survey(&mut tree, options, depth)?;
+    let is_copied = wants_copies && survey.is_good() && copies::make(&mut tree, &survey);
+    let mut taking = Taking::new(dir, options);
+    let census;
+    let links;
+    if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
+        dir.begin()?;
+        links = taking.shared(survey.cx())?;
+        tree.let_go();
+        census = survey.conclude(&tree, &|pid, _| copies::read(&tree.copies, pid))?;
+    } else {
+        let mut whole = survey.conclude(&tree, &|pid, look| match depth {
+            Depth::Maps => Ok(Reading { from: pid, memory: observe::read_memory(pid)? }),
+            Depth::Pages => Ok(Reading { from: pid, memory: std::mem::take(&mut look.memory) }),
+        })?;
+        log::info!("surveyed the tree in {} us", micros(frozen));
+        sys::apart::go_on()?;
+        dir.begin()?;
+        links = taking.shared(&mut whole.cx)?;
+        if is_copied {
+            for process in &mut whole.processes {
+                process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
+            }
+            tree.let_go();
+        }
+        census = whole;
+    }
+    let mut frozen_us = micros(frozen);
+    if is_copied {
+        log::info!("the tree stood still for {} us", micros(start));
+    }
+    let mut census = census;
+    taking.memory(&mut census)?;
 
     sys::apart::go_on()?;
     options.progress.stage("images");
-    let links = ghost::make_links(&mut census.cx)?;
-    ghost::write(&mut census.cx, dir)?;
+    let scanned = census.processes.iter().map(|process| process.scanned_pages).sum();
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory()?)?;
     let state = match options {
@@ -75,18 +97,20 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     };
     hooks.run(Action::PostDump, dir.path(), Some(root))?;
     sys::apart::go_on()?;
-    let frozen_time = micros(frozen);
+    if !is_copied {
+        frozen_us = micros(frozen);
+    }
     if matches!(state, FinalState::Killed) {
         links.keep();
     }
     tree.finish(state);
     let stats = DumpStats {
-        freezing_us: freezing_time.into(),
-        frozen_us: frozen_time.into(),
-        memdump_us: memdump_time.into(),
-        memwrite_us: memdump_time.into(),
+        freezing_us: freezing_us.into(),
+        frozen_us: frozen_us.into(),
+        memdump_us: taking.us.into(),
+        memwrite_us: taking.us.into(),
         pages_scanned: scanned,
-        pages_written: taken.written_pages,
+        pages_written: taking.taken.written_pages,
         ..DumpStats::default()
     };
     StatsEntry::from(&stats).write(&options.work_dir);
@@ -94,28 +118,78 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     Ok(())
 }
 
-fn jobs(census: &mut survey::Census) -> Result<Vec<Job>, Failure> {
-    let mut jobs = Vec::new();
-    let has_relatives = census.processes.len() > 1;
-    for process in &mut census.processes {
-        let is_zombie = process.cores[0].1.thread_core.is_none();
-        if !is_zombie {
-            jobs.push(Job {
-                source: Source::Process { pid: process.pid, has_relatives },
-                runs: std::mem::take(&mut process.runs),
-                pagemap: format!("pagemap-{}.img", process.pid),
-                pages_id: jobs.len() as u32 + 1,
-            });
+/// Pages on their way into images.
+struct Taking<'d> {
+    dir: &'d Dir,
+    options: &'d Options,
+    /// The number of the last pages file.
+    last_id: u32,
+    taken: Taken,
+    us: u32,
+}
+
+impl<'d> Taking<'d> {
+    fn new(dir: &'d Dir, options: &'d Options) -> Taking<'d> {
+        Taking { dir, options, last_id: 0, taken: Taken::default(), us: 0 }
+    }
+
+    fn job(
+        &mut self,
+        source: Source,
+        runs: Vec<(std::ops::Range<u64>, pages::select::How)>,
+        pagemap: String,
+    ) -> Job {
+        self.last_id += 1;
+        Job { source, runs, pagemap, pages_id: self.last_id }
+    }
+
+    fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let progress = self.options.progress.clone();
+        let taken = take(jobs, self.dir, &|pages| progress.pages_done(pages))?;
+        self.taken.written_pages += taken.written_pages;
+        self.taken.zero_pages += taken.zero_pages;
+        self.us += micros(begun);
+        Ok(())
+    }
+
+    /// Saves what processes that run on might change: the content of files in memory, and of files without a
+    /// name. Makes the links that the survey has noted.
+    fn shared(&mut self, cx: &mut DumpCx) -> Result<Links, Failure> {
+        self.options.progress.stage("pages");
+        let mut jobs = Vec::with_capacity(cx.contents.len());
+        for (id, fd) in cx.contents.drain(..) {
+            let pagemap = format!("pagemap-shmem-{id}.img");
+            let file = File::from(fd);
+            let runs =
+                data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
+            jobs.push(self.job(Source::File(file), runs, pagemap));
         }
+        self.take(&jobs)?;
+        let links = ghost::make_links(cx)?;
+        ghost::write(cx, self.dir)?;
+        Ok(links)
     }
-    for (id, fd) in census.cx.contents.drain(..) {
-        let pagemap = format!("pagemap-shmem-{id}.img");
-        let file = File::from(fd);
-        let runs =
-            data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
-        jobs.push(Job { source: Source::File(file), runs, pagemap, pages_id: jobs.len() as u32 + 1 });
+
+    /// Saves what processes have for themselves.
+    fn memory(&mut self, census: &mut Census) -> Result<(), Failure> {
+        let has_relatives = census.processes.len() > 1;
+        let mut jobs = Vec::with_capacity(census.processes.len());
+        for process in &mut census.processes {
+            let is_zombie = process.cores[0].1.thread_core.is_none();
+            if !is_zombie {
+                let pid = process.memory_of;
+                let source = Source::Process { pid, has_relatives: has_relatives || pid != process.pid };
+                let runs = std::mem::take(&mut process.runs);
+                jobs.push(self.job(source, runs, format!("pagemap-{}.img", process.pid)));
+            }
+        }
+        let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
+        self.options.progress.pages_total(bytes / 4096);
+        self.take(&jobs)?;
+        log::info!("wrote {} pages in {} us", self.taken.written_pages, self.us);
+        Ok(())
     }
-    Ok(jobs)
 }
 
 /// Writes them, when there are many on all processors: what it takes is making the files.

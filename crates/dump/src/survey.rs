@@ -4,7 +4,7 @@
 use crate::freeze::{Process, State, Tree};
 use crate::identity::{At, Classes};
 use crate::observe::{
-    self, FileKey, Link, Look, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces,
+    self, Depth, FileKey, Link, Look, Memory, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces,
 };
 use agent::crew::{self, shares};
 use image::*;
@@ -37,6 +37,8 @@ pub struct Surveyed {
     pub fdinfo: Vec<FdinfoEntry>,
     /// Another process has the same table of descriptors, whose image is written for that one.
     pub is_fdinfo_shared: bool,
+    /// Where its pages are read: itself, or its copy.
+    pub memory_of: i32,
     pub runs: Vec<(Range<u64>, pages::select::How)>,
     pub scanned_pages: u64,
 }
@@ -74,7 +76,16 @@ struct Objects {
     by_pid: HashMap<i32, (i32, u32)>,
 }
 
-struct Survey<'t, 'o> {
+/// A process of which all is known but what its memory consists of.
+struct Found {
+    process: usize,
+    /// None for a zombie.
+    alive: Option<(Look, Vec<Seen>, FsEntry, u32)>,
+}
+
+/// A tree of which all is known but what its memory consists of. Then it need not stand still any more,
+/// if that is to be found out from copies.
+pub struct Survey<'o> {
     options: &'o Options,
     cx: DumpCx<'o>,
     failures: Failures,
@@ -83,14 +94,22 @@ struct Survey<'t, 'o> {
     /// By process that is the first with them.
     tables: HashMap<i32, Vec<FdinfoEntry>>,
     chains: seccomp::Chains,
-    pids: &'t [i32],
+    pids: Vec<i32>,
+    found: Vec<Found>,
 }
 
-/// Reads the tree.
+/// Where the memory of a process is read, and what is known of it.
+pub struct Reading {
+    /// The process, or its copy.
+    pub from: i32,
+    pub memory: Memory,
+}
+
+/// Reads the tree, its memory to this depth.
 ///
 /// # Errors
-/// Everything that is not carried.
-pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, Failures> {
+/// Everything that cannot be asked. What is not carried is only noted.
+pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result<Survey<'o>, Failures> {
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let mut survey = Survey {
         options,
@@ -100,33 +119,31 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options) -> Result<Census<'o>, F
         objects: Vec::new(),
         tables: HashMap::new(),
         chains: seccomp::Chains::default(),
-        pids: &pids,
+        pids,
+        found: Vec::new(),
     };
     survey.check_tree(tree);
-    let observed = observe_all(tree);
+    let observed = observe_all(tree, depth);
     survey.objects = objects(tree)?;
     survey.all_descriptors(tree)?;
-    let mut processes = Vec::with_capacity(tree.processes.len());
-    for (process, observed) in tree.processes.iter().zip(observed) {
-        let surveyed = match observed {
-            None => survey.zombie(process),
-            Some(Ok((look, seen))) => survey.process(process, look, seen),
-            Some(Err(failure)) => Err(failure),
+    for (at, observed) in observed.into_iter().enumerate() {
+        let pid = tree.processes[at].pid;
+        let alive = match observed {
+            None => None,
+            Some(Ok((look, seen))) => Some(survey.links(pid, look, seen)),
+            Some(Err(failure)) => {
+                survey.failures.push(failure.of(pid));
+                continue;
+            }
         };
-        match surveyed {
-            Ok(surveyed) => processes.push(surveyed),
-            Err(failure) => survey.failures.push(failure.of(process.pid)),
-        }
+        survey.found.push(Found { process: at, alive });
     }
     for kind in kinds::fd::KINDS {
         let failures = kind.settle(&mut survey.cx);
         survey.failures.extend(failures);
     }
     kinds::fd::locks::settle(&mut survey.cx);
-    if !survey.failures.is_empty() {
-        return Err(survey.failures);
-    }
-    Ok(Census { processes, cx: survey.cx, chains: survey.chains })
+    Ok(survey)
 }
 
 /// Tells which objects tasks share.
@@ -168,10 +185,10 @@ type Observed = Result<(Look, Vec<Seen>), Failure>;
 
 /// Looks at all processes and asks their threads, everybody in the crew at the same time. None for a
 /// zombie.
-fn observe_all(tree: &mut Tree) -> Vec<Option<Observed>> {
+fn observe_all(tree: &mut Tree, depth: Depth) -> Vec<Option<Observed>> {
     let alive = || tree.processes.iter().filter(|process| process.state != State::Zombie);
     let looks: Vec<(usize, i32)> = alive().map(|process| (process.members[0], process.pid)).collect();
-    let looks = tree.crew.each(looks, |_, pid| observe::look(pid));
+    let looks = tree.crew.each(looks, move |_, pid| observe::look(pid, depth));
     // Mappings were read everywhere before the agent makes one of its own.
     let mut batches: Vec<(usize, Vec<(i32, Questions)>)> = Vec::new();
     for member in 0..crew::size() {
@@ -227,7 +244,66 @@ fn observe_all(tree: &mut Tree) -> Vec<Option<Observed>> {
         .collect()
 }
 
-impl Survey<'_, '_> {
+impl<'o> Survey<'o> {
+    /// What was found that is not carried, if anything.
+    ///
+    /// # Errors
+    /// All of that.
+    fn check(&mut self) -> Result<(), Failures> {
+        if self.is_good() { Ok(()) } else { Err(std::mem::take(&mut self.failures)) }
+    }
+
+    pub fn is_good(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    pub fn cx(&mut self) -> &mut DumpCx<'o> {
+        &mut self.cx
+    }
+
+    /// Every living process, with what is known of its memory.
+    pub fn looks(&self) -> impl Iterator<Item = (i32, &Look)> {
+        self.found.iter().filter_map(|found| Some((self.pids[found.process], &found.alive.as_ref()?.0)))
+    }
+
+    /// Reads what is left to know; `reading` says of each process where its memory is read.
+    ///
+    /// # Errors
+    /// Everything that is not carried.
+    pub fn conclude(
+        mut self,
+        tree: &Tree,
+        reading: &dyn Fn(i32, &mut Look) -> Result<Reading, Failure>,
+    ) -> Result<Census<'o>, Failures> {
+        let mut processes = Vec::with_capacity(self.found.len());
+        for Found { process, alive } in std::mem::take(&mut self.found) {
+            let process = &tree.processes[process];
+            let surveyed = match alive {
+                None => self.zombie(process),
+                Some((mut look, seen, fs, exe)) => reading(process.pid, &mut look)
+                    .and_then(|reading| self.process(process, look, seen, fs, exe, reading)),
+            };
+            match surveyed {
+                Ok(surveyed) => processes.push(surveyed),
+                Err(failure) => self.failures.push(failure.of(process.pid)),
+            }
+        }
+        self.check()?;
+        Ok(Census { processes, cx: self.cx, chains: self.chains })
+    }
+
+    /// Records for what the links of a process point to.
+    fn links(&mut self, pid: i32, look: Look, seen: Vec<Seen>) -> (Look, Vec<Seen>, FsEntry, u32) {
+        self.check_namespaces(pid, &look.namespaces);
+        let fs = FsEntry {
+            cwd_id: self.link_record(pid, &look.cwd),
+            root_id: self.link_record(pid, &look.root),
+            umask: seen.first().and_then(|seen| seen.umask),
+        };
+        let exe = self.link_record(pid, &look.exe);
+        (look, seen, fs, exe)
+    }
+
     /// Sessions and groups have to be inside the tree, or be those of the shell.
     fn check_tree(&mut self, tree: &Tree) {
         let Some(root) = tree.processes.first() else { return };
@@ -308,12 +384,21 @@ impl Survey<'_, '_> {
             fs: FsEntry::default(),
             fdinfo: Vec::new(),
             is_fdinfo_shared: false,
+            memory_of: process.pid,
             runs: Vec::new(),
             scanned_pages: 0,
         })
     }
 
-    fn process(&mut self, process: &Process, look: Look, seen: Vec<Seen>) -> Result<Surveyed, Failure> {
+    fn process(
+        &mut self,
+        process: &Process,
+        look: Look,
+        seen: Vec<Seen>,
+        fs: FsEntry,
+        exe: u32,
+        reading: Reading,
+    ) -> Result<Surveyed, Failure> {
         let pid = process.pid;
         if let State::Stopped(signal) = process.state
             && !matches!(signal, libc::SIGSTOP | libc::SIGTSTP)
@@ -321,30 +406,24 @@ impl Survey<'_, '_> {
             let why = format!("is stopped by signal {signal}; only SIGSTOP and SIGTSTP can be restored");
             self.failures.push(Failure::unsupported(Object::Task, why).of(pid));
         }
-        self.check_namespaces(pid, &look.namespaces);
         let ids = self.object_ids(process);
         let Some(attributes) = seen.first().and_then(|seen| seen.process) else {
             return Err(Failure::conflict(Object::Task, "ask it", "its leader did not answer"));
         };
-        let fs = FsEntry {
-            cwd_id: self.link_record(pid, &look.cwd),
-            root_id: self.link_record(pid, &look.root),
-            umask: seen[0].umask,
-        };
-        let exe = self.link_record(pid, &look.exe);
+        let Reading { from, memory } = reading;
         let mut mm = vma::mm::record(&look.stat, attributes.brk, &look.auxv, exe);
         mm.dumpable = Some(attributes.dumpable);
         mm.thp_disabled = Some(attributes.is_thp_disabled);
-        for (map, entry) in look.maps {
+        for (map, entry) in memory.maps {
             if vma::aio::is_ring(&map.name) {
-                mm.aios.push(vma::aio::dump(pid, &map)?);
+                mm.aios.push(vma::aio::dump(from, &map)?);
             }
-            match vma::dump(pid, &map, entry, &mut self.cx) {
+            match vma::dump(from, &map, entry, &mut self.cx) {
                 Ok(entry) => vma::push(&mut mm.vmas, entry),
-                Err(failure) => self.failures.push(failure),
+                Err(failure) => self.failures.push(failure.of(pid)),
             }
         }
-        mm.vmas.extend(look.pages.guards.iter().map(|range| vma::guard(range.start, range.end)));
+        mm.vmas.extend(memory.pages.guards.iter().map(|range| vma::guard(range.start, range.end)));
 
         let mut cores = Vec::with_capacity(seen.len());
         for mut seen in seen {
@@ -371,8 +450,9 @@ impl Survey<'_, '_> {
             fs,
             is_fdinfo_shared: fdinfo.is_none(),
             fdinfo: fdinfo.unwrap_or_default(),
-            runs: look.pages.runs,
-            scanned_pages: look.pages.scanned_pages,
+            memory_of: from,
+            runs: memory.pages.runs,
+            scanned_pages: memory.pages.scanned_pages,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Stopped threads, and the one thread of this program that holds them.
 
+use crate::copies::{self, OPTIONS};
 use agent::inject::Context;
 use model::{Errno, Failure, Object, Remedy};
 use std::time::Instant;
@@ -26,6 +27,8 @@ pub struct Part {
 #[derive(Debug, Default)]
 pub struct Tracer {
     pub parts: Vec<Part>,
+    /// Copies of processes; they end with it.
+    pub copies: Vec<Stopped>,
 }
 
 /// Which threads of a process are whose: those whose number leaves `index` when divided by `of`.
@@ -108,7 +111,7 @@ impl Tracer {
             let mut stopping = Vec::with_capacity(new.len());
             let mut refused = None;
             for tid in new {
-                match ptrace::seize(tid, ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD) {
+                match ptrace::seize(tid, OPTIONS) {
                     Ok(running) => {
                         let _ = running.interrupt();
                         stopping.push(running);
@@ -236,8 +239,9 @@ fn why_not(pid: i32, tid: i32) -> String {
     }
 }
 
-impl Drop for Tracer {
-    fn drop(&mut self) {
+impl Tracer {
+    /// Lets every thread run on as it was; copies stay.
+    pub fn let_go(&mut self) {
         for part in &mut self.parts {
             for thread in &mut part.threads {
                 if let Some(stopped) = thread.stopped.take()
@@ -248,5 +252,13 @@ impl Drop for Tracer {
                 }
             }
         }
+        self.parts.clear();
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        copies::end(&mut self.copies);
+        self.let_go();
     }
 }

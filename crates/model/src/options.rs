@@ -293,6 +293,8 @@ pub struct Options {
     pub work_dir: PathBuf,
     pub leave_running: bool,
     pub leave_stopped: bool,
+    /// Let the tree run on while its memory is read from copies; absent for where that is sure to be right.
+    pub copy_on_write: Option<bool>,
     pub restore_detached: bool,
     pub restore_sibling: bool,
     pub shell_job: bool,
@@ -340,6 +342,7 @@ impl Default for Options {
             work_dir: PathBuf::new(),
             leave_running: false,
             leave_stopped: false,
+            copy_on_write: None,
             restore_detached: false,
             restore_sibling: false,
             shell_job: false,

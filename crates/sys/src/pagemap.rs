@@ -59,6 +59,45 @@ const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Region>() == 24);
 /// _IOWR('f', 16, struct pm_scan_arg)
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 
+/// One call: fills `regions` with matching runs of at most `most` pages, zero for any number. Returns how many there
+/// are, and how far the kernel came.
+fn scan_some(
+    pagemap: &File,
+    range: Range<u64>,
+    query: Query,
+    most: u64,
+    regions: &mut [Region],
+) -> Result<(usize, u64), Errno> {
+    let mut arg = Scan {
+        size: size_of::<Scan>() as u64,
+        flags: 0,
+        start: range.start,
+        end: range.end,
+        walk_end: 0,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages: most,
+        category_inverted: query.inverted,
+        category_mask: query.all,
+        category_anyof_mask: query.any,
+        return_mask: query.report,
+    };
+    // SAFETY: the kernel reads and writes `arg` and writes at most `vec_len` regions, borrowed for the call.
+    match unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) } {
+        count if count < 0 => Err(last("ioctl(PAGEMAP_SCAN)")),
+        count => Ok((count as usize, arg.walk_end)),
+    }
+}
+
+/// Is there a page in `range` that matches? Stops at the first.
+///
+/// # Errors
+/// As [`scan`].
+pub fn has(pagemap: &File, range: Range<u64>, query: Query) -> Result<bool, Errno> {
+    let mut region = [Region::default()];
+    Ok(scan_some(pagemap, range, query, 1, &mut region)?.0 > 0)
+}
+
 /// Calls `found` with each run of pages in `range` that match, and their categories.
 ///
 /// # Errors
@@ -74,26 +113,7 @@ pub fn scan(
     let mut regions = [Region::default(); 512];
     let mut start = range.start;
     while start < range.end {
-        let mut arg = Scan {
-            size: size_of::<Scan>() as u64,
-            flags: 0,
-            start,
-            end: range.end,
-            walk_end: 0,
-            vec: regions.as_mut_ptr() as u64,
-            vec_len: regions.len() as u64,
-            max_pages: 0,
-            category_inverted: query.inverted,
-            category_mask: query.all,
-            category_anyof_mask: query.any,
-            return_mask: query.report,
-        };
-        // SAFETY: the kernel reads and writes `arg` and writes at most `vec_len` regions, both on this stack.
-        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        if count < 0 {
-            return Err(last("ioctl(PAGEMAP_SCAN)"));
-        }
-        let count = count as usize;
+        let (count, walked) = scan_some(pagemap, start..range.end, query, 0, &mut regions)?;
         for region in &regions[..count] {
             found(region.start..region.end, region.categories);
         }
@@ -101,7 +121,7 @@ pub fn scan(
         if count < regions.len() {
             return Ok(());
         }
-        start = arg.walk_end.max(regions[count - 1].end);
+        start = walked.max(regions[count - 1].end);
     }
     Ok(())
 }

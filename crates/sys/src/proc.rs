@@ -190,6 +190,9 @@ pub struct Status {
     /// 0 disabled, 1 strict, 2 filter.
     pub seccomp: u32,
     pub thp_enabled: Option<bool>,
+    /// Of memory that is locked, and of anonymous memory that is there or swapped out.
+    pub locked_kb: u64,
+    pub anonymous_kb: u64,
 }
 
 fn numbers<T: std::str::FromStr>(value: &[u8]) -> Option<Vec<T>> {
@@ -212,6 +215,17 @@ fn unescape_name(name: &[u8]) -> Vec<u8> {
         bytes.next();
     }
     out
+}
+
+/// Of "12 kB".
+fn kilobytes(value: &[u8]) -> Option<u64> {
+    decimal(value.strip_suffix(b" kB")?)
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+pub fn parse_available(text: &[u8]) -> Option<u64> {
+    let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"MemAvailable:"))?;
+    kilobytes(line.trim_ascii())?.checked_mul(1024)
 }
 
 pub fn parse_status(text: &[u8]) -> Option<Status> {
@@ -237,6 +251,8 @@ pub fn parse_status(text: &[u8]) -> Option<Status> {
             b"CapAmb" => status.cap_ambient = hex(value)?,
             b"NoNewPrivs" => status.no_new_privs = decimal(value)?,
             b"Seccomp" => status.seccomp = decimal(value)?,
+            b"VmLck" => status.locked_kb = kilobytes(value)?,
+            b"RssAnon" | b"VmSwap" => status.anonymous_kb += kilobytes(value)?,
             b"THP_enabled" => status.thp_enabled = Some(decimal::<u32>(value)? != 0),
             _ => {}
         }

@@ -211,3 +211,8 @@ pub fn own_session() -> (i32, i32) {
     // SAFETY: integers only; cannot fail for oneself.
     unsafe { (libc::getsid(0), libc::getpgid(0)) }
 }
+
+/// Bytes that programs can get before the host swaps.
+pub fn available_memory() -> Option<u64> {
+    crate::proc::parse_available(&crate::fd::text("/proc/meminfo").ok()?)
+}

@@ -16,6 +16,12 @@ pub const SYSCALL_GOOD: u64 = 1;
 /// Ends the thread when the one that traces it ends without having let it go.
 pub const EXIT_KILL: u64 = 1 << 20;
 
+/// A process that the thread makes by clone(2) with a signal of its own at its end is traced from its start,
+/// with the options of its maker; both stop.
+pub const TRACE_CLONE: u64 = 1 << 3;
+/// What [`Stop::Event`] tells then.
+pub const EVENT_CLONE: i32 = 3;
+
 /// A thread that we trace and that is stopped.
 #[derive(Debug)]
 pub struct Stopped(i32);
@@ -73,6 +79,19 @@ pub fn seize(tid: i32, options: u64) -> Result<Running, Errno> {
 impl Running {
     pub fn tid(&self) -> i32 {
         self.0
+    }
+
+    /// What a traced thread has made, by [`TRACE_CLONE`].
+    pub fn made(tid: i32) -> Running {
+        Running(tid)
+    }
+
+    /// Looks whether it has stopped; itself again if not.
+    pub fn look(self) -> Result<Result<Stop, Running>, Errno> {
+        Ok(match crate::process::wait(self.0, false)? {
+            Some(status) => Ok(self.stop(status)),
+            None => Err(self),
+        })
     }
 
     /// Asks for a stop; [`Running::wait`] says when it is there. Source: ptrace(2) PTRACE_INTERRUPT.
@@ -149,6 +168,18 @@ impl Running {
 impl Stopped {
     pub fn tid(&self) -> i32 {
         self.0
+    }
+
+    /// Sets the options in the place of those that it has. Source: ptrace(2) PTRACE_SETOPTIONS.
+    pub fn set_options(&self, options: u64) -> Result<(), Errno> {
+        ptrace(libc::PTRACE_SETOPTIONS, self.0, 0, options).map(drop)
+    }
+
+    /// What belongs to an event: the id of a new process. Source: ptrace(2) PTRACE_GETEVENTMSG.
+    pub fn event_message(&self) -> Result<u64, Errno> {
+        let mut message = 0u64;
+        ptrace(libc::PTRACE_GETEVENTMSG, self.0, 0, &raw mut message as u64)?;
+        Ok(message)
     }
 
     /// Fills `buffer` with a register set; returns its length in bytes.

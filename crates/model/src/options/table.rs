@@ -199,6 +199,13 @@ specs! {
     DRY_RUN = Row::flag("dry-run").of(RESTORE).own()
         .help("print what would be done, in order, and do nothing")
         .sets(store!(dry_run));
+    COPY_ON_WRITE = Row::flag("copy-on-write").negatable().section(Section::Memory).of(DUMP).own()
+        .help("with --leave-running: the tree runs on while its memory is read from copies of its processes \
+               (so by default, unless a script follows the steps)")
+        .sets(|options, given| {
+            options.copy_on_write = Some(given.on);
+            Ok(())
+        });
     PROGRESS = Row::required("progress", "WHEN").default("auto").own().of(BOTH)
         .help("draw progress: auto (on a terminal, when it takes long), always, never")
         .sets(|options, given| {

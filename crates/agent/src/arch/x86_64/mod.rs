@@ -27,7 +27,7 @@ pub fn call_name(number: u32) -> &'static str {
         sigaltstack rt_sigqueueinfo rt_tgsigqueueinfo set_tid_address timer_create timer_settime timer_gettime
         timer_getoverrun timer_delete set_robust_list rseq sched_setattr setpriority prlimit64 seccomp
         pidfd_getfd close_range epoll_ctl mlock2 membarrier futex mremap fallocate epoll_create1 process_madvise
-        openat socket connect
+        openat socket connect clone
     };
     NAMES.iter().find(|known| known.0 == i64::from(number)).map_or("syscall", |known| known.1)
 }
