@@ -1,6 +1,6 @@
 //! A dump from beginning to end.
 
-use crate::freeze::{FinalState, freeze};
+use crate::freeze::{FinalState, Tree, freeze};
 use crate::observe::Depth;
 use crate::survey::{Census, Reading};
 use crate::{copies, encode, observe, survey};
@@ -54,12 +54,17 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     let mut survey = survey::survey(&mut tree, options, depth)?;
     let is_copied = wants_copies && survey.is_good() && copies::make(&mut tree, &survey);
     let mut taking = Taking::new(dir, options);
-    let census;
-    let links;
+    let let_go = |tree: &mut Tree| {
+        tree.let_go();
+        let us = micros(frozen);
+        log::info!("the tree stood still for {us} us");
+        us
+    };
+    let (mut census, links, mut frozen_us);
     if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
         dir.begin()?;
         links = taking.shared(survey.cx())?;
-        tree.let_go();
+        frozen_us = let_go(&mut tree);
         census = survey.conclude(&tree, &|pid, _| copies::read(&tree.copies, pid))?;
     } else {
         let mut whole = survey.conclude(&tree, &|pid, look| match depth {
@@ -70,19 +75,15 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         sys::apart::go_on()?;
         dir.begin()?;
         links = taking.shared(&mut whole.cx)?;
+        frozen_us = 0;
         if is_copied {
             for process in &mut whole.processes {
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
-            tree.let_go();
+            frozen_us = let_go(&mut tree);
         }
         census = whole;
     }
-    let mut frozen_us = micros(frozen);
-    if is_copied {
-        log::info!("the tree stood still for {} us", micros(start));
-    }
-    let mut census = census;
     taking.memory(&mut census)?;
 
     sys::apart::go_on()?;
