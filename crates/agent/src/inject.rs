@@ -232,6 +232,22 @@ impl Host {
         Ok(stopped)
     }
 
+    /// Sends a thread through a list and waits for it.
+    ///
+    /// # Errors
+    /// The inner one: the operation that stopped the list; the thread is whole all the same.
+    #[allow(clippy::type_complexity)]
+    pub fn run(
+        &self,
+        thread: Stopped,
+        context: &Context,
+        list: List,
+    ) -> Result<(Stopped, Result<Vec<u8>, Failed>), Failure> {
+        let (running, run) = self.start(thread, context, list)?;
+        let result = self.collect(&running, run)?;
+        Ok((self.retrieve(running, context)?, result))
+    }
+
     /// Has the process make a copy of itself, which never runs: it is traced and stopped from its start, and
     /// ends when whoever traces it does. It has the agent's mapping too, at [`Host::range`], and no thread but
     /// the one copied. It sends its parent no signal at its end, and no wait(2) without `__WALL` sees it.

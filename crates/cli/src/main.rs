@@ -14,6 +14,7 @@ use model::options::config::Environment;
 use model::options::{Request, UsageError, help};
 use model::{Cause, Command, Failures, Options, ProgressSink, version};
 use restore::Outcome;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -30,12 +31,27 @@ fn main() -> ExitCode {
 fn run(logger: &Logger) -> ExitCode {
     let environment =
         Environment { home: std::env::var_os("HOME"), config_file: std::env::var_os("CRIU_CONFIG_FILE") };
-    let args = std::env::args_os().skip(1).collect();
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    // Not a command for people: how a dump starts the process that holds what it watches.
+    if args.first().is_some_and(|first| first == dump::KEEPER_COMMAND) {
+        return keep(&args[1..]);
+    }
     match Request::read(args, &environment, &mut read_if_there) {
         Err(error) => refuse(&error),
         Ok(Request::Help) => print(&help::help()),
         Ok(Request::Version) => print(&version_text()),
         Ok(Request::Run { command, options, warnings }) => follow(logger, command, *options, &warnings),
+    }
+}
+
+fn keep(words: &[OsString]) -> ExitCode {
+    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    match dump::keeper(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log::error!("{failure}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -91,9 +107,9 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
     }
     match command {
         Command::Check => check::run(&options.check),
-        Command::Dump => {
+        Command::Dump | Command::PreDump => {
             let work = || {
-                let status = dump(&options, &bar);
+                let status = dump(command, &options, &bar);
                 log::logger().flush();
                 status
             };
@@ -157,16 +173,19 @@ fn introduce() {
     );
 }
 
-fn dump(options: &Options, bar: &Bar) -> u8 {
-    let result = dump::run(options);
+fn dump(command: Command, options: &Options, bar: &Bar) -> u8 {
+    let (result, what) = match command {
+        Command::PreDump => (dump::pre_dump(options), "Pre-dumping"),
+        _ => (dump::run(options), "Dumping"),
+    };
     bar.clear();
     match result {
         Ok(()) => {
-            log::info!("Dumping finished successfully");
+            log::info!("{what} finished successfully");
             display_stats(options, bar);
             0
         }
-        Err(failures) => fail(&failures, "Dumping FAILED."),
+        Err(failures) => fail(&failures, &format!("{what} FAILED.")),
     }
 }
 

@@ -7,17 +7,20 @@
 //! more, for one wait4(2): nobody else knows of this child.
 
 use crate::freeze::Tree;
+use crate::observe::Look;
 use crate::observe::{self, find_instruction, read_maps};
-use crate::survey::{Reading, Survey};
+use crate::survey::Reading;
 use crate::tracer::Tracer;
 use agent::inject::{self, Context, Door, Host};
-use agent::{Watch, crew::Crew};
+use agent::{List, Watch};
 use image::VmaEntry;
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
-use pages::select::{Area, select};
+use pages::select::{Area, Question, select};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -48,23 +51,6 @@ impl Copies {
     pub fn of(&self, pid: i32) -> Option<&Copy> {
         self.0.iter().find(|copy| copy.of == pid)
     }
-
-    /// Copies processes: each named with the member of the crew that holds its leader, and where it has a
-    /// `syscall`.
-    ///
-    /// # Errors
-    /// When one of them could not be copied, for lack of memory or of process ids.
-    pub fn make(&mut self, crew: &mut Crew<Tracer>, tasks: Vec<(usize, (i32, u64))>) -> Result<(), Failure> {
-        let made = crew.each(tasks, |tracer, (pid, instruction)| copy(tracer, pid, instruction));
-        let mut failed = Ok(());
-        for made in made {
-            match made {
-                Ok(copy) => self.0.push(copy),
-                Err(failure) => failed = Err(failure),
-            }
-        }
-        failed
-    }
 }
 
 impl Drop for Copies {
@@ -83,76 +69,168 @@ pub fn are_wanted(options: &Options) -> bool {
     options.leave_running && options.copy_on_write.unwrap_or(options.action_scripts.is_empty())
 }
 
-/// Copies every living process of a frozen tree, whole. False when that cannot be; what was made is gone then,
-/// or goes with the tree.
-pub fn make(tree: &mut Tree, survey: &Survey) -> bool {
-    let looks: Vec<_> = survey.looks().collect();
+/// What is wanted of a frozen process, from inside.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    pub copy: bool,
+    /// A new userfaultfd of it.
+    pub userfault: bool,
+}
+
+/// A living process of a frozen tree.
+pub type Seen<'l> = (i32, &'l Look);
+
+/// May the tree get so much memory once more?
+fn suffices(looks: &[Seen]) -> bool {
     let wanted: u64 = looks.iter().map(|(_, look)| look.private_bytes).sum();
-    if sys::process::available_memory().is_some_and(|available| available < wanted) {
+    let suffices = sys::process::available_memory().is_none_or(|available| available >= wanted);
+    if !suffices {
         log::info!("the tree stands still while it is saved: a copy may need {wanted} bytes");
-        return false;
     }
+    suffices
+}
+
+/// Copies every living process of a frozen tree, whole, if `copy`, and gets a userfaultfd of those that are named
+/// so. Returns whether all were copied, and the descriptors. What was made of copies is gone if not, or goes
+/// with the tree.
+pub fn visit(
+    tree: &mut Tree,
+    looks: &[Seen],
+    copy: bool,
+    needs_userfault: &dyn Fn(Seen) -> bool,
+) -> (bool, HashMap<i32, OwnedFd>) {
+    let copy = copy && suffices(looks);
     let leader = |pid: i32| {
         let process = tree.processes.iter().find(|process| process.pid == pid)?;
         let members = &process.members;
         Some(if members.len() > 1 { pid as usize % members.len() } else { *members.first()? })
     };
-    let tasks = looks.iter().filter_map(|(pid, look)| Some((leader(*pid)?, (*pid, look.instruction))));
-    let tasks: Vec<_> = tasks.collect();
-    let made = tree.copies.make(&mut tree.crew, tasks).and_then(|()| {
-        for (pid, look) in &looks {
-            let copy = tree.copies.of(*pid);
-            let is_whole = copy.map(|copy| complete(copy, &look.memory.maps)).transpose()?;
-            if is_whole != Some(true) {
-                return Ok(false);
+    let tasks: Vec<_> = looks
+        .iter()
+        .filter_map(|(pid, look)| {
+            let wanted = Wanted { copy, userfault: needs_userfault((*pid, look)) };
+            let is_needed = wanted.copy || wanted.userfault;
+            is_needed.then_some((leader(*pid)?, (*pid, look.instruction, wanted)))
+        })
+        .collect();
+    let visited =
+        tree.crew.each(tasks, |tracer, (pid, instruction, wanted)| enter(tracer, pid, instruction, wanted));
+    let mut userfaults = HashMap::new();
+    let mut made = Ok(copy);
+    for visited in visited {
+        match visited {
+            Ok(Visited { pid, copy, userfault }) => {
+                userfaults.extend(userfault.map(|fd| (pid, fd)));
+                match copy {
+                    Some(Ok(copy)) => tree.copies.0.push(copy),
+                    Some(Err(failure)) => made = Err(failure),
+                    None => {}
+                }
             }
+            Err(failure) => made = Err(failure),
         }
-        Ok(true)
-    });
+    }
+    for (pid, look) in looks {
+        if let (Ok(true), Some(copy)) = (&made, tree.copies.of(*pid)) {
+            made = complete(copy, &look.memory.maps);
+        }
+    }
     match made {
-        Ok(true) => return true,
-        Ok(false) => log::info!("the tree stands still while it is saved: it has memory that is not copied"),
+        Ok(true) => return (true, userfaults),
+        Ok(false) if copy => {
+            log::info!("the tree stands still while it is saved: it has memory that is not copied");
+        }
+        Ok(false) => {}
         Err(failure) => log::info!("the tree stands still while it is saved: {failure}"),
     }
     let members = 0..tree.crew.len();
     tree.crew.each(members.map(|member| (member, ())), |tracer, ()| end(&mut tracer.copies));
-    false
+    (false, userfaults)
 }
 
 /// What the copy of a process tells of its memory.
 pub fn read(copies: &Copies, pid: i32) -> Result<Reading, Failure> {
     let none = || Failure::conflict(Object::Task, "read its memory", "it has no copy");
     let copy = copies.of(pid).ok_or_else(none)?;
-    let mut memory = observe::read_memory(copy.pid)?;
+    let mut memory = observe::read_memory(copy.pid, Question::WhatIsThere)?;
     memory.maps.retain(|(map, _)| map.start != copy.agent.start);
     Ok(Reading { from: copy.pid, memory })
 }
 
-fn copy(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<Copy, Failure> {
+/// What a visit came to.
+struct Visited {
+    pid: i32,
+    copy: Option<Result<Copy, Failure>>,
+    userfault: Option<OwnedFd>,
+}
+
+fn enter(tracer: &mut Tracer, pid: i32, instruction: u64, wanted: Wanted) -> Result<Visited, Failure> {
     let mut part = tracer.take(pid);
     let leader = part.threads.iter_mut().find(|thread| thread.tid == pid);
     let result = leader
-        .ok_or_else(|| Failure::conflict(Object::Task, "copy it", "its leader is not held").of(pid))
+        .ok_or_else(|| Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid))
         .and_then(|leader| {
             let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
             let thread = leader.stopped.take().expect("a frozen thread is stopped");
             let context = &leader.context;
             let door = Door { pid, thread, context, instruction };
-            let (host, thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
-            let agent = host.range();
-            let (thread, copied) = host.copy(thread, context, OPTIONS)?;
+            let (host, mut thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
+            let mut visited = Visited { pid, copy: None, userfault: None };
+            if wanted.userfault {
+                let (stopped, made) = userfault(&host, pid, thread, context)?;
+                thread = stopped;
+                match made {
+                    Ok(fd) => visited.userfault = Some(fd),
+                    Err(failure) => log::warn!("its changes cannot be noted: {failure}"),
+                }
+            }
+            let mut copied = None;
+            if wanted.copy {
+                let (stopped, made) = host.copy(thread, context, OPTIONS)?;
+                thread = stopped;
+                copied = Some(made.map(|made| (made, host.range())));
+            }
             leader.stopped = Some(Host::leave_all(vec![(host, thread, context)]).remove(0)?);
-            copied.map(|copy| (copy, agent))
+            Ok((visited, copied))
         });
     tracer.parts.push(part);
-    let (copied, agent) = result?;
-    let copy = Copy { of: pid, pid: copied.tid(), agent };
-    // When memory is short, it is the copy that has to go.
-    if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
-        log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
-    }
-    tracer.copies.push(copied);
-    Ok(copy)
+    let (mut visited, copied) = result?;
+    visited.copy = copied.map(|copied| {
+        let (copied, agent) = copied?;
+        let copy = Copy { of: pid, pid: copied.tid(), agent };
+        // When memory is short, it is the copy that has to go.
+        if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
+            log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
+        }
+        tracer.copies.push(copied);
+        Ok(copy)
+    });
+    Ok(visited)
+}
+
+/// Has a process make a userfaultfd, which it does not keep.
+fn userfault(
+    host: &Host,
+    pid: i32,
+    thread: Stopped,
+    context: &Context,
+) -> Result<(Stopped, Result<OwnedFd, Failure>), Failure> {
+    const DOING: &str = "make a userfaultfd in it";
+    let explain = |error: Errno| error.on(Object::Task, DOING).of(pid);
+    let mut list = List::new();
+    let flags = libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY;
+    let made = list.label(DOING).ok(libc::SYS_userfaultfd, &[flags.into()]);
+    let (thread, done) = host.run(thread, context, list)?;
+    let number = match done {
+        Ok(ops) => List::result(&ops, made) as i32,
+        Err(failed) => return Ok((thread, Err(explain(failed.errno())))),
+    };
+    let fetched = sys::process::pidfd_open(pid).and_then(|pidfd| sys::process::pidfd_getfd(&pidfd, number));
+    let mut list = List::new();
+    list.label(DOING).ok(libc::SYS_close, &[number.into()]);
+    let (thread, closed) = host.run(thread, context, list)?;
+    closed.map_err(|failed| explain(failed.errno()))?;
+    Ok((thread, fetched.map_err(explain)))
 }
 
 /// Ends copies, and waits for their ends.
@@ -240,7 +318,7 @@ pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> 
             Err(error) => return Err(explain(error)),
         }
         let area = Area { range, is_readable: true, is_whole: false, has_file: false };
-        let wiped = select(&original, &[area]).map_err(explain)?;
+        let wiped = select(&original, &[area], Question::WhatIsThere).map_err(explain)?;
         log::debug!("pid {}: {:#x}-{:#x} is wiped in its copy", copy.of, map.start, map.end);
         transfer(copy, wiped.runs.iter().map(|run| run.0.clone())).map_err(explain)?;
     }

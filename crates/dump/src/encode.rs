@@ -2,7 +2,6 @@
 
 use crate::survey::{Census, Surveyed, namespace_ids};
 use image::*;
-use model::Failure;
 
 fn one(kind: Kind, record: &impl Message) -> Writer {
     let mut writer = Writer::new(kind);
@@ -60,15 +59,29 @@ fn clocks() -> TimensEntry {
 }
 
 /// The last image.
-pub fn inventory() -> Result<Writer, Failure> {
-    let entry = InventoryEntry {
+pub fn inventory(run_id: &str) -> Writer {
+    one(kind::INVENTORY, &entry(run_id))
+}
+
+/// The last image of a dump of memory alone.
+pub fn inventory_of_memory(run_id: &str) -> Writer {
+    // Every mapping is in it, also those that the process may not read: for CRIU that is the way called splice.
+    const SPLICE: u32 = 1;
+    one(kind::INVENTORY, &InventoryEntry { pre_dump_mode: Some(SPLICE), ..entry(run_id) })
+}
+
+fn entry(run_id: &str) -> InventoryEntry {
+    // As CRIU reads it: a process that started later is another, though it has the same number.
+    let uptime = sys::clock::now_ns(libc::CLOCK_BOOTTIME) / 10_000_000 * 10_000;
+    InventoryEntry {
         img_version: 2,
         fdinfo_per_id: Some(true),
         root_ids: Some(TaskKobjIdsEntry { files_id: u32::MAX, ..namespace_ids() }),
         ns_per_id: Some(true),
         root_cg_set: Some(1),
         lsmtype: Some(Lsmtype::NoLsm.into()),
+        dump_uptime: u64::try_from(uptime).ok(),
+        dump_criu_run_id: Some(run_id.to_owned()),
         ..InventoryEntry::default()
-    };
-    Ok(one(kind::INVENTORY, &entry))
+    }
 }

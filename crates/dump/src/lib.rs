@@ -1,4 +1,5 @@
-//! From live tasks to images: freeze, observe, survey, encode. [`run`] is the order of it all.
+//! From live tasks to images: freeze, observe, survey, encode. [`run()`] is the order of it all, [`pre_dump()`] of
+//! that for memory alone.
 #![forbid(unsafe_code)]
 
 mod copies;
@@ -6,8 +7,13 @@ mod encode;
 mod freeze;
 mod identity;
 mod observe;
+mod past;
+mod pre;
 mod run;
 mod survey;
 mod tracer;
+mod track;
 
+pub use pre::run as pre_dump;
 pub use run::run;
+pub use track::{COMMAND as KEEPER_COMMAND, keeper};

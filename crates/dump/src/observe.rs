@@ -10,7 +10,7 @@ use kinds::contract::FdProbe;
 use kinds::task::{Answers, Ask, attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::{Errno, Failure, Object};
-use pages::select::{Area, Selection};
+use pages::select::{Area, Question, Selection};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -90,13 +90,14 @@ impl Look {
     }
 }
 
-/// How much is read of the memory of a process.
+/// How much is read of the memory of a process: where its mappings are, which the kernel says at once,
+/// whatever is in them; and more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Where its mappings are. The kernel says that at once, whatever is in them.
-    Maps,
-    /// Their flags, and which pages are its own: the kernel looks at every page for that.
-    Pages,
+pub struct Depth {
+    /// The flags of the mappings: the kernel looks at every page for that.
+    pub flags: bool,
+    /// Question pages are its own.
+    pub pages: Option<Question>,
 }
 
 /// Reads what `/proc` tells of a frozen process.
@@ -105,8 +106,12 @@ pub enum Depth {
 /// The first thing that cannot be read.
 pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
     let memory = match depth {
-        Depth::Maps => Memory { maps: read_maps(pid)?, ..Memory::default() },
-        Depth::Pages => read_memory(pid)?,
+        Depth { flags: true, pages } => read_memory(pid, pages.unwrap_or(Question::WhatIsThere))?,
+        Depth { flags: false, pages } => {
+            let maps = read_maps(pid)?;
+            let pages = pages.map(|question| find_pages(pid, &maps, question)).transpose()?;
+            Memory { maps, pages: pages.unwrap_or_default() }
+        }
     };
     let timers = read(format!("/proc/{pid}/timers"))?;
     let status = status(pid, pid)?;
@@ -146,11 +151,11 @@ pub struct Memory {
 
 impl Memory {
     /// Adds mappings at higher addresses.
-    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File) -> Result<(), Errno> {
+    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File, question: Question) -> Result<(), Errno> {
         let first = self.maps.len();
         self.maps.extend(vmas.into_iter().map(described));
         let areas = areas(&self.maps[first..]);
-        self.pages.append(pages::select::select(pagemap, &areas)?);
+        self.pages.append(pages::select::select(pagemap, &areas, question)?);
         Ok(())
     }
 }
@@ -174,6 +179,33 @@ fn areas(maps: &[(Vma, VmaEntry)]) -> Vec<Area> {
         .collect()
 }
 
+/// Finds the pages of mappings that are known.
+fn find_pages(pid: i32, maps: &[(Vma, VmaEntry)], question: Question) -> Result<Selection, Failure> {
+    let path = format!("/proc/{pid}/pagemap");
+    let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
+    let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
+    pages::select::select(&pagemap, &areas(maps), question).map_err(explain)
+}
+
+impl Memory {
+    /// Takes the userfaultfd over mappings for ours: it is no part of the process.
+    pub fn forget_watch(&mut self) {
+        self.maps.iter_mut().for_each(|(map, _)| map.flags.remove("uw"));
+    }
+
+    /// Leaves out what is in mappings without content.
+    pub fn keep_content(&mut self) {
+        let areas = areas(&self.maps);
+        let mut at = 0;
+        self.pages.runs.retain(|(run, _)| {
+            while areas.get(at).is_some_and(|area| area.range.end <= run.start) {
+                at += 1;
+            }
+            areas.get(at).is_some_and(|area| area.range.start <= run.start)
+        });
+    }
+}
+
 /// The mappings of a process, without their flags.
 pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     let path = format!("/proc/{pid}/maps");
@@ -186,7 +218,7 @@ pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
 
 /// The kernel's text of many mappings takes long to write: as long as it does, what is there already is
 /// read and its pages are looked for.
-pub fn read_memory(pid: i32) -> Result<Memory, Failure> {
+pub fn read_memory(pid: i32, question: Question) -> Result<Memory, Failure> {
     /// Bytes read before it counts as much: some hundred mappings.
     const FEW: usize = 256 << 10;
     let path = format!("/proc/{pid}/smaps");
@@ -215,14 +247,14 @@ pub fn read_memory(pid: i32) -> Result<Memory, Failure> {
                 }
             });
             for text in texts {
-                memory.add(parser.take(), &pagemap).map_err(explain_pages)?;
+                memory.add(parser.take(), &pagemap, question).map_err(explain_pages)?;
                 parser.feed(&text.map_err(explain)?);
             }
             Ok(())
         })?;
     }
     let rest = parser.finish().ok_or_else(|| not_understood(Object::Path(path.clone()), "read it"))?;
-    memory.add(rest, &pagemap).map_err(explain_pages)?;
+    memory.add(rest, &pagemap, question).map_err(explain_pages)?;
     Ok(memory)
 }
 

@@ -1,17 +1,21 @@
 //! A dump from beginning to end.
 
+use crate::copies::Seen;
 use crate::freeze::{FinalState, Tree, freeze};
 use crate::observe::Depth;
-use crate::survey::{Census, Reading};
-use crate::{copies, encode, observe, survey};
+use crate::past::{Past, Runs, divide};
+use crate::survey::Reading;
+use crate::{copies, encode, observe, survey, track};
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Failure, Failures, Hooks, Object, Options};
+use pages::select::Question;
 use pages::take::{Job, Source, Taken, data_runs, take};
 use std::fs::File;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Descriptors that a dump has open at a time, if the tree is not large: duplicates and its own.
@@ -34,7 +38,7 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     Ok(())
 }
 
-fn micros(since: Instant) -> u32 {
+pub fn micros(since: Instant) -> u32 {
     since.elapsed().as_micros().try_into().unwrap_or(u32::MAX)
 }
 
@@ -49,10 +53,24 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
 
     let frozen = Instant::now();
     options.progress.stage("survey");
+    let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
+    let goes_on = options.leave_running || options.leave_stopped;
+    let mut past = Past::of(&pids, options, dir, options.track_mem && goes_on)?;
     let wants_copies = copies::are_wanted(options);
-    let depth = if wants_copies { Depth::Maps } else { Depth::Pages };
+    let depth = Depth {
+        flags: !wants_copies,
+        pages: past.ask().or((!wants_copies).then_some(Question::WhatIsThere)),
+    };
     let mut survey = survey::survey(&mut tree, options, depth)?;
-    let is_copied = wants_copies && survey.is_good() && copies::make(&mut tree, &survey);
+    let known = past.pages(pids.iter().copied())?;
+    let (mut is_copied, mut watched) = (false, Vec::new());
+    if survey.is_good() {
+        let looks: Vec<Seen> = survey.looks().collect();
+        let (copied, userfaults) =
+            copies::visit(&mut tree, &looks, wants_copies, &|seen| past.needs_userfault(seen));
+        is_copied = copied;
+        watched = past.watch(&looks, userfaults);
+    }
     let mut taking = Taking::new(dir, options);
     let let_go = |tree: &mut Tree| {
         tree.let_go();
@@ -63,17 +81,32 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     let (mut census, links, mut frozen_us);
     if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
         dir.begin()?;
+        past.link(dir)?;
         links = taking.shared(survey.cx())?;
         frozen_us = let_go(&mut tree);
-        census = survey.conclude(&tree, &|pid, _| copies::read(&tree.copies, pid))?;
+        census = survey.conclude(&tree, &|pid, look| {
+            let mut reading = copies::read(&tree.copies, pid)?;
+            if depth.pages.is_some() {
+                reading.memory.pages = std::mem::take(&mut look.memory.pages);
+                reading.memory.keep_content();
+            }
+            Ok(reading)
+        })?;
     } else {
-        let mut whole = survey.conclude(&tree, &|pid, look| match depth {
-            Depth::Maps => Ok(Reading { from: pid, memory: observe::read_memory(pid)? }),
-            Depth::Pages => Ok(Reading { from: pid, memory: std::mem::take(&mut look.memory) }),
+        let mut whole = survey.conclude(&tree, &|pid, look| {
+            let mut memory = std::mem::take(&mut look.memory);
+            if !depth.flags {
+                memory = observe::read_memory(pid, depth.pages.unwrap_or(Question::WhatIsThere))?;
+            }
+            if past.is_ours(pid) || watched.iter().any(|watched| watched.is_of(pid)) {
+                memory.forget_watch();
+            }
+            Ok(Reading { from: pid, memory })
         })?;
         log::info!("surveyed the tree in {} us", micros(frozen));
         sys::apart::go_on()?;
         dir.begin()?;
+        past.link(dir)?;
         links = taking.shared(&mut whole.cx)?;
         frozen_us = 0;
         if is_copied {
@@ -84,13 +117,18 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         }
         census = whole;
     }
-    taking.memory(&mut census)?;
+    let alive = census.processes.iter_mut().filter(|process| process.cores[0].1.thread_core.is_some());
+    let saved = alive.map(|process| {
+        let (unchanged, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
+        Saved { pid: process.pid, memory_of: process.memory_of, runs, unchanged }
+    });
+    taking.memory(saved.collect())?;
 
     sys::apart::go_on()?;
     options.progress.stage("images");
     let scanned = census.processes.iter().map(|process| process.scanned_pages).sum();
     write_images(&encode::encode(census), dir)?;
-    dir.finish(&encode::inventory()?)?;
+    dir.finish(&encode::inventory(&past.run_id))?;
     let state = match options {
         Options { leave_running: true, .. } => FinalState::Running,
         Options { leave_stopped: true, .. } => FinalState::Stopped,
@@ -104,6 +142,10 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     if matches!(state, FinalState::Killed) {
         links.keep();
     }
+    past.forget();
+    if let Err(failure) = track::keep(watched, &past.run_id) {
+        log::warn!("the next snapshot has to save everything: {failure}");
+    }
     tree.finish(state);
     let stats = DumpStats {
         freezing_us: freezing_us.into(),
@@ -111,6 +153,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         memdump_us: taking.us.into(),
         memwrite_us: taking.us.into(),
         pages_scanned: scanned,
+        pages_skipped_parent: taking.unchanged_pages,
         pages_written: taking.taken.written_pages,
         ..DumpStats::default()
     };
@@ -120,28 +163,25 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
 }
 
 /// Pages on their way into images.
-struct Taking<'d> {
+pub struct Taking<'d> {
     dir: &'d Dir,
     options: &'d Options,
     /// The number of the last pages file.
     last_id: u32,
-    taken: Taken,
-    us: u32,
+    pub taken: Taken,
+    /// Pages that the images before have.
+    pub unchanged_pages: u64,
+    pub us: u32,
 }
 
 impl<'d> Taking<'d> {
-    fn new(dir: &'d Dir, options: &'d Options) -> Taking<'d> {
-        Taking { dir, options, last_id: 0, taken: Taken::default(), us: 0 }
+    pub fn new(dir: &'d Dir, options: &'d Options) -> Taking<'d> {
+        Taking { dir, options, last_id: 0, taken: Taken::default(), unchanged_pages: 0, us: 0 }
     }
 
-    fn job(
-        &mut self,
-        source: Source,
-        runs: Vec<(std::ops::Range<u64>, pages::select::How)>,
-        pagemap: String,
-    ) -> Job {
+    fn job(&mut self, source: Source, runs: Runs, pagemap: String) -> Job {
         self.last_id += 1;
-        Job { source, runs, pagemap, pages_id: self.last_id }
+        Job { source, runs, unchanged: Vec::new(), pagemap, pages_id: self.last_id }
     }
 
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
@@ -173,17 +213,14 @@ impl<'d> Taking<'d> {
     }
 
     /// Saves what processes have for themselves.
-    fn memory(&mut self, census: &mut Census) -> Result<(), Failure> {
-        let has_relatives = census.processes.len() > 1;
-        let mut jobs = Vec::with_capacity(census.processes.len());
-        for process in &mut census.processes {
-            let is_zombie = process.cores[0].1.thread_core.is_none();
-            if !is_zombie {
-                let pid = process.memory_of;
-                let source = Source::Process { pid, has_relatives: has_relatives || pid != process.pid };
-                let runs = std::mem::take(&mut process.runs);
-                jobs.push(self.job(source, runs, format!("pagemap-{}.img", process.pid)));
-            }
+    pub fn memory(&mut self, saved: Vec<Saved>) -> Result<(), Failure> {
+        self.options.progress.stage("pages");
+        let has_relatives = saved.len() > 1;
+        let mut jobs = Vec::with_capacity(saved.len());
+        for Saved { pid, memory_of, runs, unchanged } in saved {
+            let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+            self.unchanged_pages += unchanged.iter().map(|run| (run.end - run.start) / 4096).sum::<u64>();
+            jobs.push(Job { unchanged, ..self.job(source, runs, format!("pagemap-{pid}.img")) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -191,6 +228,16 @@ impl<'d> Taking<'d> {
         log::info!("wrote {} pages in {} us", self.taken.written_pages, self.us);
         Ok(())
     }
+}
+
+/// The memory of one process, on its way into images.
+pub struct Saved {
+    pub pid: i32,
+    /// Where it is read: the process, or its copy.
+    pub memory_of: i32,
+    pub runs: Runs,
+    /// What the images before have.
+    pub unchanged: Vec<Range<u64>>,
 }
 
 /// Writes them, when there are many on all processors: what it takes is making the files.

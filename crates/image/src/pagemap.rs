@@ -15,6 +15,13 @@ pub const PRESENT: u32 = 1 << 2;
 /// Bytes of a page, here and in every image of this architecture.
 pub const PAGE: u64 = 4096;
 
+/// A pages file: of which folder of a chain, the newest being 0, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct PagesFile {
+    pub layer: u32,
+    pub id: u32,
+}
+
 /// A run of pages and where its content is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
@@ -23,6 +30,7 @@ pub struct Run {
     pub flags: u32,
     /// Offset of the content in the pages file; only where `PRESENT`.
     pub offset: u64,
+    pub file: PagesFile,
 }
 
 impl Run {
@@ -65,7 +73,8 @@ impl Pagemap {
                     reader.corrupt(format!("{count} pages at {:#x} are no run in order", entry.vaddr))
                 );
             };
-            let run = Run { range: entry.vaddr..end, flags, offset };
+            let file = PagesFile { layer: 0, id: map.pages_id };
+            let run = Run { range: entry.vaddr..end, flags, offset, file };
             last = end;
             if flags & PRESENT != 0 {
                 // No overflow: the sum of runs without overlap is below 2^64.
@@ -125,7 +134,15 @@ mod tests {
         let map =
             parse(&[entry(0x1000, 2, PRESENT), entry(0x4000, 1, PARENT), entry(0x5000, 1, PRESENT)], 0x3000)
                 .unwrap();
-        assert_eq!(map.runs[2], Run { range: 0x5000..0x6000, flags: PRESENT, offset: 0x2000 });
+        assert_eq!(
+            map.runs[2],
+            Run {
+                range: 0x5000..0x6000,
+                flags: PRESENT,
+                offset: 0x2000,
+                file: PagesFile { layer: 0, id: 3 }
+            }
+        );
         assert_eq!(Pagemap::parse("x", map.encode().bytes(), |_| Ok(0x3000)).unwrap().runs, map.runs);
     }
 

@@ -158,6 +158,14 @@ impl Dir {
             .map_err(|error| self.io(name, "write the image", "write", &error))
     }
 
+    /// Makes a symbolic link.
+    pub fn link(&self, name: &str, target: &Path) -> Result<(), Failure> {
+        std::os::unix::fs::symlink(target, self.path.join(name))
+            .map_err(|error| self.io(name, "make the link", "symlink", &error))?;
+        self.written.lock().unwrap_or_else(|held| held.into_inner()).push(name.to_owned());
+        Ok(())
+    }
+
     /// Declares the dump whole.
     pub fn finish(&self, inventory: &Writer) -> Result<(), Failure> {
         self.write(UNFINISHED, inventory)?;

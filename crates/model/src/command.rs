@@ -54,7 +54,7 @@ use CommandSupport::{NotYet, Removed, Yes};
 
 pub static COMMANDS: &[CommandSpec] = &[
     spec(Command::Dump, "dump", Yes, "save a process tree to images, and end it"),
-    spec(Command::PreDump, "pre-dump", NotYet, "save only the memory of a tree, which runs on"),
+    spec(Command::PreDump, "pre-dump", Yes, "save only the memory of a tree, which runs on"),
     spec(Command::Restore, "restore", Yes, "bring a saved process tree back"),
     spec(Command::Check, "check", Yes, "ask the kernel for what dump and restore need"),
     spec(Command::PageServer, "page-server", NotYet, "receive pages from a dump over the network"),

@@ -295,6 +295,9 @@ pub struct Options {
     pub leave_stopped: bool,
     /// Let the tree run on while its memory is read from copies; absent for where that is sure to be right.
     pub copy_on_write: Option<bool>,
+    /// Relative to the images directory.
+    pub prev_images_dir: Option<PathBuf>,
+    pub track_mem: bool,
     pub restore_detached: bool,
     pub restore_sibling: bool,
     pub shell_job: bool,
@@ -343,6 +346,8 @@ impl Default for Options {
             leave_running: false,
             leave_stopped: false,
             copy_on_write: None,
+            prev_images_dir: None,
+            track_mem: false,
             restore_detached: false,
             restore_sibling: false,
             shell_job: false,

@@ -2,6 +2,7 @@
 //! `pages-*.img`, and back.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod put;
 pub mod select;
 pub mod take;

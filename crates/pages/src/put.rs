@@ -2,10 +2,12 @@
 //! they belong; many are put there by the coordinator, on all processors, as pages that are new and filled
 //! in one step: the kernel does not clear them first.
 
+use crate::chain::Chain;
 use agent::{Arg, Judge};
-use image::Dir;
-use image::pagemap::{PRESENT, Pagemap, Run};
+use image::pagemap::{PagesFile, Run};
 use model::{Errno, Failure, Object};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -20,7 +22,7 @@ const BYTES: u64 = 1 << 30;
 /// Bytes of one UFFDIO_COPY.
 const COPIED: u64 = 2 << 20;
 
-/// Reads `runs` from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
+/// Reads `runs`, all of one file, from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
 /// makes bytes readable for the agent and returns their address.
 pub fn read_runs(
     runs: &[Run],
@@ -35,7 +37,7 @@ pub fn read_runs(
         let mut count = 0u64;
         while at < runs.len() && (count as usize) < VECTORS {
             let run = &runs[at];
-            let is_next = run.offset == runs[first].offset + total;
+            let is_next = run.file == runs[first].file && run.offset == runs[first].offset + total;
             if count > 0 && (!is_next || total + run.len() > BYTES) {
                 break;
             }
@@ -54,9 +56,9 @@ pub fn read_runs(
 
 /// Gives a process new pages with the content of `runs` in `pages`, on as many threads as there are
 /// processors. All of it is registered with `memory` and has no pages yet. `done` is told of pages.
-pub fn copy_runs(
+pub fn copy_runs<'v>(
     memory: &Userfault,
-    pages: &View,
+    pages: &(dyn Fn(PagesFile) -> Option<&'v View> + Sync),
     runs: &[Run],
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Errno> {
@@ -66,10 +68,12 @@ pub fn copy_runs(
     let copy = |chunk: &[Run]| {
         let (first, last) = (&chunk[0], &chunk[chunk.len() - 1]);
         let from = first.offset as usize..(last.offset + last.len()) as usize;
+        const NONE: Errno = Errno { call: "mmap", code: libc::ENODATA };
+        let pages = pages(first.file).ok_or(NONE)?;
         pages.populate(from.clone());
         let copied = chunk.iter().try_for_each(|run| {
             let bytes = pages.bytes().get(run.offset as usize..(run.offset + run.len()) as usize);
-            memory.copy(run.range.start, bytes.ok_or(Errno { call: "mmap", code: libc::ENODATA })?)
+            memory.copy(run.range.start, bytes.ok_or(NONE)?)
         });
         // Mapped pages of the file count as ours.
         pages.forget(from);
@@ -97,7 +101,7 @@ fn group(runs: &[Run]) -> Vec<&[Run]> {
     for at in 1..=runs.len() {
         let ends = runs.get(at).is_none_or(|run| {
             let before = &runs[at - 1];
-            let is_next = run.offset == before.offset + before.len();
+            let is_next = run.file == before.file && run.offset == before.offset + before.len();
             !is_next || run.offset + run.len() - runs[first].offset > COPIED
         });
         if ends {
@@ -120,35 +124,17 @@ fn cut(runs: &[Run], longest: u64) -> Vec<Run> {
         while start < run.range.end {
             let end = run.range.end.min(start + longest);
             let offset = run.offset + (start - run.range.start);
-            parts.push(Run { range: start..end, flags: run.flags, offset });
+            parts.push(Run { range: start..end, offset, ..run.clone() });
             start = end;
         }
     }
     parts
 }
 
-/// The page map of a task or of a memory file; empty when the dump wrote none.
-pub fn load(dir: &Dir, name: &str) -> Result<Pagemap, Failure> {
-    let Some(bytes) = dir.read(name)? else { return Ok(Pagemap::default()) };
-    let map = Pagemap::parse(name, &bytes, |id| {
-        let file = dir.open_file(&crate::take::pages_name(id))?;
-        let length = file.metadata().map_err(|error| {
-            sys::memory::io_errno("fstat", &error).on(Object::Path(name.into()), "measure the pages")
-        })?;
-        Ok(length.len())
-    })?;
-    if let Some(run) = map.runs.iter().find(|run| run.flags & PRESENT == 0) {
-        let object = Object::Vma { start: run.range.start, end: run.range.end, what: name.into() };
-        let why = "its pages are not in this folder (an incremental or lazy dump), which is not carried yet";
-        return Err(Failure::unsupported(object, why));
-    }
-    Ok(map)
-}
-
 /// Puts the content of a memory file into `to`, which is as large as it was and empty.
-pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
+pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
     let name = format!("pagemap-shmem-{id}.img");
-    let map = load(dir, &name)?;
+    let map = chain.load(&name)?;
     if map.runs.is_empty() {
         return Ok(());
     }
@@ -156,7 +142,12 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
         sys::memory::io_errno(call, &error)
             .on(Object::Path(name.clone()), "copy the content of a memory file")
     };
-    let from = dir.open_file(&crate::take::pages_name(map.pages_id))?;
+    let mut files: HashMap<PagesFile, File> = HashMap::new();
+    for run in &map.runs {
+        if let Entry::Vacant(place) = files.entry(run.file) {
+            place.insert(chain.open_pages(run.file)?);
+        }
+    }
     let to = File::from(to.try_clone().map_err(|error| explain("fcntl", error))?);
     let size = to.metadata().map_err(|error| explain("fstat", error))?.len();
     let mut buffer = vec![0u8; 1 << 20];
@@ -166,7 +157,9 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
         while at < end {
             let length = buffer.len().min((end - at) as usize);
             let offset = run.offset + (at - run.range.start);
-            from.read_exact_at(&mut buffer[..length], offset).map_err(|error| explain("pread", error))?;
+            files[&run.file]
+                .read_exact_at(&mut buffer[..length], offset)
+                .map_err(|error| explain("pread", error))?;
             to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?;
             at += length as u64;
         }
@@ -177,11 +170,16 @@ pub fn fill_file(dir: &Dir, id: u64, to: &OwnedFd) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::pagemap::PRESENT;
 
     #[test]
     fn neighbours_in_the_file_are_copied_together() {
-        let run =
-            |start: u64, len: u64, offset: u64| Run { range: start..start + len, flags: PRESENT, offset };
+        let run = |start: u64, len: u64, offset: u64| Run {
+            range: start..start + len,
+            flags: PRESENT,
+            offset,
+            file: PagesFile::default(),
+        };
         let runs = [
             run(0, 4096, 0),
             run(0x9000, 8192, 4096),
@@ -195,7 +193,12 @@ mod tests {
 
     #[test]
     fn neighbours_in_the_file_are_one_call() {
-        let run = |start: u64, offset: u64| Run { range: start..start + 4096, flags: PRESENT, offset };
+        let run = |start: u64, offset: u64| Run {
+            range: start..start + 4096,
+            flags: PRESENT,
+            offset,
+            file: PagesFile::default(),
+        };
         let mut list = agent::List::new();
         let runs = [run(0x1000, 0), run(0x9000, 4096), run(0x20000, 0x8000)];
         read_runs(&runs, Arg::Value(9), &mut list, |_| Ok(0)).unwrap();

@@ -1,9 +1,9 @@
-//! Which pages of an address space hold something of its own.
+//! Question pages of an address space hold something of its own.
 
 use model::Errno;
 use std::fs::File;
 use std::ops::Range;
-use sys::pagemap::{self, FILE, GUARD, PRESENT, Query, SWAPPED, ZERO};
+use sys::pagemap::{self, FILE, GUARD, PRESENT, Query, SWAPPED, WATCHED, WRITTEN, ZERO};
 
 /// A mapping, as far as its pages go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +22,13 @@ pub struct Area {
 pub struct How {
     pub is_readable: bool,
     pub keeps_zeros: bool,
+    /// Not written since it was last saved.
+    pub is_clean: bool,
 }
 
 impl Area {
     fn how(&self) -> How {
-        How { is_readable: self.is_readable, keeps_zeros: self.has_file }
+        How { is_readable: self.is_readable, keeps_zeros: self.has_file, is_clean: false }
     }
 }
 
@@ -41,50 +43,68 @@ pub struct Selection {
     pub scanned_pages: u64,
 }
 
+/// Is it asked which pages were written?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    WhatIsThere,
+    AndWhatIsNew,
+}
+
 /// Pages that are there or swapped out; guard markers look swapped out.
 const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
-/// The same for kernels that know no guard markers.
-const THERE_UNGUARDED: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO };
 
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
 ///
 /// # Errors
 /// Of `PAGEMAP_SCAN` or of reading the page map.
-pub fn select(pagemap: &File, areas: &[Area]) -> Result<Selection, Errno> {
+pub fn select(pagemap: &File, areas: &[Area], question: Question) -> Result<Selection, Errno> {
     let mut selection = Selection::default();
+    // With true where nothing was written since it was last protected.
+    let mut found: Vec<(Range<u64>, bool)> = Vec::new();
     let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
     let all = first.range.start..last.range.end;
-    let mut found: Vec<Range<u64>> = Vec::new();
+    let query = match question {
+        Question::WhatIsThere => THERE,
+        Question::AndWhatIsNew => Query { report: THERE.report | WATCHED | WRITTEN, ..THERE },
+    };
     let mut scan = |query| {
         found.clear();
         selection.guards.clear();
-        pagemap::scan(pagemap, all.clone(), query, |run, categories| match categories {
-            0 => found.push(run),
-            GUARD => selection.guards.push(run),
-            _ => {}
+        pagemap::scan(pagemap, all.clone(), query, |run, categories| {
+            match categories & !(WATCHED | WRITTEN) {
+                0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
+                GUARD => selection.guards.push(run),
+                _ => {}
+            }
         })
     };
     // Before Linux 6.15 there is no such category, and before 6.13 no such page.
-    let scanned = match scan(THERE) {
-        Err(error) if error.code == libc::EINVAL => scan(THERE_UNGUARDED),
+    let scanned = match scan(query) {
+        Err(error) if error.code == libc::EINVAL => scan(Query { report: query.report & !GUARD, ..query }),
         scanned => scanned,
     };
     match scanned {
-        Ok(()) => {}
         Err(error) if error.code == libc::ENOTTY => {
             for area in areas {
                 pagemap::read(pagemap, area.range.clone(), |run, categories| {
                     if categories & FILE == 0 {
-                        found.push(run);
+                        push(&mut found, run, false);
                     }
                 })?;
             }
         }
-        Err(error) => return Err(error),
+        scanned => scanned?,
     }
-    selection.scanned_pages = found.iter().map(|run| (run.end - run.start) / 4096).sum();
+    selection.scanned_pages = found.iter().map(|(run, _)| (run.end - run.start) / 4096).sum();
     selection.runs = intersect(&found, areas);
     Ok(selection)
+}
+
+fn push(found: &mut Vec<(Range<u64>, bool)>, run: Range<u64>, is_clean: bool) {
+    match found.last_mut() {
+        Some((last, same)) if last.end == run.start && *same == is_clean => last.end = run.end,
+        _ => found.push((run, is_clean)),
+    }
 }
 
 impl Selection {
@@ -97,7 +117,7 @@ impl Selection {
 }
 
 /// The parts of `found` that are inside areas, and the areas that are kept whole.
-fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, How)> {
+fn intersect(found: &[(Range<u64>, bool)], areas: &[Area]) -> Vec<(Range<u64>, How)> {
     let mut runs = Vec::with_capacity(found.len());
     let mut at = 0;
     for area in areas {
@@ -105,13 +125,13 @@ fn intersect(found: &[Range<u64>], areas: &[Area]) -> Vec<(Range<u64>, How)> {
             runs.push((area.range.clone(), area.how()));
             continue;
         }
-        while found.get(at).is_some_and(|run| run.end <= area.range.start) {
+        while found.get(at).is_some_and(|(run, _)| run.end <= area.range.start) {
             at += 1;
         }
         // The last one may reach into the next area.
-        for run in found[at..].iter().take_while(|run| run.start < area.range.end) {
+        for (run, is_clean) in found[at..].iter().take_while(|(run, _)| run.start < area.range.end) {
             let part = run.start.max(area.range.start)..run.end.min(area.range.end);
-            runs.push((part, area.how()));
+            runs.push((part, How { is_clean: *is_clean, ..area.how() }));
         }
     }
     runs
@@ -128,7 +148,7 @@ mod tests {
     #[test]
     fn runs_are_cut_at_the_borders_of_mappings() {
         let areas = [area(10..20, false), area(20..30, false), area(40..50, true), area(60..70, false)];
-        let runs = intersect(&[5..12, 15..25, 35..36, 62..80], &areas);
+        let runs = intersect(&[5..12, 15..25, 35..36, 62..80].map(|run| (run, false)), &areas);
         let ranges: Vec<Range<u64>> = runs.into_iter().map(|run| run.0).collect();
         assert_eq!(ranges, [10..12, 15..20, 20..25, 40..50, 62..70]);
     }
@@ -140,7 +160,8 @@ mod tests {
         let offset = (base - memory.as_ptr() as u64) as usize;
         memory[offset + (5 << 12)] = 1;
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let runs = select(&pagemap, &[area(base..base + (32 << 12), false)]).unwrap().runs;
+        let runs =
+            select(&pagemap, &[area(base..base + (32 << 12), false)], Question::WhatIsThere).unwrap().runs;
         assert!(runs.iter().any(|run| run.0.contains(&(base + (5 << 12)))));
         assert!(!runs.iter().any(|run| run.0.contains(&(base + (9 << 12)))));
     }

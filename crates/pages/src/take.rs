@@ -7,7 +7,7 @@
 
 use crate::select::How;
 use image::Dir;
-use image::pagemap::{PRESENT, Pagemap, Run};
+use image::pagemap::{PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Object};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,6 +40,8 @@ pub struct Job {
     pub source: Source,
     /// Sorted, each inside one mapping.
     pub runs: Vec<(Range<u64>, How)>,
+    /// Sorted, and none of the above: pages that are as they are in the parent folder.
+    pub unchanged: Vec<Range<u64>>,
     /// Name of the page map: `pagemap-<pid>.img`.
     pub pagemap: String,
     pub pages_id: u32,
@@ -168,7 +170,17 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
     }
     for (job, state) in jobs.iter().zip(states) {
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
-        let pagemap = Pagemap { pages_id: job.pages_id, runs: place.runs };
+        let mut runs = place.runs;
+        let unchanged = job.unchanged.iter().cloned();
+        runs.extend(unchanged.map(|range| Run {
+            range,
+            flags: PARENT,
+            offset: 0,
+            file: PagesFile::default(),
+        }));
+        // What is in the file stays in its order: both parts were sorted.
+        runs.sort_by_key(|run| run.range.start);
+        let pagemap = Pagemap { pages_id: job.pages_id, runs };
         dir.write(&job.pagemap, &pagemap.encode())?;
         let name = pages_name(job.pages_id);
         match state.target.get() {
@@ -229,7 +241,7 @@ fn copy(
         let length = range.end - range.start;
         match place.runs.last_mut() {
             Some(last) if last.range.end == range.start => last.range.end = range.end,
-            _ => place.runs.push(Run { range, flags: PRESENT, offset: at }),
+            _ => place.runs.push(Run { range, flags: PRESENT, offset: at, file: PagesFile::default() }),
         }
         at += length;
     }
@@ -330,7 +342,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
 /// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
 pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
     let page = PAGE as u64;
-    let how = How { is_readable: true, keeps_zeros: false };
+    let how = How { is_readable: true, keeps_zeros: false, is_clean: false };
     let whole = |range: Range<u64>| (range.start / page * page..range.end.next_multiple_of(page), how);
     Ok(sys::fd::data(file)?.into_iter().map(whole).collect())
 }
@@ -339,7 +351,7 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
 mod tests {
     use super::*;
 
-    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false };
+    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false };
 
     #[test]
     fn zeros_over_a_file_are_kept() {
@@ -386,6 +398,7 @@ mod tests {
             let job = Job {
                 source: Source::File(memory.try_clone().unwrap()),
                 runs: vec![(0..length as u64, ANONYMOUS)],
+                unchanged: Vec::new(),
                 pagemap: "pagemap-1.img".into(),
                 pages_id: 1,
             };

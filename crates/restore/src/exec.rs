@@ -15,6 +15,7 @@ use agent::area::{Area, Run, Slot};
 use agent::crew::{self, Crew};
 use agent::puppet::{self, CloneArgs};
 use agent::{Arg, Judge, List, Watch};
+use image::pagemap::PagesFile;
 use kinds::contract::TaskOps;
 use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
@@ -52,7 +53,7 @@ pub struct Exec<'r> {
     pub files: &'r HashMap<u32, OwnedFd>,
     /// The same, opened in another mode for mappings.
     pub mapped: &'r HashMap<(u32, u32), OwnedFd>,
-    pub pages: HashMap<u32, File>,
+    pub pages: HashMap<PagesFile, File>,
     pub contents: Contents,
     pub own: Status,
     area: Area,
@@ -160,7 +161,7 @@ impl<'r> Exec<'r> {
         options: &'r Options,
         files: &'r HashMap<u32, OwnedFd>,
         mapped: &'r HashMap<(u32, u32), OwnedFd>,
-        pages: HashMap<u32, File>,
+        pages: HashMap<PagesFile, File>,
         contents: Contents,
     ) -> Result<Exec<'r>, Failure> {
         let len = plan.hole.end - plan.hole.start - puppet::PAGES;
@@ -400,7 +401,7 @@ impl<'r> Exec<'r> {
             let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
             fd.map(AsRawFd::as_raw_fd)
         };
-        let pages = |id: u32| self.pages.get(&id).map(AsRawFd::as_raw_fd);
+        let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
         let sources = memory::Sources {
             files: &files,
             pages: &pages,
@@ -506,7 +507,7 @@ impl<'r> Exec<'r> {
         let task = &self.checkpoint.tasks[at];
         let mut list = List::new();
         let ops = &mut TaskOps { list: &mut list, area: &self.area };
-        if let (Ok(number), Some(pages)) = (i32::try_from(userfault), self.contents.of(task))
+        if let Ok(number) = i32::try_from(userfault)
             && number >= 0
         {
             let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
@@ -515,7 +516,9 @@ impl<'r> Exec<'r> {
                 let memory = Userfault::new(fd)?;
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
                 let progress = self.options.progress.clone();
-                pages::put::copy_runs(&memory, pages, &filling.copy, &|pages| progress.pages_done(pages))
+                let all = &self.contents;
+                let contents = |file| all.of(file);
+                pages::put::copy_runs(&memory, &contents, &filling.copy, &|pages| progress.pages_done(pages))
             };
             copy().map_err(explain)?;
             let counts = self.counts.get();

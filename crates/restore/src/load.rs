@@ -8,6 +8,7 @@ use kinds::fd::locks::{self, FileLockEntry};
 use kinds::task::{signals, timers};
 use kinds::vma;
 use model::{Failure, Failures, Object};
+use pages::chain::Chain;
 use std::collections::{HashMap, HashSet};
 
 /// A process to bring back.
@@ -49,6 +50,8 @@ pub struct Checkpoint {
     pub in_flight: Vec<u32>,
     pub locks: Vec<FileLockEntry>,
     pub chains: SeccompEntry,
+    /// The folder and its parents, for pages.
+    pub chain: Chain,
 }
 
 const PID_MAX: u32 = 1 << 22;
@@ -66,6 +69,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         let why = format!("images of version {} are not carried", inventory.img_version);
         return Err(Failure::corrupt("inventory.img", Some(0), why).into());
     }
+    let chain = Chain::open(dir)?;
     let mut failures = Failures::new();
     let pstree: Vec<PstreeEntry> = dir.read_all(kind::PSTREE, "pstree.img")?;
     if pstree.is_empty() {
@@ -107,7 +111,10 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         found.push((index, entry, parent, tids));
     }
     let loaded = in_parallel(&found, |found| {
-        found.iter().map(|(_, entry, parent, tids)| load_task(dir, entry, *parent, tids)).collect::<Vec<_>>()
+        found
+            .iter()
+            .map(|(_, entry, parent, tids)| load_task(&chain, entry, *parent, tids))
+            .collect::<Vec<_>>()
     });
     let mut tasks = Vec::with_capacity(found.len());
     for (task, (index, entry, ..)) in loaded.into_iter().flatten().zip(&found) {
@@ -168,7 +175,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains });
+                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains, chain });
             }
         }
     }
@@ -203,7 +210,13 @@ fn load_core(dir: &Dir, tid: u32) -> Result<CoreEntry, Failure> {
     Ok(core)
 }
 
-fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]) -> Result<Task, Failures> {
+fn load_task(
+    chain: &Chain,
+    entry: &PstreeEntry,
+    parent: Option<usize>,
+    tids: &[u32],
+) -> Result<Task, Failures> {
+    let dir = chain.newest();
     let pid = entry.pid;
     let load = |tids: &[u32]| tids.iter().map(|tid| load_core(dir, *tid)).collect::<Result<Vec<_>, _>>();
     let shares = in_parallel(tids, load).into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -239,7 +252,7 @@ fn load_task(dir: &Dir, entry: &PstreeEntry, parent: Option<usize>, tids: &[u32]
     task.mm = dir.read_one(kind::MM, &name)?;
     let pagemap = format!("pagemap-{pid}.img");
     dir.open_file(&pagemap)?;
-    task.pagemap = pages::put::load(dir, &pagemap)?;
+    task.pagemap = chain.load(&pagemap)?;
     let mut failures = Failures::new();
     let mut last = 0;
     for (index, entry) in task.mm.vmas.iter().enumerate() {

@@ -4,7 +4,7 @@ use crate::load::Task;
 use agent::Arg;
 use agent::arch::vdso;
 use image::VmaEntry;
-use image::pagemap::Run;
+use image::pagemap::{PagesFile, Run};
 use image::vma as status;
 use kinds::contract::TaskOps;
 use kinds::vma::{self, Content};
@@ -64,24 +64,25 @@ fn vdso_range(task: &Task) -> Option<(Range<u64>, Range<u64>)> {
 
 /// The pages of an image set, mapped for comparing.
 #[derive(Debug, Default)]
-pub struct Contents(HashMap<u32, View>);
+pub struct Contents(HashMap<PagesFile, View>);
 
 impl Contents {
-    pub fn add(&mut self, id: u32, file: &File) -> Result<(), Failure> {
-        let explain = |error: Errno| error.on(Object::Path(pages::take::pages_name(id)), "map the pages");
+    pub fn add(&mut self, id: PagesFile, file: &File) -> Result<(), Failure> {
+        let name = || pages::take::pages_name(id.id);
+        let explain = |error: Errno| error.on(Object::Path(name()), "map the pages");
         let len = file.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
         self.0.insert(id, View::new(file, len as usize).map_err(explain)?);
         Ok(())
     }
 
-    /// All pages of a task.
-    pub fn of(&self, task: &Task) -> Option<&View> {
-        self.0.get(&task.pagemap.pages_id)
+    /// All pages of a file.
+    pub fn of(&self, file: PagesFile) -> Option<&View> {
+        self.0.get(&file)
     }
 
-    fn page(&self, task: &Task, run: &Run, address: u64) -> Option<&[u8]> {
+    fn page(&self, run: &Run, address: u64) -> Option<&[u8]> {
         let at = (run.offset + (address - run.range.start)) as usize;
-        self.of(task)?.bytes().get(at..at + PAGE as usize)
+        self.of(run.file)?.bytes().get(at..at + PAGE as usize)
     }
 }
 
@@ -112,8 +113,8 @@ fn runs_in<'t>(task: &'t Task, vma: &VmaEntry) -> impl Iterator<Item = Run> + 't
         let from = run.range.start.max(start);
         Run {
             range: from..run.range.end.min(end),
-            flags: run.flags,
             offset: run.offset + (from - run.range.start),
+            ..run.clone()
         }
     })
 }
@@ -133,8 +134,8 @@ fn compare(parent: &Task, child: &Task, vma: &VmaEntry, contents: &Contents, out
         } else {
             let is_same = at_a == at_b
                 && a.as_ref().zip(b.as_ref()).is_some_and(|(a, b)| {
-                    let pages = (contents.page(parent, a, at_a), contents.page(child, b, at_b));
-                    pages.0.is_some() && pages.0 == pages.1
+                    let pages = (contents.page(a, at_a), contents.page(b, at_b));
+                    (a.file, a.offset) == (b.file, b.offset) || pages.0.is_some() && pages.0 == pages.1
                 });
             out.compared += u64::from(at_a == at_b);
             out.equal += u64::from(is_same);
@@ -142,10 +143,14 @@ fn compare(parent: &Task, child: &Task, vma: &VmaEntry, contents: &Contents, out
             advance_b = true;
             if !is_same && let Some(run) = &b {
                 match out.put.last_mut() {
-                    Some(last) if last.range.end == at_b && last.offset + last.len() == run.offset => {
+                    Some(last)
+                        if last.range.end == at_b
+                            && last.file == run.file
+                            && last.offset + last.len() == run.offset =>
+                    {
                         last.range.end += PAGE;
                     }
-                    _ => out.put.push(Run { range: at_b..at_b + PAGE, flags: run.flags, offset: run.offset }),
+                    _ => out.put.push(Run { range: at_b..at_b + PAGE, ..run.clone() }),
                 }
             }
         }
@@ -186,7 +191,7 @@ pub struct Sources<'r> {
     /// The coordinator's descriptor of a file by its id, open in an access mode.
     pub files: &'r dyn Fn(u32, u32) -> Option<i32>,
     /// And of a pages file by its id.
-    pub pages: &'r dyn Fn(u32) -> Option<i32>,
+    pub pages: &'r dyn Fn(PagesFile) -> Option<i32>,
     pub contents: &'r Contents,
     pub own: &'r OwnVdso,
     pub hole: &'r Range<u64>,
@@ -319,14 +324,18 @@ pub fn read(task: &Task, runs: &mut [Run], sources: &Sources, ops: &mut TaskOps)
     }
     runs.sort_unstable_by_key(|run| run.range.start);
     ops.list.label("read the pages");
-    let Some(pages_fd) = (sources.pages)(task.pagemap.pages_id) else {
-        return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
-    };
-    let fd = sources.reach.fetch(pages_fd, ops);
     let area = ops.area;
     let put = |bytes: &[u8]| area.put(bytes).map_err(|error| error.on(Object::Tree, "prepare operations"));
-    pages::put::read_runs(&pages::put::split(runs), Arg::Result(fd), ops.list, put)?;
-    ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+    // One file after the other: of a chain of snapshots there are several.
+    runs.sort_by_key(|run| run.file);
+    for runs in runs.chunk_by(|one, next| one.file == next.file) {
+        let Some(pages_fd) = (sources.pages)(runs[0].file) else {
+            return Err(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, "names no pages file"));
+        };
+        let fd = sources.reach.fetch(pages_fd, ops);
+        pages::put::read_runs(&pages::put::split(runs), Arg::Result(fd), ops.list, put)?;
+        ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+    }
     Ok(())
 }
 
@@ -347,7 +356,7 @@ fn map_vdso(
     let mut old = vec![0; (code.end - code.start) as usize];
     for run in &task.pagemap.runs {
         for page in run.range.clone().step_by(PAGE as usize).filter(|page| code.contains(page)) {
-            if let Some(bytes) = contents.page(task, run, page) {
+            if let Some(bytes) = contents.page(run, page) {
                 let at = (page - code.start) as usize;
                 old[at..at + PAGE as usize].copy_from_slice(bytes);
             }

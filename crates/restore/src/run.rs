@@ -12,6 +12,7 @@ use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
 use std::any::Any;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -70,12 +71,12 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     sys::fd::reserve(checkpoint.files.len() + 4 * checkpoint.tasks.len() + 256);
     let mut pages = HashMap::new();
     let mut contents = Contents::default();
-    for id in
-        checkpoint.tasks.iter().filter(|task| !task.pagemap.runs.is_empty()).map(|task| task.pagemap.pages_id)
-    {
-        let file = dir.open_file(&pages::take::pages_name(id))?;
-        contents.add(id, &file)?;
-        pages.insert(id, file);
+    for run in checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs) {
+        if let Entry::Vacant(place) = pages.entry(run.file) {
+            let file = checkpoint.chain.open_pages(run.file)?;
+            contents.add(run.file, &file)?;
+            place.insert(file);
+        }
     }
     options.progress.stage("files");
     let mut failures = Failures::new();
@@ -147,7 +148,7 @@ fn open_files(
     let (last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
     let open = |ids: &[u32], opened: &mut HashMap<u32, OwnedFd>| {
-        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(dir, id, to);
+        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&checkpoint.chain, id, to);
         let mut cx = OpenCx {
             options,
             images: dir,

@@ -372,6 +372,19 @@ pub fn hung_up(fd: impl AsFd) -> bool {
     count == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
 }
 
+/// Waits until there is something to read: of a pidfd, that the process has ended. Source: poll(2).
+pub fn wait_readable(fd: impl AsFd) -> Result<(), Errno> {
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: the kernel reads and writes one pollfd on this stack.
+        match check("poll", unsafe { libc::poll(&mut poll, 1, -1) }.into()) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code == libc::EINTR => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// ftruncate(2).
 pub fn truncate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
     // SAFETY: integers only.

@@ -8,6 +8,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+/// In a mapping whose writes are noted.
+pub const WATCHED: u64 = 1 << 0;
+/// Not protected against writes: written since, or new.
 pub const WRITTEN: u64 = 1 << 1;
 /// Part of a file or of shared memory, so not copied for this process alone.
 pub const FILE: u64 = 1 << 2;

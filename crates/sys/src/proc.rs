@@ -37,6 +37,12 @@ impl VmFlags {
         FLAGS.iter().position(|known| *known == flag.as_bytes()).is_some_and(|bit| self.0 >> bit & 1 != 0)
     }
 
+    pub fn remove(&mut self, flag: &str) {
+        if let Some(bit) = FLAGS.iter().position(|known| *known == flag.as_bytes()) {
+            self.0 &= !(1 << bit);
+        }
+    }
+
     fn parse(line: &[u8]) -> VmFlags {
         let mut flags = 0;
         for word in line.split(|byte| *byte == b' ') {

@@ -216,3 +216,9 @@ pub fn own_session() -> (i32, i32) {
 pub fn available_memory() -> Option<u64> {
     crate::proc::parse_available(&crate::fd::text("/proc/meminfo").ok()?)
 }
+
+/// Leaves the session and the terminal of whoever started this program. Source: setsid(2).
+pub fn lead_session() {
+    // SAFETY: touches no memory. A leader of a group cannot, and needs not: it is its own already.
+    unsafe { libc::setsid() };
+}

@@ -4,7 +4,7 @@ use crate::call::{check, last};
 use crate::memory::SharedMap;
 use model::Errno;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// For the flags of userfaultfd(2): faults of the kernel on behalf of the process are not stopped, which
 /// needs no privilege. Linux 5.11.
@@ -12,6 +12,10 @@ pub const USER_MODE_ONLY: i32 = 1;
 
 const UFFD_API: u64 = 0xaa;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+/// A write to a protected page makes it writable and waits for nobody. Linux 6.7.
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+const WRITEPROTECT_MODE_WP: u64 = 1;
 const COPY_MODE_DONTWAKE: u64 = 1;
 /// _IOWR(0xaa, 0x3f, struct uffdio_api)
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
@@ -19,6 +23,16 @@ const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 /// _IOWR(0xaa, 0x03, struct uffdio_copy)
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
+
+/// _IOWR(0xaa, 0x06, struct uffdio_writeprotect)
+const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
+
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
 
 #[repr(C)]
 struct Api {
@@ -66,8 +80,25 @@ impl Userfault {
     /// # Errors
     /// Of `UFFDIO_API`.
     pub fn new(fd: OwnedFd) -> Result<Userfault, Errno> {
+        Userfault::with(fd, 0)
+    }
+
+    /// `fd` is a new one, which is to tell of writes: [`Userfault::watch`].
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.7.
+    pub fn tracking(fd: OwnedFd) -> Result<Userfault, Errno> {
+        Userfault::with(fd, FEATURE_WP_ASYNC)
+    }
+
+    /// `fd` was made ready before.
+    pub fn ready(fd: OwnedFd) -> Userfault {
+        Userfault(fd)
+    }
+
+    fn with(fd: OwnedFd, features: u64) -> Result<Userfault, Errno> {
         let userfault = Userfault(fd);
-        let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+        let mut api = Api { api: UFFD_API, features, ioctls: 0 };
         // SAFETY: the kernel reads and writes one struct on this stack.
         unsafe { userfault.ioctl("ioctl(UFFDIO_API)", UFFDIO_API, (&raw mut api).cast()) }?;
         Ok(userfault)
@@ -93,8 +124,42 @@ impl Userfault {
     /// # Errors
     /// `EINVAL` when something else is mapped there.
     pub fn register(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.register_as(range, REGISTER_MODE_MISSING)
+    }
+
+    /// Has the kernel note writes to mappings: `PAGEMAP_SCAN` tells of them, as long as the descriptor lives.
+    /// Every page counts as written until it is protected: [`Userfault::protect`].
+    ///
+    /// # Errors
+    /// `EBUSY` for a mapping that another descriptor watches, `EINVAL` for one of a kind that cannot be
+    /// watched, `ESRCH` when the process has ended or become another program.
+    pub fn watch(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.register_as(range, REGISTER_MODE_WP)
+    }
+
+    /// From now on, pages in a watched range count as not written.
+    ///
+    /// # Errors
+    /// `ENOENT` for a range that is not watched.
+    pub fn protect(&self, range: Range<u64>) -> Result<(), Errno> {
         let len = range.end - range.start;
-        let mut register = Register { start: range.start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        let mut protect = WriteProtect { start: range.start, len, mode: WRITEPROTECT_MODE_WP };
+        loop {
+            // SAFETY: the kernel reads one struct on this stack.
+            let done = unsafe {
+                self.ioctl("ioctl(UFFDIO_WRITEPROTECT)", UFFDIO_WRITEPROTECT, (&raw mut protect).cast())
+            };
+            match done {
+                // The mappings were just changing.
+                Err(error) if error.code == libc::EAGAIN => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn register_as(&self, range: Range<u64>, mode: u64) -> Result<(), Errno> {
+        let len = range.end - range.start;
+        let mut register = Register { start: range.start, len, mode, ioctls: 0 };
         // SAFETY: the kernel reads and writes one struct on this stack.
         unsafe { self.ioctl("ioctl(UFFDIO_REGISTER)", UFFDIO_REGISTER, (&raw mut register).cast()) }
     }
@@ -123,6 +188,12 @@ impl Userfault {
             }
         }
         Ok(())
+    }
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

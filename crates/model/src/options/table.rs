@@ -133,7 +133,11 @@ specs! {
             Ok(())
         });
     PREV_IMAGES_DIR = Row::required("prev-images-dir", "DIR").of(DUMPS | PAGE_SERVER_CMD)
-        .help("images of an earlier dump that hold the unchanged memory, relative to -D");
+        .help("images of an earlier dump that hold the unchanged memory, relative to -D")
+        .sets(|options, given| {
+            options.prev_images_dir = Some(path(given)?);
+            Ok(())
+        });
     PIDFILE = Row::required("pidfile", "FILE").of(RESTORE | SERVERS)
         .help("write the pid of the restored root, or of the server, to a new file")
         .sets(|options, given| {
@@ -199,7 +203,7 @@ specs! {
     DRY_RUN = Row::flag("dry-run").of(RESTORE).own()
         .help("print what would be done, in order, and do nothing")
         .sets(store!(dry_run));
-    COPY_ON_WRITE = Row::flag("copy-on-write").negatable().section(Section::Memory).of(DUMP).own()
+    COPY_ON_WRITE = Row::flag("copy-on-write").negatable().section(Section::Memory).of(DUMPS).own()
         .help("with --leave-running: the tree runs on while its memory is read from copies of its processes \
                (so by default, unless a script follows the steps)")
         .sets(|options, given| {
@@ -367,12 +371,18 @@ specs! {
 
     // ----------------------------------------------------------------- memory and page transfer
     TRACK_MEM = Row::flag("track-mem").negatable().section(Section::Memory).of(DUMPS)
-        .help("from now on, note which memory changes");
+        .help("from now on, note which memory changes, for the next dump with --prev-images-dir")
+        .sets(store!(track_mem));
     AUTO_DEDUP = Row::flag("auto-dedup").negatable().section(Section::Memory)
         .of(BOTH | PRE_DUMP | PAGE_SERVER_CMD | DEDUP)
         .help("drop pages from parent images as soon as newer ones are written");
     PRE_DUMP_MODE = Row::required("pre-dump-mode", "MODE").default("splice").section(Section::Memory)
-        .of(PRE_DUMP).help("how memory is taken: splice or read");
+        .of(PRE_DUMP)
+        .help("splice or read, the two ways of CRIU; here memory is taken in one way, from copies")
+        .sets(|_, given| match text(given)? {
+            "splice" | "read" => Ok(()),
+            _ => Err("must be splice or read".into()),
+        });
     LAZY_PAGES = Row::flag("lazy-pages").section(Section::Memory).of(BOTH | PAGE_SERVER_CMD)
         .help("move memory only when the restored tree touches it");
     PAGE_SERVER = Row::flag("page-server").negatable().section(Section::Memory).of(PAGES_MOVE)

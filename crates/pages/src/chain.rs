@@ -1,0 +1,195 @@
+//! Snapshots that build on earlier ones: a folder with a link `parent` holds only what has changed since.
+//!
+//! A page map says of each run of pages whether its content is here or in the parent. [`Chain::load`] follows
+//! that to the folder that has the bytes, so that nobody behind it knows of chains.
+
+use crate::take::pages_name;
+use image::Dir;
+use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
+use model::{Failure, Object};
+use std::fs::File;
+
+/// The name of the link.
+pub const PARENT_LINK: &str = "parent";
+/// Longer than any chain that is made on purpose: a link that leads in a circle.
+const LONGEST: usize = 1000;
+
+/// A folder and its parents, the newest first.
+#[derive(Debug)]
+pub struct Chain(Vec<Dir>);
+
+impl Chain {
+    /// # Errors
+    /// When a parent is missing, or the links lead in a circle.
+    pub fn open(dir: &Dir) -> Result<Chain, Failure> {
+        let mut dirs = vec![Dir::open(dir.path())?];
+        loop {
+            let parent = dirs[dirs.len() - 1].path().join(PARENT_LINK);
+            if std::fs::symlink_metadata(&parent).is_err() {
+                return Ok(Chain(dirs));
+            }
+            if dirs.len() == LONGEST {
+                return Err(Failure::corrupt(PARENT_LINK, None, "has no end: the links lead in a circle"));
+            }
+            // Each level by its real name: the path must not grow with the chain.
+            let object = || Object::Path(parent.display().to_string());
+            let real = std::fs::canonicalize(&parent).map_err(|error| {
+                sys::memory::io_errno("open", &error).on(object(), "follow the link to the parent images")
+            })?;
+            dirs.push(Dir::open(&real)?);
+        }
+    }
+
+    /// The newest folder.
+    pub fn newest(&self) -> &Dir {
+        &self.0[0]
+    }
+
+    /// Opens a pages file that [`Chain::load`] has named.
+    pub fn open_pages(&self, file: PagesFile) -> Result<File, Failure> {
+        let dir = self.0.get(file.layer as usize);
+        let missing = || Failure::corrupt(pages_name(file.id), None, "is of a folder that is not there");
+        dir.ok_or_else(missing)?.open_file(&pages_name(file.id))
+    }
+
+    /// The page map of a task or of a memory file, every run with the file that has its content; empty when
+    /// there is none.
+    ///
+    /// # Errors
+    /// `Corrupt` where a page is said to be in a parent that does not have it.
+    pub fn load(&self, name: &str) -> Result<Pagemap, Failure> {
+        self.load_from(0, name)
+    }
+
+    fn load_from(&self, layer: usize, name: &str) -> Result<Pagemap, Failure> {
+        let dir = &self.0[layer];
+        let Some(bytes) = dir.read(name)? else { return Ok(Pagemap::default()) };
+        let mut map = Pagemap::parse(name, &bytes, |id| {
+            let file = dir.open_file(&pages_name(id))?;
+            let length = file.metadata().map_err(|error| {
+                sys::memory::io_errno("fstat", &error).on(Object::Path(name.into()), "measure the pages")
+            })?;
+            Ok(length.len())
+        })?;
+        let refuse = |run: &Run, why: &'static str| {
+            let object = Object::Vma { start: run.range.start, end: run.range.end, what: name.into() };
+            Err(Failure::unsupported(object, why))
+        };
+        if let Some(run) = map.runs.iter().find(|run| run.flags & (PRESENT | PARENT) == 0) {
+            return refuse(run, "its pages are nowhere (a lazy dump), which is not carried yet");
+        }
+        for run in &mut map.runs {
+            run.file.layer = layer as u32;
+        }
+        let Some(run) = map.runs.iter().find(|run| run.flags & PRESENT == 0) else { return Ok(map) };
+        if layer + 1 == self.0.len() {
+            return refuse(run, "its pages are in a parent folder, and there is no link to one");
+        }
+        let parent = self.load_from(layer + 1, name)?;
+        map.runs = resolve(name, map.runs, &parent.runs)?;
+        Ok(map)
+    }
+}
+
+/// Replaces runs that are in the parent by the parent's. Both are sorted.
+fn resolve(name: &str, runs: Vec<Run>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+    let mut resolved = Vec::with_capacity(runs.len());
+    let mut at = 0;
+    for run in runs {
+        if run.flags & PRESENT != 0 {
+            resolved.push(run);
+            continue;
+        }
+        let mut start = run.range.start;
+        while start < run.range.end {
+            while parent.get(at).is_some_and(|theirs| theirs.range.end <= start) {
+                at += 1;
+            }
+            let Some(theirs) = parent.get(at).filter(|theirs| theirs.range.start <= start) else {
+                return Err(Failure::corrupt(name, None, format!("page {start:#x} is not in the parent")));
+            };
+            let end = theirs.range.end.min(run.range.end);
+            resolved.push(Run {
+                range: start..end,
+                offset: theirs.offset + (start - theirs.range.start),
+                ..theirs.clone()
+            });
+            start = end;
+        }
+    }
+    Ok(resolved)
+}
+
+/// Splits sorted `runs` into what is in `known` too, which is sorted, and the rest.
+pub fn split<T: Copy>(
+    runs: Vec<(std::ops::Range<u64>, T)>,
+    is_candidate: impl Fn(T) -> bool,
+    known: &[Run],
+) -> (Vec<std::ops::Range<u64>>, Vec<(std::ops::Range<u64>, T)>) {
+    let (mut both, mut rest) = (Vec::new(), Vec::with_capacity(runs.len()));
+    let mut at = 0;
+    for (range, how) in runs {
+        if !is_candidate(how) {
+            rest.push((range, how));
+            continue;
+        }
+        let mut start = range.start;
+        while start < range.end {
+            while known.get(at).is_some_and(|run| run.range.end <= start) {
+                at += 1;
+            }
+            let next = known.get(at).map_or(u64::MAX, |run| run.range.start);
+            if next > start {
+                let end = next.min(range.end);
+                rest.push((start..end, how));
+                start = end;
+            } else {
+                let end = known[at].range.end.min(range.end);
+                both.push(start..end);
+                start = end;
+            }
+        }
+    }
+    (both, rest)
+}
+
+const _: () = assert!(PAGE == sys::memory::PAGE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(pages: std::ops::Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
+        let file = PagesFile { layer, id: 1 };
+        Run { range: pages.start * PAGE..pages.end * PAGE, flags, offset: offset * PAGE, file }
+    }
+
+    #[test]
+    fn what_is_in_the_parent_is_found_there_piece_by_piece() {
+        let runs = vec![run(0..2, PRESENT, 0, 0), run(2..8, PARENT, 2, 0)];
+        let parent = [run(1..4, PRESENT, 5, 1), run(4..9, PRESENT, 0, 2)];
+        let resolved = resolve("x", runs.clone(), &parent).unwrap();
+        let wanted = [run(0..2, PRESENT, 0, 0), run(2..4, PRESENT, 6, 1), run(4..8, PRESENT, 0, 2)];
+        assert_eq!(resolved, wanted);
+        assert!(resolve("x", runs, &parent[..1]).is_err());
+    }
+
+    #[test]
+    fn only_candidates_that_are_known_are_split_off() {
+        let known = [run(2..4, PRESENT, 0, 0), run(6..7, PRESENT, 0, 0)];
+        let runs = vec![(0..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)];
+        let (both, rest) = split(runs, |is_clean| is_clean, &known);
+        assert_eq!(both, [2 * PAGE..4 * PAGE]);
+        assert_eq!(rest, [(0..2 * PAGE, true), (4 * PAGE..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)]);
+    }
+
+    #[test]
+    fn links_in_a_circle_come_to_an_end() {
+        let path = std::env::temp_dir().join(format!("crtools-chain-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        std::os::unix::fs::symlink(".", path.join(PARENT_LINK)).unwrap();
+        let opened = Chain::open(&Dir::open(&path).unwrap()).map(drop);
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(opened.is_err());
+    }
+}
