@@ -202,7 +202,7 @@ impl Case {
         if !self.restore_refused.is_empty() {
             return vec![Mode::RefusedRestore];
         }
-        let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::FailedDump];
+        let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::Incremental, Mode::FailedDump];
         if self.killed {
             modes.push(Mode::KilledDump);
         }
@@ -233,6 +233,8 @@ pub enum Mode {
     Twice,
     /// `--leave-running`: the program never notices.
     Snapshot,
+    /// Its memory is saved first, while it runs, several times; the dump adds what has changed since.
+    Incremental,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
@@ -250,10 +252,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
+        Self::Incremental,
         Self::FailedDump,
         Self::KilledDump,
         Self::ForeignVdso,
@@ -268,6 +271,7 @@ impl Mode {
             Self::Plain => "plain",
             Self::Twice => "twice",
             Self::Snapshot => "snapshot",
+            Self::Incremental => "incremental",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
             Self::ForeignVdso => "foreign-vdso",

@@ -114,6 +114,43 @@ impl Round {
         }
     }
 
+    /// Memory alone, several times, each time what has changed; a snapshot; and the dump proper. How often is
+    /// `CRTOOLS_TEST_ROUNDS`, for a long test.
+    fn incremental(&mut self, is_restless: bool) -> Result<(), String> {
+        let rounds = std::env::var("CRTOOLS_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+        let before = Fingerprint::of(self.subject.pid);
+        let mut last: Option<PathBuf> = None;
+        let name = |images: &Path| {
+            let name = images.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            ["--prev-images-dir".to_owned(), format!("../{name}")]
+        };
+        for round in 0..rounds.unwrap_or(3) {
+            let images = self.subject.step("memory")?;
+            let parent = last.as_deref().map(name).unwrap_or_default();
+            let given: Vec<&str> =
+                parent.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
+            // Every second one without copies: the program stands still meanwhile.
+            let more = if round % 2 == 1 { &["--no-copy-on-write"][..] } else { &[] };
+            self.subject.save_memory(&images, &[&given, more].concat())?;
+            last = Some(images);
+        }
+        if !is_restless {
+            self.compare(&before, "saving its memory")?;
+        }
+        let images = self.subject.step("images")?;
+        let parent = last.as_deref().map(name).unwrap_or_default();
+        let ran = self.subject.dump(&images, &[&parent[0], &parent[1], "--leave-running", "--track-mem"])?;
+        if !ran.is_good() {
+            return Err(format!("the snapshot failed: {:?}", ran.status));
+        }
+        let parent = name(&images);
+        let images = self.subject.dump_away_with(&[&parent[0], &parent[1]])?;
+        self.let_outside_act(Moment::Away);
+        self.subject.restore(&images)?;
+        self.let_outside_act(Moment::Back);
+        if is_restless { Ok(()) } else { self.compare(&before, "the dump and the restore") }
+    }
+
     fn snapshot(&mut self, is_restless: bool) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let images = self.subject.step("images")?;
@@ -231,6 +268,7 @@ impl Round {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }
             Mode::Snapshot => self.snapshot(is_restless),
+            Mode::Incremental => self.incremental(is_restless),
             Mode::FailedDump => self.failed_dumps(is_restless),
             Mode::KilledDump => self.killed_dumps(),
             Mode::ForeignVdso => self.restore_with_a_foreign_vdso(),

@@ -136,9 +136,12 @@ impl Subject {
     }
 
     fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
-        let given = if command == "dump" { &self.more_for_dump } else { &self.more_for_restore };
-        let mut arguments: Vec<&str> = self.options.clone();
-        arguments.extend(given.iter().map(String::as_str));
+        let given = if command == "restore" { &self.more_for_restore } else { &self.more_for_dump };
+        let mut arguments: Vec<&str> = Vec::new();
+        if command != "pre-dump" {
+            arguments.extend(&self.options);
+            arguments.extend(given.iter().map(String::as_str));
+        }
         arguments.extend(more);
         let ran = tool
             .run(&mut self.reaper, images, command, &arguments, LIMIT)
@@ -162,6 +165,20 @@ impl Subject {
         let mut arguments = vec!["-t", pid.as_str()];
         arguments.extend(more);
         self.run(&self.tools.dump.clone(), images, "dump", &arguments)
+    }
+
+    /// Saves the memory alone; the tree runs on.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn save_memory(&mut self, images: &Path, more: &[&str]) -> Result<(), String> {
+        let pid = self.pid.to_string();
+        let arguments = [&["-t", pid.as_str()], more].concat();
+        let ran = self.run(&self.tools.dump.clone(), images, "pre-dump", &arguments)?;
+        if !ran.is_good() {
+            return Err(format!("the pre-dump failed: {:?}", ran.status));
+        }
+        self.still_there("after a pre-dump")
     }
 
     /// Begins a dump, kills the tool after `delay`, and waits until whatever works for it has ended.
@@ -197,8 +214,16 @@ impl Subject {
     /// # Errors
     /// When it could not be dumped, or is still there.
     pub fn dump_away(&mut self) -> Result<PathBuf, String> {
+        self.dump_away_with(&[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// As [`Subject::dump_away`].
+    pub fn dump_away_with(&mut self, more: &[&str]) -> Result<PathBuf, String> {
         let images = self.step("images")?;
-        let ran = self.dump(&images, &[])?;
+        let ran = self.dump(&images, more)?;
         if !ran.is_good() {
             return Err(format!("the dump failed: {:?}", ran.status));
         }

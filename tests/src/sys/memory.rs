@@ -165,6 +165,50 @@ impl Map {
 }
 
 impl Map {
+    /// Moves one page to the place of page `to` of `other`, whose content is lost, and leaves a hole.
+    #[track_caller]
+    pub fn move_page(&self, page: usize, other: &Self, to: usize) {
+        assert!((page + 1) * PAGE <= self.length && (to + 1) * PAGE <= other.length);
+        let (from, to) = (self.address + page * PAGE, other.address + to * PAGE);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both pages are in mappings of this program, to which no references exist.
+        let moved = unsafe { libc::mremap(from as *mut c_void, PAGE, PAGE, flags, to as *mut c_void) };
+        assert_eq!(moved as usize, to, "mremap: {}", io::Error::last_os_error());
+    }
+
+    /// Maps new memory in the place of a page.
+    #[track_caller]
+    pub fn renew_page(&self, page: usize) {
+        assert!((page + 1) * PAGE <= self.length);
+        let at = (self.address + page * PAGE) as *mut c_void;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: what it replaces is a page of this mapping, to which no reference exists.
+        let start = unsafe { libc::mmap(at, PAGE, RW, flags, -1, 0) };
+        assert_eq!(start, at, "mmap: {}", io::Error::last_os_error());
+    }
+
+    /// Has the kernel write to the mapping: process_vm_writev(2) to this process itself.
+    #[track_caller]
+    pub fn write_by_kernel(&self, offset: usize, value: u64) {
+        assert!(offset + 8 <= self.length);
+        let bytes = value.to_ne_bytes();
+        let local = libc::iovec { iov_base: bytes.as_ptr() as *mut c_void, iov_len: 8 };
+        let remote = libc::iovec { iov_base: (self.address + offset) as *mut c_void, iov_len: 8 };
+        // SAFETY: the kernel reads eight bytes on this stack and writes them inside this mapping.
+        let count =
+            unsafe { libc::process_vm_writev(nix::unistd::getpid().as_raw(), &local, 1, &remote, 1, 0) };
+        super::call::check("process_vm_writev", count as i64);
+    }
+
+    /// Has the kernel read eight bytes of a file into the mapping. Source: pread(2).
+    #[track_caller]
+    pub fn read_from(&self, fd: BorrowedFd, at: i64, offset: usize) {
+        assert!(offset + 8 <= self.length);
+        // SAFETY: the kernel writes eight bytes inside this mapping, to which no reference exists.
+        let count = unsafe { libc::pread(fd.as_raw_fd(), (self.address + offset) as *mut c_void, 8, at) };
+        assert_eq!(count, 8, "pread: {}", io::Error::last_os_error());
+    }
+
     /// The 64-bit cell at `offset`, as [`Map::cell`].
     #[track_caller]
     pub fn word(&self, offset: usize) -> &'static std::sync::atomic::AtomicU64 {
