@@ -95,6 +95,14 @@ fn main() {
         "tiny" => Content::Nothing,
         "mem" => pages(number * 256, 1),
         "sparse" => pages(number << 18, 100),
+        "zero" => half_zero(number * 256),
+        "cow" => {
+            let content = pages(number * 256, 1);
+            for _ in 0..8 {
+                fork(sleep_for_ever);
+            }
+            content
+        }
         "vmas" => mappings(number),
         "fds" => Content::Files { files: files(&board_path.with_extension("data"), number) },
         "mixed" => {
@@ -155,6 +163,18 @@ fn pages(count: usize, step: usize) -> Content {
         map.fill(page..page + 1, 7);
     }
     Content::Pages { map, step }
+}
+
+/// Every second page holds something, the others were written with zeros.
+fn half_zero(count: usize) -> Content {
+    let map = Map::private(count * PAGE);
+    for page in 0..count {
+        map.set(page * PAGE, 0);
+    }
+    for page in (0..count).step_by(2) {
+        map.fill(page..page + 1, 7);
+    }
+    Content::Pages { map, step: 2 }
 }
 
 /// `count` mappings: neighbours differ in protection; every tenth page holds something.

@@ -140,9 +140,8 @@ impl Past {
 }
 
 /// Splits off what is clean and known: it is not saved again.
-pub fn divide(runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Range<u64>>, Runs) {
-    match known {
-        Some(known) => split(runs, |how: How| how.is_clean, known),
-        None => (Vec::new(), runs),
-    }
+pub fn divide(runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Run>, Runs) {
+    let Some(known) = known else { return (Vec::new(), runs) };
+    let (unchanged, runs) = split(runs, |how: How| how.is_clean, known);
+    (unchanged.into_iter().map(Run::in_parent).collect(), runs)
 }

@@ -70,9 +70,9 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         look.memory.maps = maps;
         look.memory.keep_content();
         scanned += look.memory.pages.scanned_pages;
-        let (unchanged, runs) = divide(std::mem::take(&mut look.memory.pages.runs), known.get(pid));
+        let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), known.get(pid));
         let memory_of = tree.copies.of(*pid).filter(|_| is_copied).map_or(*pid, |copy| copy.pid);
-        saved.push(Saved { pid: *pid, memory_of, runs, unchanged });
+        saved.push(Saved { pid: *pid, parent: look.stat.ppid, memory_of, runs, elsewhere });
     }
     dir.begin()?;
     past.link(dir)?;

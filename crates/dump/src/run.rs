@@ -6,14 +6,16 @@ use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
 use crate::{copies, encode, observe, survey, track};
+use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
 use model::hooks::Action;
 use model::stats::DumpStats;
-use model::{Failure, Failures, Hooks, Object, Options};
+use model::{Errno, Failure, Failures, Hooks, Object, Options};
 use pages::select::Question;
 use pages::take::{Job, Source, Taken, data_runs, take};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -119,8 +121,9 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     }
     let alive = census.processes.iter_mut().filter(|process| process.cores[0].1.thread_core.is_some());
     let saved = alive.map(|process| {
-        let (unchanged, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
-        Saved { pid: process.pid, memory_of: process.memory_of, runs, unchanged }
+        let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
+        let parent = process.pstree.ppid as i32;
+        Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
     });
     taking.memory(saved.collect())?;
 
@@ -181,7 +184,7 @@ impl<'d> Taking<'d> {
 
     fn job(&mut self, source: Source, runs: Runs, pagemap: String) -> Job {
         self.last_id += 1;
-        Job { source, runs, unchanged: Vec::new(), pagemap, pages_id: self.last_id }
+        Job { source, runs, elsewhere: Vec::new(), pagemap, pages_id: self.last_id }
     }
 
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
@@ -213,14 +216,18 @@ impl<'d> Taking<'d> {
     }
 
     /// Saves what processes have for themselves.
-    pub fn memory(&mut self, saved: Vec<Saved>) -> Result<(), Failure> {
+    pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
+        if has_relatives && self.options.share_pages {
+            share(&mut saved)?;
+        }
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, runs, unchanged } in saved {
+        for Saved { pid, memory_of, runs, elsewhere, .. } in saved {
             let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
-            self.unchanged_pages += unchanged.iter().map(|run| (run.end - run.start) / 4096).sum::<u64>();
-            jobs.push(Job { unchanged, ..self.job(source, runs, format!("pagemap-{pid}.img")) });
+            let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
+            self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
+            jobs.push(Job { elsewhere, ..self.job(source, runs, format!("pagemap-{pid}.img")) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -230,14 +237,51 @@ impl<'d> Taking<'d> {
     }
 }
 
+/// Pages that relatives have in common, in a whole tree, from which on they are stored once: below, images stay
+/// readable for CRIU, which knows no such thing.
+const WORTH_SHARING: u64 = 4 << 20;
+
+/// Finds the pages that processes have in common with those who made them.
+fn share(saved: &mut [Saved]) -> Result<(), Failure> {
+    let places: HashMap<i32, usize> = saved.iter().enumerate().map(|(at, one)| (one.pid, at)).collect();
+    let mut found = Vec::with_capacity(saved.len());
+    let mut total = 0;
+    for one in saved.iter() {
+        let Some(parent) = places.get(&one.parent).map(|at| &saved[*at]) else { continue };
+        let explain = |error: Errno| error.on(Object::Task, "find the pages it shares").of(one.pid);
+        let open = |pid: i32| {
+            File::open(format!("/proc/{pid}/pagemap"))
+                .map_err(|error| explain(sys::memory::io_errno("open", &error)))
+        };
+        let mut stored: Vec<Range<u64>> = parent.runs.iter().map(|run| run.0.clone()).collect();
+        stored.extend(parent.elsewhere.iter().map(|run| run.range.clone()));
+        stored.sort_by_key(|range| range.start);
+        let (child, maker) = (open(one.memory_of)?, open(parent.memory_of)?);
+        let (same, rest) =
+            pages::shared::split(&child, &maker, one.runs.clone(), &stored).map_err(explain)?;
+        total += same.iter().map(|range| range.end - range.start).sum::<u64>();
+        found.push((places[&one.pid], parent.pid, same, rest));
+    }
+    if total < WORTH_SHARING {
+        return Ok(());
+    }
+    log::info!("{} pages are stored once that relatives have in common", total / 4096);
+    for (at, parent, same, rest) in found {
+        saved[at].runs = rest;
+        saved[at].elsewhere.extend(same.into_iter().map(|range| Run::same_as(range, parent as u32)));
+    }
+    Ok(())
+}
+
 /// The memory of one process, on its way into images.
 pub struct Saved {
     pub pid: i32,
+    pub parent: i32,
     /// Where it is read: the process, or its copy.
     pub memory_of: i32,
     pub runs: Runs,
-    /// What the images before have.
-    pub unchanged: Vec<Range<u64>>,
+    /// What the images before have, or another process.
+    pub elsewhere: Vec<Run>,
 }
 
 /// Writes them, when there are many on all processors: what it takes is making the files.

@@ -17,6 +17,7 @@ use kinds::vma;
 use model::{Errno, Failure, Object};
 use std::collections::HashMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -179,7 +180,7 @@ pub fn keep(watched: Vec<Watched>, run_id: &str) -> Result<(), Failure> {
     command.arg0("crtools").arg(COMMAND).arg(run_id);
     command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .current_dir("/")
         .process_group(0);
@@ -191,8 +192,14 @@ pub fn keep(watched: Vec<Watched>, run_id: &str) -> Result<(), Failure> {
         command.arg(format!("{}:{}", pidfd.as_raw_fd(), userfault.as_raw_fd()));
         held.extend([pidfd, userfault]);
     }
-    command.spawn().map_err(|error| explain(sys::memory::io_errno("execve", &error)))?;
-    Ok(())
+    let started = command.spawn().map_err(|error| explain(sys::memory::io_errno("execve", &error)))?;
+    // From its first word on it can be found.
+    let mut word = [0];
+    let said = started.stdout.map_or(Ok(0), |mut stdout| stdout.read(&mut word));
+    match said {
+        Ok(1) => Ok(()),
+        _ => Err(Failure::conflict(Object::Tree, "start the keeper of what is watched", "it ended at once")),
+    }
 }
 
 /// What a keeper does: waits until every process that it has a descriptor of has ended. `words` are what
@@ -221,6 +228,8 @@ pub fn keeper(words: &[String]) -> Result<(), Failure> {
     }
     fs::write("/proc/self/comm", KEEPER).map_err(|_| wrong())?;
     sys::process::lead_session();
+    std::io::stdout().write_all(b"\n").and_then(|()| std::io::stdout().flush()).map_err(|_| wrong())?;
+    sys::inherited::close(1);
     for pidfd in pidfds {
         sys::fd::wait_readable(&pidfd).map_err(|_| wrong())?;
     }

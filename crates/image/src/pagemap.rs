@@ -31,9 +31,21 @@ pub struct Run {
     /// Offset of the content in the pages file; only where `PRESENT`.
     pub offset: u64,
     pub file: PagesFile,
+    /// The process that has the same pages at the same address; its page map says where they are.
+    pub same_as: Option<u32>,
 }
 
 impl Run {
+    /// Pages that are in the folder before.
+    pub fn in_parent(range: Range<u64>) -> Run {
+        Run { range, flags: PARENT, offset: 0, file: PagesFile::default(), same_as: None }
+    }
+
+    /// Pages that are stored with another process. To readers that know nothing of that they are missing.
+    pub fn same_as(range: Range<u64>, pid: u32) -> Run {
+        Run { same_as: Some(pid), ..Run::in_parent(range) }
+    }
+
     pub fn len(&self) -> u64 {
         self.range.end - self.range.start
     }
@@ -74,7 +86,8 @@ impl Pagemap {
                 );
             };
             let file = PagesFile { layer: 0, id: map.pages_id };
-            let run = Run { range: entry.vaddr..end, flags, offset, file };
+            let same_as = entry.same_as.filter(|_| flags & PRESENT == 0);
+            let run = Run { range: entry.vaddr..end, flags, offset, file, same_as };
             last = end;
             if flags & PRESENT != 0 {
                 // No overflow: the sum of runs without overlap is below 2^64.
@@ -106,6 +119,7 @@ impl Pagemap {
                 in_parent: None,
                 flags: Some(run.flags),
                 nr_pages: Some(pages),
+                same_as: run.same_as,
             });
         }
         writer
@@ -117,7 +131,14 @@ mod tests {
     use super::*;
 
     fn entry(vaddr: u64, pages: u32, flags: u32) -> PagemapEntry {
-        PagemapEntry { vaddr, compat_nr_pages: pages, in_parent: None, flags: Some(flags), nr_pages: None }
+        PagemapEntry {
+            vaddr,
+            compat_nr_pages: pages,
+            in_parent: None,
+            flags: Some(flags),
+            nr_pages: None,
+            same_as: None,
+        }
     }
 
     fn parse(entries: &[PagemapEntry], length: u64) -> Result<Pagemap, Failure> {
@@ -140,7 +161,8 @@ mod tests {
                 range: 0x5000..0x6000,
                 flags: PRESENT,
                 offset: 0x2000,
-                file: PagesFile { layer: 0, id: 3 }
+                file: PagesFile { layer: 0, id: 3 },
+                same_as: None,
             }
         );
         assert_eq!(Pagemap::parse("x", map.encode().bytes(), |_| Ok(0x3000)).unwrap().runs, map.runs);

@@ -492,6 +492,9 @@ pub struct PagemapEntry {
     pub flags: Option<u32>,
     #[prost(uint64, optional, tag = "5")]
     pub nr_pages: Option<u64>,
+    /// Ours: the pages are those that the process with this pid has at the same address, and stored with it.
+    #[prost(uint32, optional, tag = "1000")]
+    pub same_as: Option<u32>,
 }
 
 /// `fs-<pid>.img`; the ids name regular files of `files.img`.

@@ -295,6 +295,8 @@ pub struct Options {
     pub leave_stopped: bool,
     /// Let the tree run on while its memory is read from copies; absent for where that is sure to be right.
     pub copy_on_write: Option<bool>,
+    /// Store pages once that relatives share.
+    pub share_pages: bool,
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
@@ -346,6 +348,7 @@ impl Default for Options {
             leave_running: false,
             leave_stopped: false,
             copy_on_write: None,
+            share_pages: true,
             prev_images_dir: None,
             track_mem: false,
             restore_detached: false,

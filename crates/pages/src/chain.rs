@@ -7,6 +7,7 @@ use crate::take::pages_name;
 use image::Dir;
 use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Failure, Object};
+use std::collections::BTreeSet;
 use std::fs::File;
 
 /// The name of the link.
@@ -58,10 +59,13 @@ impl Chain {
     /// # Errors
     /// `Corrupt` where a page is said to be in a parent that does not have it.
     pub fn load(&self, name: &str) -> Result<Pagemap, Failure> {
-        self.load_from(0, name)
+        self.load_from(0, name, 0)
     }
 
-    fn load_from(&self, layer: usize, name: &str) -> Result<Pagemap, Failure> {
+    fn load_from(&self, layer: usize, name: &str, steps: usize) -> Result<Pagemap, Failure> {
+        if steps > LONGEST {
+            return Err(Failure::corrupt(name, None, "its pages are said to be elsewhere again and again"));
+        }
         let dir = &self.0[layer];
         let Some(bytes) = dir.read(name)? else { return Ok(Pagemap::default()) };
         let mut map = Pagemap::parse(name, &bytes, |id| {
@@ -82,21 +86,31 @@ impl Chain {
             run.file.layer = layer as u32;
         }
         let Some(run) = map.runs.iter().find(|run| run.flags & PRESENT == 0) else { return Ok(map) };
-        if layer + 1 == self.0.len() {
+        // What is stored elsewhere, each place once.
+        let elsewhere = map.runs.iter().filter(|run| run.flags & PRESENT == 0);
+        let places: BTreeSet<Option<u32>> = elsewhere.map(|run| run.same_as).collect();
+        if places.contains(&None) && layer + 1 == self.0.len() {
             return refuse(run, "its pages are in a parent folder, and there is no link to one");
         }
-        let parent = self.load_from(layer + 1, name)?;
-        map.runs = resolve(name, map.runs, &parent.runs)?;
+        for place in places {
+            let other = match place {
+                None => self.load_from(layer + 1, name, steps + 1)?,
+                Some(pid) => self.load_from(layer, &format!("pagemap-{pid}.img"), steps + 1)?,
+            };
+            map.runs = resolve(name, map.runs, place, &other.runs)?;
+        }
         Ok(map)
     }
 }
 
-/// Replaces runs that are in the parent by the parent's. Both are sorted.
-fn resolve(name: &str, runs: Vec<Run>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+/// Replaces runs that are stored at `place` by those that are there. Both are sorted.
+///
+/// Another process may lack a page that is said to be the same: it was zero, and not stored at all.
+fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
     let mut resolved = Vec::with_capacity(runs.len());
     let mut at = 0;
     for run in runs {
-        if run.flags & PRESENT != 0 {
+        if run.flags & PRESENT != 0 || run.same_as != place {
             resolved.push(run);
             continue;
         }
@@ -106,7 +120,15 @@ fn resolve(name: &str, runs: Vec<Run>, parent: &[Run]) -> Result<Vec<Run>, Failu
                 at += 1;
             }
             let Some(theirs) = parent.get(at).filter(|theirs| theirs.range.start <= start) else {
-                return Err(Failure::corrupt(name, None, format!("page {start:#x} is not in the parent")));
+                if place.is_none() {
+                    return Err(Failure::corrupt(
+                        name,
+                        None,
+                        format!("page {start:#x} is not in the parent"),
+                    ));
+                }
+                start = parent.get(at).map_or(u64::MAX, |theirs| theirs.range.start);
+                continue;
             };
             let end = theirs.range.end.min(run.range.end);
             resolved.push(Run {
@@ -161,17 +183,27 @@ mod tests {
 
     fn run(pages: std::ops::Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
         let file = PagesFile { layer, id: 1 };
-        Run { range: pages.start * PAGE..pages.end * PAGE, flags, offset: offset * PAGE, file }
+        let range = pages.start * PAGE..pages.end * PAGE;
+        Run { range, flags, offset: offset * PAGE, file, same_as: None }
     }
 
     #[test]
     fn what_is_in_the_parent_is_found_there_piece_by_piece() {
         let runs = vec![run(0..2, PRESENT, 0, 0), run(2..8, PARENT, 2, 0)];
         let parent = [run(1..4, PRESENT, 5, 1), run(4..9, PRESENT, 0, 2)];
-        let resolved = resolve("x", runs.clone(), &parent).unwrap();
+        let resolved = resolve("x", runs.clone(), None, &parent).unwrap();
         let wanted = [run(0..2, PRESENT, 0, 0), run(2..4, PRESENT, 6, 1), run(4..8, PRESENT, 0, 2)];
         assert_eq!(resolved, wanted);
-        assert!(resolve("x", runs, &parent[..1]).is_err());
+        assert!(resolve("x", runs, None, &parent[..1]).is_err());
+    }
+
+    #[test]
+    fn what_another_process_does_not_store_is_zero() {
+        let same = |pages: std::ops::Range<u64>| Run::same_as(pages.start * PAGE..pages.end * PAGE, 7);
+        let runs = vec![run(0..1, PRESENT, 0, 0), same(1..6), run(6..7, PARENT, 0, 0)];
+        let theirs = [run(2..4, PRESENT, 1, 0)];
+        let resolved = resolve("x", runs, Some(7), &theirs).unwrap();
+        assert_eq!(resolved, [run(0..1, PRESENT, 0, 0), run(2..4, PRESENT, 1, 0), run(6..7, PARENT, 0, 0)]);
     }
 
     #[test]

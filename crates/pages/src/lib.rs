@@ -5,4 +5,5 @@
 pub mod chain;
 pub mod put;
 pub mod select;
+pub mod shared;
 pub mod take;

@@ -179,6 +179,7 @@ mod tests {
             flags: PRESENT,
             offset,
             file: PagesFile::default(),
+            same_as: None,
         };
         let runs = [
             run(0, 4096, 0),
@@ -198,6 +199,7 @@ mod tests {
             flags: PRESENT,
             offset,
             file: PagesFile::default(),
+            same_as: None,
         };
         let mut list = agent::List::new();
         let runs = [run(0x1000, 0), run(0x9000, 4096), run(0x20000, 0x8000)];

@@ -7,7 +7,7 @@
 
 use crate::select::How;
 use image::Dir;
-use image::pagemap::{PARENT, PRESENT, Pagemap, PagesFile, Run};
+use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Object};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,8 +40,8 @@ pub struct Job {
     pub source: Source,
     /// Sorted, each inside one mapping.
     pub runs: Vec<(Range<u64>, How)>,
-    /// Sorted, and none of the above: pages that are as they are in the parent folder.
-    pub unchanged: Vec<Range<u64>>,
+    /// None of the above: pages that are stored elsewhere, in the parent folder or with another process.
+    pub elsewhere: Vec<Run>,
     /// Name of the page map: `pagemap-<pid>.img`.
     pub pagemap: String,
     pub pages_id: u32,
@@ -171,14 +171,8 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
     for (job, state) in jobs.iter().zip(states) {
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
         let mut runs = place.runs;
-        let unchanged = job.unchanged.iter().cloned();
-        runs.extend(unchanged.map(|range| Run {
-            range,
-            flags: PARENT,
-            offset: 0,
-            file: PagesFile::default(),
-        }));
-        // What is in the file stays in its order: both parts were sorted.
+        runs.extend(job.elsewhere.iter().cloned());
+        // What is in the file stays in its order: it is sorted already.
         runs.sort_by_key(|run| run.range.start);
         let pagemap = Pagemap { pages_id: job.pages_id, runs };
         dir.write(&job.pagemap, &pagemap.encode())?;
@@ -241,7 +235,13 @@ fn copy(
         let length = range.end - range.start;
         match place.runs.last_mut() {
             Some(last) if last.range.end == range.start => last.range.end = range.end,
-            _ => place.runs.push(Run { range, flags: PRESENT, offset: at, file: PagesFile::default() }),
+            _ => place.runs.push(Run {
+                range,
+                flags: PRESENT,
+                offset: at,
+                file: PagesFile::default(),
+                same_as: None,
+            }),
         }
         at += length;
     }
@@ -398,7 +398,7 @@ mod tests {
             let job = Job {
                 source: Source::File(memory.try_clone().unwrap()),
                 runs: vec![(0..length as u64, ANONYMOUS)],
-                unchanged: Vec::new(),
+                elsewhere: Vec::new(),
                 pagemap: "pagemap-1.img".into(),
                 pages_id: 1,
             };

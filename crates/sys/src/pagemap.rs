@@ -167,3 +167,21 @@ pub fn read(pagemap: &File, range: Range<u64>, mut found: impl FnMut(Range<u64>,
     }
     Ok(())
 }
+
+/// The frame of each page from `start` on, as many as `frames` has room for; `None` where there is none, where
+/// the process alone has it, or where it may not be told (without CAP_SYS_ADMIN).
+///
+/// Source: Documentation/admin-guide/mm/pagemap.rst.
+pub fn shared_frames(pagemap: &File, start: u64, frames: &mut [Option<u64>]) -> Result<(), Errno> {
+    let mut words = vec![0u8; frames.len() * 8];
+    pagemap
+        .read_exact_at(&mut words, start / 4096 * 8)
+        .map_err(|error| crate::memory::io_errno("read(pagemap)", &error))?;
+    for (frame, word) in frames.iter_mut().zip(words.chunks_exact(8)) {
+        let word = u64::from_le_bytes(word.try_into().unwrap());
+        let (is_there, is_alone, is_file) = (word >> 63 & 1, word >> 56 & 1, word >> 61 & 1);
+        let number = word & ((1 << 55) - 1);
+        *frame = (is_there == 1 && is_alone == 0 && is_file == 0 && number != 0).then_some(number);
+    }
+    Ok(())
+}

@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     case!(trap_handler_works_afterwards),
     case!(one_shot_interval_timer_fires_once_after_the_time_left),
     case!(interval_timers_of_all_clocks_are_kept),
+    case!(interval_timer_whose_signal_waits_goes_on),
     case!(interval_timer_goes_on_firing),
     case!(posix_timers_keep_ids_and_times),
     case!(posix_timer_with_gaps_in_the_ids_is_kept),
@@ -201,6 +202,22 @@ fn interval_timer_goes_on_firing(t: &Trial) {
     t.checkpoint();
     let before = signal::SEEN.times();
     until("three alarms", || signal::SEEN.times() >= before + 3);
+}
+
+fn interval_timer_whose_signal_waits_goes_on(t: &Trial) {
+    // It stands still until the signal is delivered: the kernel says that no time is left.
+    signal::count(Signal::SIGALRM, SaFlags::SA_RESTART);
+    let mut alarm = SigSet::empty();
+    alarm.add(Signal::SIGALRM);
+    alarm.thread_block().expect("block");
+    let every = Duration::from_millis(10);
+    timer::set_interval_timer(libc::ITIMER_REAL, every, every);
+    until("the alarm", || {
+        std::fs::read_to_string("/proc/self/status").expect("read").contains("ShdPnd:\t0000000000002000")
+    });
+    t.checkpoint();
+    alarm.thread_unblock().expect("unblock");
+    until("three alarms", || signal::SEEN.times() >= 3);
 }
 
 fn posix_timers_keep_ids_and_times(t: &Trial) {

@@ -125,7 +125,7 @@ fn change(dice: &mut Dice, step: u64, map: &Map, model: &Map, scratch: &Map, sou
             model.word(other * PAGE).store(own, Ordering::SeqCst);
             wanted = theirs;
         }
-        _ if step % 8 == 0 => {
+        _ if step.is_multiple_of(8) => {
             // What a child changes is its own.
             fork(|| word().store(step + 1, Ordering::SeqCst)).succeed();
             word().store(step, Ordering::SeqCst);

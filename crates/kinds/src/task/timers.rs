@@ -47,6 +47,8 @@ impl Asked {
     pub fn answer(self, answers: Answers) -> TaskTimersEntry {
         let itimer = |which: u64| {
             let [isec, iusec, vsec, vusec] = answers.words(self.itimers + which * SPEC);
+            // One that has expired stands still until its signal is delivered. A zero would end it.
+            let (vsec, vusec) = if (vsec, vusec) == (0, 0) { (isec, iusec) } else { (vsec, vusec) };
             ItimerEntry { isec, iusec, vsec, vusec }
         };
         let posix = self.posix.iter().map(|(timer, spec, overrun)| {

@@ -210,6 +210,10 @@ specs! {
             options.copy_on_write = Some(given.on);
             Ok(())
         });
+    SHARE_PAGES = Row::flag("share-pages").negatable().section(Section::Memory).of(DUMPS).own()
+        .help("store pages once that relatives share, if they are many (so by default); \
+               without it CRIU can read the images")
+        .sets(store!(share_pages));
     PROGRESS = Row::required("progress", "WHEN").default("auto").own().of(BOTH)
         .help("draw progress: auto (on a terminal, when it takes long), always, never")
         .sets(|options, given| {
