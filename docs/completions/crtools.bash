@@ -7,6 +7,7 @@ _crtools() {
         -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(cd /proc && echo [0-9]*)" -- "$word"); return ;;
         -D|--images-dir) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
         -W|--work-dir) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
+        --prev-images-dir) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
         --pidfile) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         -o|--log-file) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         --verbosity) mapfile -t COMPREPLY < <(compgen -W "0 1 2 3 4" -- "$word"); return ;;
@@ -18,8 +19,8 @@ _crtools() {
         --manage-cgroups) mapfile -t COMPREPLY < <(compgen -W "ignore none" -- "$word"); return ;;
         --feature) mapfile -t COMPREPLY < <(compgen -W "mnt_id mem_dirty_track aio_remap timerfd tun tun_ns userns fdinfo_lock seccomp_suspend seccomp_filters loginuid cgroupns autofs tcp_half_closed compat_cr uffd uffd-noncoop can_map_vdso sk_ns sk_unix_file net_diag_raw nsid link_nsid kcmp_epoll timens external_net_ns clone3_set_tid newifindex nftables has_ipt_legacy pidfd_store ns_pid apparmor_stacking network_lock_nftables sockopt_buf_lock memfd_hugetlb move_mount_set_group openat2 get_rseq_conf ipv6_freebind pagemap_scan timer_cr_ids overlayfs_maps breakpoints pagemap_scan_guard_pages" -- "$word"); return ;;
     esac
-    local options="--help --version --tree --images-dir --work-dir --daemon --restore-detached --no-restore-detached --restore-sibling --no-restore-sibling --leave-stopped --leave-running --pidfile --log-file --verbosity --config --no-default-config --close --action-script --display-stats --no-display-stats --deprecated --no-deprecated --timeout --cpu-cap --dry-run --progress --root --external --inherit-fd --link-remap --no-link-remap --ghost-limit --ghost-fiemap --no-ghost-fiemap --file-locks --no-file-locks --file-validation --skip-file-rwx-check --no-skip-file-rwx-check --ext-unix-sk --network-lock --manage-cgroups --shell-job --no-shell-job --extra --no-extra --experimental --no-experimental --all --feature"
-    local commands="dump restore check"
+    local options="--help --version --tree --images-dir --work-dir --daemon --restore-detached --no-restore-detached --restore-sibling --no-restore-sibling --leave-stopped --leave-running --prev-images-dir --pidfile --log-file --verbosity --config --no-default-config --close --action-script --display-stats --no-display-stats --deprecated --no-deprecated --timeout --cpu-cap --dry-run --copy-on-write --no-copy-on-write --share-pages --no-share-pages --progress --root --external --inherit-fd --link-remap --no-link-remap --ghost-limit --ghost-fiemap --no-ghost-fiemap --file-locks --no-file-locks --file-validation --skip-file-rwx-check --no-skip-file-rwx-check --ext-unix-sk --network-lock --manage-cgroups --track-mem --no-track-mem --pre-dump-mode --lazy-pages --status-fd --shell-job --no-shell-job --extra --no-extra --experimental --no-experimental --all --feature"
+    local commands="dump pre-dump restore check lazy-pages"
     [[ $word == -* ]] || options=$commands
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
 }

@@ -202,7 +202,8 @@ impl Case {
         if !self.restore_refused.is_empty() {
             return vec![Mode::RefusedRestore];
         }
-        let mut modes = vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::Incremental, Mode::FailedDump];
+        let mut modes =
+            vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::Incremental, Mode::Lazy, Mode::FailedDump];
         if self.killed {
             modes.push(Mode::KilledDump);
         }
@@ -235,6 +236,8 @@ pub enum Mode {
     Snapshot,
     /// Its memory is saved first, while it runs, several times; the dump adds what has changed since.
     Incremental,
+    /// Dump, gone, restore with memory that comes when it is touched.
+    Lazy,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
@@ -252,11 +255,12 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::Incremental,
+        Self::Lazy,
         Self::FailedDump,
         Self::KilledDump,
         Self::ForeignVdso,
@@ -272,6 +276,7 @@ impl Mode {
             Self::Twice => "twice",
             Self::Snapshot => "snapshot",
             Self::Incremental => "incremental",
+            Self::Lazy => "lazy",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
             Self::ForeignVdso => "foreign-vdso",

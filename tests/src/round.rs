@@ -268,6 +268,10 @@ impl Round {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }
             Mode::Snapshot => self.snapshot(is_restless),
+            Mode::Lazy => {
+                self.subject.more_for_every_restore.push("--lazy-pages");
+                self.dump_and_restore(is_restless)
+            }
             Mode::Incremental => self.incremental(is_restless),
             Mode::FailedDump => self.failed_dumps(is_restless),
             Mode::KilledDump => self.killed_dumps(),

@@ -37,6 +37,8 @@ pub struct Subject {
     /// Given to the next dumps, and to the next restores.
     pub more_for_dump: Vec<String>,
     pub more_for_restore: Vec<String>,
+    /// And to each, whatever the outside says.
+    pub more_for_every_restore: Vec<&'static str>,
     steps: usize,
     /// Logs worth showing when something goes wrong, the latest last.
     logs: Vec<PathBuf>,
@@ -100,6 +102,7 @@ impl Subject {
             options: options.to_vec(),
             more_for_dump: Vec::new(),
             more_for_restore: Vec::new(),
+            more_for_every_restore: Vec::new(),
             steps: 0,
             logs: Vec::new(),
         })
@@ -141,6 +144,9 @@ impl Subject {
         if command != "pre-dump" {
             arguments.extend(&self.options);
             arguments.extend(given.iter().map(String::as_str));
+        }
+        if command == "restore" {
+            arguments.extend(&self.more_for_every_restore);
         }
         arguments.extend(more);
         let ran = tool

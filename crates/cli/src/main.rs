@@ -122,6 +122,10 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
             }
         }
         Command::Restore => restore(&options, &bar),
+        Command::LazyPages => match restore::serve_pages(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failures) => ExitCode::from(fail(&failures, "Handing out pages FAILED.")),
+        },
         other => {
             // Reading the options has refused these already.
             log::error!("{} is not supported yet by crtools", other.spec().name);

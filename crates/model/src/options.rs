@@ -300,6 +300,10 @@ pub struct Options {
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
+    /// Of a restore: memory comes when it is touched.
+    pub lazy_pages: bool,
+    /// An inherited descriptor that gets a zero byte when a server is ready.
+    pub status_fd: Option<i32>,
     pub restore_detached: bool,
     pub restore_sibling: bool,
     pub shell_job: bool,
@@ -351,6 +355,8 @@ impl Default for Options {
             share_pages: true,
             prev_images_dir: None,
             track_mem: false,
+            lazy_pages: false,
+            status_fd: None,
             restore_detached: false,
             restore_sibling: false,
             shell_job: false,

@@ -142,12 +142,15 @@ fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Re
     Ok(resolved)
 }
 
+/// Ranges, each with something said of it.
+pub type Told<T> = Vec<(std::ops::Range<u64>, T)>;
+
 /// Splits sorted `runs` into what is in `known` too, which is sorted, and the rest.
 pub fn split<T: Copy>(
-    runs: Vec<(std::ops::Range<u64>, T)>,
+    runs: Told<T>,
     is_candidate: impl Fn(T) -> bool,
     known: &[Run],
-) -> (Vec<std::ops::Range<u64>>, Vec<(std::ops::Range<u64>, T)>) {
+) -> (Vec<std::ops::Range<u64>>, Told<T>) {
     let (mut both, mut rest) = (Vec::new(), Vec::with_capacity(runs.len()));
     let mut at = 0;
     for (range, how) in runs {

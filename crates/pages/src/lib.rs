@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod lazy;
 pub mod put;
 pub mod select;
 pub mod shared;

@@ -1,6 +1,7 @@
 //! Pages that relatives still share copy-on-write since one made the other: they lie in one frame of memory, so
 //! they are stored once.
 
+use crate::chain::Told;
 use model::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -16,14 +17,13 @@ const BATCH: usize = 1 << 14;
 ///
 /// # Errors
 /// Of reading the page maps.
-#[allow(clippy::type_complexity)]
 pub fn split<T: Copy>(
     child: &File,
     parent: &File,
-    runs: Vec<(Range<u64>, T)>,
+    runs: Told<T>,
     stored: &[Range<u64>],
-) -> Result<(Vec<Range<u64>>, Vec<(Range<u64>, T)>), Errno> {
-    let (mut same, mut rest): (Vec<Range<u64>>, Vec<(Range<u64>, T)>) = (Vec::new(), Vec::new());
+) -> Result<(Vec<Range<u64>>, Told<T>), Errno> {
+    let (mut same, mut rest): (Vec<Range<u64>>, Told<T>) = (Vec::new(), Vec::new());
     let (mut ours, mut theirs) = (vec![None; BATCH], vec![None; BATCH]);
     let mut at = 0;
     for (range, how) in runs {

@@ -6,6 +6,7 @@
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
 use crate::held::{Held, Thread};
+use crate::lazy::Server;
 use crate::load::{Checkpoint, Task};
 use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan, StandIn};
@@ -56,6 +57,8 @@ pub struct Exec<'r> {
     pub pages: HashMap<PagesFile, File>,
     pub contents: Contents,
     pub own: Status,
+    /// Who hands out memory that comes later.
+    pub lazy: Option<&'r Server>,
     area: Area,
     /// One for each thread of each task.
     slots: Vec<Vec<Slot>>,
@@ -163,6 +166,7 @@ impl<'r> Exec<'r> {
         mapped: &'r HashMap<(u32, u32), OwnedFd>,
         pages: HashMap<PagesFile, File>,
         contents: Contents,
+        lazy: Option<&'r Server>,
     ) -> Result<Exec<'r>, Failure> {
         let len = plan.hole.end - plan.hole.start - puppet::PAGES;
         let file = sys::memory::memfd(c"crtools-area", false).map_err(tree_error)?;
@@ -192,6 +196,7 @@ impl<'r> Exec<'r> {
             pages,
             contents,
             own,
+            lazy,
             area,
             slots,
             stand_ins,
@@ -409,6 +414,7 @@ impl<'r> Exec<'r> {
             own: own_vdso,
             hole: &self.plan.hole,
             reach: self.reach(),
+            many: if self.lazy.is_some() { 1 } else { memory::MANY },
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         let mut fillings = HashMap::new();
@@ -446,7 +452,10 @@ impl<'r> Exec<'r> {
                     memory::read(task, &mut filling.read, &sources, ops)?;
                     self.clone_heirs(at, ops)?;
                 } else {
-                    let flags = libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY;
+                    let flags = match self.comes_later(at) {
+                        true => crate::lazy::FLAGS,
+                        false => libc::O_CLOEXEC | sys::userfault::USER_MODE_ONLY,
+                    };
                     fillings.insert(at, (ops.list.any(libc::SYS_userfaultfd, &[flags.into()]), filling));
                 }
             }
@@ -495,6 +504,14 @@ impl<'r> Exec<'r> {
         Ok(list)
     }
 
+    /// Does the memory of this task come when it is touched? Not where others begin with it.
+    fn comes_later(&self, at: usize) -> bool {
+        let has_heirs = !self.children(at, Birth::Sharing).is_empty()
+            || self.plan.adopts(&self.checkpoint, at)
+            || self.plan.stand_ins.iter().any(|one| one.maker == at && one.is_of_session);
+        self.lazy.is_some() && !has_heirs
+    }
+
     /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
     /// descriptor, or the error why it has none; then its agent reads them all.
     fn fill(
@@ -511,6 +528,12 @@ impl<'r> Exec<'r> {
             && number >= 0
         {
             let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
+            let take = |fd: OwnedFd| {
+                let memory = Userfault::telling(fd)?;
+                filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
+                Ok(memory)
+            };
+            let fetch = || sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number);
             let copy = || {
                 let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number)?;
                 let memory = Userfault::new(fd)?;
@@ -520,10 +543,19 @@ impl<'r> Exec<'r> {
                 let contents = |file| all.of(file);
                 pages::put::copy_runs(&memory, &contents, &filling.copy, &|pages| progress.pages_done(pages))
             };
-            copy().map_err(explain)?;
-            let counts = self.counts.get();
             let copied: u64 = filling.copy.iter().map(|run| run.len() / PAGE).sum();
-            self.counts.set(RestoreStats { pages_restored: counts.pages_restored + copied, ..counts });
+            match self.lazy.filter(|_| self.comes_later(at)) {
+                Some(server) => {
+                    server.hand_over(task.pid, &fetch().and_then(take).map_err(explain)?)?;
+                    self.options.progress.pages_done(copied);
+                }
+                None => {
+                    copy().map_err(explain)?;
+                    let counts = self.counts.get();
+                    self.counts
+                        .set(RestoreStats { pages_restored: counts.pages_restored + copied, ..counts });
+                }
+            }
             filling.copy.clear();
             ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
         } else {

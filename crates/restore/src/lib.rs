@@ -3,10 +3,12 @@
 
 mod exec;
 mod held;
-pub mod load;
+pub mod lazy;
+mod load;
 mod memory;
 pub mod plan;
 mod run;
 mod stage;
 
+pub use lazy::serve as serve_pages;
 pub use run::{Outcome, Resumed, run};

@@ -196,6 +196,8 @@ pub struct Sources<'r> {
     pub own: &'r OwnVdso,
     pub hole: &'r Range<u64>,
     pub reach: Reach,
+    /// As many bytes as make it worth while that others than the agent put pages in.
+    pub many: u64,
 }
 
 /// Pages that go into a new address space.
@@ -215,8 +217,11 @@ pub struct Filling {
     pub kept: u64,
 }
 
+/// Source: include/uapi/asm-generic/mman.h.
+const MAP_LOCKED: u32 = libc::MAP_LOCKED as u32;
+
 /// As many bytes as make it worth while that the coordinator helps.
-const MANY: u64 = 4 << 20;
+pub const MANY: u64 = 4 << 20;
 
 /// Maps the memory of `task`, and says what is to be put into it. `parent` is given when the task was made with
 /// a copy of filled memory, with the open mappings of that: its parent's or, if it was made before the parent
@@ -289,14 +294,15 @@ pub fn build(
             }
             None => vma::map(entry, None, is_open, ops),
         }
-        if is_filled && vma::has_file(entry) {
+        // Locked pages are there at once; who locks them waits for them.
+        if is_filled && (vma::has_file(entry) || entry.flags & MAP_LOCKED != 0) {
             filling.read.extend(runs_in(task, entry));
         } else if is_filled {
             filling.copy.extend(runs_in(task, entry));
             filling.mappings.push(entry.start..entry.end);
         }
     }
-    if filling.copy.iter().map(Run::len).sum::<u64>() < MANY {
+    if filling.copy.iter().map(Run::len).sum::<u64>() < sources.many {
         filling.copy_nothing();
     }
     ops.list.label("drop pages that only the parent has");

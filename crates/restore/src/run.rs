@@ -1,6 +1,7 @@
 //! A restore from beginning to end.
 
 use crate::exec::Exec;
+use crate::lazy::Server;
 use crate::load::{Checkpoint, file_of, in_parallel, load};
 use crate::memory::Contents;
 use crate::plan::plan;
@@ -94,7 +95,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("tasks");
     let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
     options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
-    let exec = Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents)?;
+    let server = options.lazy_pages.then(|| Server::reach(options)).transpose()?;
+    let exec =
+        Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents, server.as_ref())?;
     let stats = exec.run(|| {
         if let Some(path) = &options.pidfile {
             write_pidfile(path, root)?;
@@ -110,6 +113,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         }
         Ok(())
     })?;
+    if let Some(server) = &server {
+        server.tell_that_it_runs()?;
+    }
     let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
     StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.restored(&stats);
@@ -246,7 +252,7 @@ fn mapped_files(
     mapped
 }
 
-fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<(), Failure> {
+pub fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<(), Failure> {
     let explain = |error: std::io::Error| {
         sys::memory::io_errno("open", &error)
             .on(Object::Path(path.display().to_string()), "write the pid file")

@@ -5,7 +5,7 @@ use model::Errno;
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -382,6 +382,19 @@ pub fn wait_readable(fd: impl AsFd) -> Result<(), Errno> {
             Err(error) if error.code == libc::EINTR => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Waits until one of `fds` has something to read or is closed at the other end, or the time is over; -1 for any
+/// time. Says of each whether it has. Source: poll(2).
+pub fn poll(fds: &[BorrowedFd], timeout_ms: i32) -> Result<Vec<bool>, Errno> {
+    let one = |fd: &BorrowedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut polls: Vec<libc::pollfd> = fds.iter().map(one).collect();
+    // SAFETY: the kernel reads and writes as many pollfds as there are.
+    match check("poll", unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as u64, timeout_ms) }.into()) {
+        Ok(_) => Ok(polls.iter().map(|poll| poll.revents != 0).collect()),
+        Err(error) if error.code == libc::EINTR => Ok(vec![false; fds.len()]),
+        Err(error) => Err(error),
     }
 }
 

@@ -119,7 +119,7 @@ pub fn shutdown(fd: impl AsFd, how: i32) -> Result<(), Errno> {
     check("shutdown", unsafe { libc::shutdown(fd.as_fd().as_raw_fd(), how) }.into()).map(drop)
 }
 
-/// A message looked at in a queue.
+/// A message looked at in a queue, or taken out of it.
 #[derive(Debug)]
 pub struct Peeked {
     /// Bytes of the message that are in the buffer.
@@ -145,6 +145,18 @@ struct Control([u8; 4096]);
 ///
 /// Source: recvmsg(2) MSG_PEEK, cmsg(3).
 pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
+    message(fd, buffer, libc::MSG_PEEK | libc::MSG_TRUNC)
+}
+
+/// Takes the next bytes or the next message, with what it carries; none when the other end is closed.
+///
+/// # Errors
+/// `EAGAIN` when there is nothing. Source: recvmsg(2), cmsg(3).
+pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
+    message(fd, buffer, 0)
+}
+
+fn message(fd: impl AsFd, buffer: &mut [u8], flags: i32) -> Result<Peeked, Errno> {
     let mut from = [0u8; 128];
     let mut control = Control([0; 4096]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -156,7 +168,7 @@ pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = control.0.len();
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: everything that the header points to lives for the call, with the lengths given.
     let length = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
     let length = check("recvmsg", length as i64)? as usize;

@@ -16,6 +16,8 @@ const REGISTER_MODE_WP: u64 = 2;
 /// A write to a protected page makes it writable and waits for nobody. Linux 6.7.
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const WRITEPROTECT_MODE_WP: u64 = 1;
+/// fork(2), mremap(2), madvise(2) and munmap(2) wait until they were told of.
+const FEATURES_OF_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 const COPY_MODE_DONTWAKE: u64 = 1;
 /// _IOWR(0xaa, 0x3f, struct uffdio_api)
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
@@ -26,6 +28,32 @@ const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 
 /// _IOWR(0xaa, 0x06, struct uffdio_writeprotect)
 const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
+
+/// _IOWR(0xaa, 0x04, struct uffdio_zeropage)
+const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
+
+#[repr(C)]
+struct ZeroPage {
+    start: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+/// What a process does with memory that is not there yet.
+#[derive(Debug)]
+pub enum Event {
+    /// It touched this address and waits.
+    Fault(u64),
+    /// It has a child now, with the same memory.
+    Fork(Userfault),
+    /// Memory has moved: from, to, bytes.
+    Moved(u64, u64, u64),
+    /// It has dropped what was there: the next touch finds zeros.
+    Dropped(Range<u64>),
+    /// It has unmapped this.
+    Unmapped(Range<u64>),
+}
 
 #[repr(C)]
 struct WriteProtect {
@@ -89,6 +117,75 @@ impl Userfault {
     /// `EINVAL` before Linux 6.7.
     pub fn tracking(fd: OwnedFd) -> Result<Userfault, Errno> {
         Userfault::with(fd, FEATURE_WP_ASYNC)
+    }
+
+    /// `fd` is a new one, which is to tell of everything: [`Userfault::event`]. It was made without waiting
+    /// (O_NONBLOCK).
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_PTRACE, which telling of fork(2) needs.
+    pub fn telling(fd: OwnedFd) -> Result<Userfault, Errno> {
+        Userfault::with(fd, FEATURES_OF_EVENTS)
+    }
+
+    /// What has happened, if something has.
+    ///
+    /// # Errors
+    /// Of read(2).
+    pub fn event(&self) -> Result<Option<Event>, Errno> {
+        const FAULT: u64 = 0x12;
+        const FORK: u64 = 0x13;
+        const REMAP: u64 = 0x14;
+        const REMOVE: u64 = 0x15;
+        const UNMAP: u64 = 0x16;
+        // struct uffd_msg: the event in the first byte, what it says from the ninth on.
+        let mut message = [0u64; 4];
+        // SAFETY: the kernel writes at most 32 bytes on this stack.
+        let count = unsafe { libc::read(self.0.as_raw_fd(), message.as_mut_ptr().cast(), 32) };
+        match check("read(userfaultfd)", count as i64) {
+            Ok(_) => {}
+            Err(error) if matches!(error.code, libc::EAGAIN | libc::EINTR) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let [what, first, second, third] = message;
+        Ok(Some(match what & 0xff {
+            // Behind the flags.
+            FAULT => Event::Fault(second & !4095),
+            // SAFETY: a descriptor that the kernel has just made for us.
+            FORK => Event::Fork(Userfault(unsafe { OwnedFd::from_raw_fd(first as u32 as i32) })),
+            REMAP => Event::Moved(first, second, third),
+            REMOVE => Event::Dropped(first..second),
+            UNMAP => Event::Unmapped(first..second),
+            _ => return Err(Errno { call: "read(userfaultfd)", code: libc::EPROTO }),
+        }))
+    }
+
+    /// Gives the process a page of zeros at `at`, and wakes who waits for it.
+    ///
+    /// # Errors
+    /// As [`Userfault::copy`].
+    pub fn zero(&self, at: u64) -> Result<(), Errno> {
+        let mut zero = ZeroPage { start: at, len: 4096, mode: 0, done: 0 };
+        // SAFETY: the kernel reads and writes one struct on this stack.
+        unsafe { self.ioctl("ioctl(UFFDIO_ZEROPAGE)", UFFDIO_ZEROPAGE, (&raw mut zero).cast()) }
+    }
+
+    /// Gives the process pages, and wakes who waits for them. Returns how many bytes came, which is less when the
+    /// process is about to tell of something.
+    ///
+    /// # Errors
+    /// `EEXIST` where the first page is there already; `ENOENT` where nothing is registered any more; `EAGAIN`
+    /// when not even one came; `ESRCH` when the process has ended.
+    pub fn give(&self, to: u64, from: &[u8]) -> Result<usize, Errno> {
+        let mut copy =
+            Copy { dst: to, src: from.as_ptr() as u64, len: from.len() as u64, mode: 0, copied: 0 };
+        // SAFETY: the kernel reads and writes one struct on this stack, and reads `len` bytes of `from`.
+        let done = unsafe { self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY, (&raw mut copy).cast()) };
+        match (done, copy.copied) {
+            (Ok(()), _) => Ok(from.len()),
+            (Err(_), copied) if copied > 0 => Ok(copied as usize),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// `fd` was made ready before.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SaFlags, Signal, raise};
+use nix::sys::signal::{SaFlags, SigSet, Signal, raise};
 use nix::sys::wait::WaitStatus;
 
 use crate::case;

@@ -172,8 +172,16 @@ impl Merge {
                 given.spec.long
             ));
         }
-        if command == Command::Dump && options.tree.is_none() {
-            messages.push("dump needs --tree PID".into());
+        if matches!(command, Command::Dump | Command::PreDump) {
+            if options.tree.is_none() {
+                messages.push(format!("{} needs --tree PID", command.spec().name));
+            }
+            if options.lazy_pages {
+                messages.push(format!(
+                    "--lazy-pages of {} is not supported yet by crtools, that of restore is; nothing was touched",
+                    command.spec().name
+                ));
+            }
         }
         if command == Command::Restore {
             if options.restore_sibling && !options.restore_detached {

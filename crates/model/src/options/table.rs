@@ -388,7 +388,8 @@ specs! {
             _ => Err("must be splice or read".into()),
         });
     LAZY_PAGES = Row::flag("lazy-pages").section(Section::Memory).of(BOTH | PAGE_SERVER_CMD)
-        .help("move memory only when the restored tree touches it");
+        .help("restore: memory comes when the tree touches it, and in the background")
+        .sets(store!(lazy_pages));
     PAGE_SERVER = Row::flag("page-server").negatable().section(Section::Memory).of(PAGES_MOVE)
         .help("send memory to, or ask for it at, a page server");
     ADDRESS = Row::required("address", "HOST").section(Section::Memory).of(PAGES_MOVE | SERVERS)
@@ -398,7 +399,11 @@ specs! {
     PS_SOCKET = Row::required("ps-socket", "FD").section(Section::Memory).of(PAGES_MOVE)
         .help("an inherited, connected socket for pages");
     STATUS_FD = Row::required("status-fd", "FD").section(Section::Memory).of(DUMP | SERVERS)
-        .help("write a zero byte to this descriptor when the server is ready");
+        .help("write a zero byte to this descriptor when the server is ready")
+        .sets(|options, given| {
+            options.status_fd = Some(number(given)?);
+            Ok(())
+        });
     ALLOW_UPROBES = Row::flag("allow-uprobes").negatable().section(Section::Memory).of(BOTH)
         .help("accept the mapping that a user-space probe leaves behind");
     TLS = Row::flag("tls").negatable().section(Section::Memory).of(PAGES_MOVE)

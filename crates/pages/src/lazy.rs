@@ -1,0 +1,256 @@
+//! Memory that comes when it is touched: pages of a running process, out of images.
+//!
+//! The kernel tells of each touch of a page that is not there, and of everything that changes what an address
+//! means: children, moves, dropped and unmapped memory. [`Task`] keeps which addresses still wait for which
+//! content; it is a plain value, changed by events. What nobody touches comes in the background.
+
+use image::pagemap::Run;
+use model::Errno;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use sys::memory::View;
+use sys::userfault::{Event, Userfault};
+
+/// Pages that come together with one that was touched.
+const AROUND: u64 = 64 << 10;
+/// What comes at a time in the background: touches wait as long.
+const AT_ONCE: u64 = 256 << 10;
+
+/// Content that waits: by its address, until where, and where its first byte is.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting(BTreeMap<u64, (u64, Run)>);
+
+impl Waiting {
+    pub fn new(runs: &[Run]) -> Waiting {
+        Waiting(runs.iter().map(|run| (run.range.start, (run.range.end, run.clone()))).collect())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first that waits.
+    pub fn first(&self) -> Option<u64> {
+        self.0.keys().next().copied()
+    }
+
+    /// Takes out what is in `range`, piece by piece: the addresses, and the content from there on.
+    pub fn take(&mut self, range: Range<u64>) -> Vec<(Range<u64>, Run)> {
+        let mut taken = Vec::new();
+        let before = self.0.range(..range.start).next_back().map(|(start, (end, _))| (*start, *end));
+        let first = match before {
+            Some((start, end)) if end > range.start => start,
+            _ => range.start,
+        };
+        let touched: Vec<u64> = self.0.range(first..range.end).map(|(start, _)| *start).collect();
+        for start in touched {
+            let Some((end, run)) = self.0.remove(&start) else { continue };
+            let part =
+                |from: u64| Run { range: from..end, offset: run.offset + (from - start), ..run.clone() };
+            let (from, to) = (start.max(range.start), end.min(range.end));
+            if start < from {
+                self.0.insert(start, (from, run.clone()));
+            }
+            if to < end {
+                self.0.insert(to, (end, part(to)));
+            }
+            taken.push((from..to, part(from)));
+        }
+        taken
+    }
+
+    /// Puts something in the place where nothing waits.
+    fn put(&mut self, range: Range<u64>, run: Run) {
+        if !range.is_empty() {
+            self.0.insert(range.start, (range.end, run));
+        }
+    }
+
+    fn move_by(&mut self, from: u64, to: u64, len: u64) {
+        let moved = self.take(from..from.saturating_add(len));
+        self.take(to..to.saturating_add(len));
+        for (range, run) in moved {
+            let start = range.start - from + to;
+            self.put(start..start + (range.end - range.start), run);
+        }
+    }
+}
+
+/// One process, or none any more.
+#[derive(Debug)]
+pub struct Task {
+    memory: Userfault,
+    waiting: Waiting,
+    /// Touches that could not be answered yet: the process has to tell of something first.
+    later: Vec<u64>,
+    has_ended: bool,
+}
+
+/// What became of a part of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// Its first page came, or was there.
+    First,
+    /// Nothing waited for its first page.
+    Nothing,
+    /// Not now.
+    Later,
+}
+
+/// Where content is.
+pub type Pages<'v> = dyn Fn(&Run) -> Option<&'v View> + 'v;
+
+impl Task {
+    pub fn new(memory: Userfault, waiting: Waiting) -> Task {
+        Task { memory, waiting, later: Vec::new(), has_ended: false }
+    }
+
+    /// Has it all, or is no more.
+    pub fn is_done(&self) -> bool {
+        self.has_ended || self.waiting.is_empty() && self.later.is_empty()
+    }
+
+    pub fn memory(&self) -> &Userfault {
+        &self.memory
+    }
+
+    /// Answers everything that the process waits for; returns its new children.
+    ///
+    /// # Errors
+    /// When the images do not have what they should, or the kernel refuses.
+    pub fn answer(&mut self, pages: &Pages) -> Result<Vec<Task>, Errno> {
+        let mut children = Vec::new();
+        // One that ended never tells anything again.
+        while let Some(event) = self.memory.event()? {
+            match event {
+                Event::Fault(at) => self.give_around(at, pages)?,
+                Event::Fork(memory) => children.push(Task::new(memory, self.waiting.clone())),
+                Event::Moved(from, to, len) => self.waiting.move_by(from, to, len),
+                Event::Dropped(range) | Event::Unmapped(range) => drop(self.waiting.take(range)),
+            }
+        }
+        for at in std::mem::take(&mut self.later) {
+            self.give_around(at, pages)?;
+        }
+        Ok(children)
+    }
+
+    /// Is somebody to be answered who told of nothing new?
+    pub fn is_late(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    fn give_around(&mut self, at: u64, pages: &Pages) -> Result<(), Errno> {
+        // The one that is waited for comes first.
+        match self.give(at..at + 4096, pages)? {
+            Given::Later => self.later.push(at),
+            Given::First => {
+                let around = at / AROUND * AROUND;
+                self.give(around..around + AROUND, pages)?;
+            }
+            Given::Nothing => match self.memory.zero(at) {
+                Err(error) if error.code == libc::EAGAIN => self.later.push(at),
+                Err(error) => self.excuse(error)?,
+                Ok(()) => {}
+            },
+        }
+        Ok(())
+    }
+
+    /// Some of what nobody has touched.
+    ///
+    /// # Errors
+    /// As [`Task::answer`].
+    pub fn give_more(&mut self, pages: &Pages) -> Result<(), Errno> {
+        match self.waiting.first() {
+            Some(first) => self.give(first..first + AT_ONCE, pages).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives what waits in `range`.
+    fn give(&mut self, range: Range<u64>, pages: &Pages) -> Result<Given, Errno> {
+        let mut given = Given::Nothing;
+        let mut parts = self.waiting.take(range.clone()).into_iter();
+        while let Some((part, run)) = parts.next() {
+            let missing = Errno { call: "mmap", code: libc::ENODATA };
+            let view = pages(&run).ok_or(missing)?;
+            let (mut at, mut end) = (part.start, part.end);
+            while at < part.end && !self.has_ended {
+                let from = (run.offset + (at - part.start)) as usize;
+                let bytes = view.bytes().get(from..from + (end - at) as usize).ok_or(missing)?;
+                match self.memory.give(at, bytes) {
+                    Ok(count) => at += count as u64,
+                    // It tells of something first: what is left waits again.
+                    Err(error) if error.code == libc::EAGAIN => {
+                        let offset = run.offset + (at - part.start);
+                        self.waiting.put(at..part.end, Run { offset, ..run });
+                        parts.for_each(|(part, run)| self.waiting.put(part, run));
+                        return Ok(if at == range.start { Given::Later } else { given });
+                    }
+                    // Part of it is there already, or not mapped any more, or in another mapping: page by page.
+                    Err(error) if matches!(error.code, libc::EEXIST | libc::ENOENT) => {
+                        if end - at == 4096 {
+                            at += 4096;
+                        }
+                        end = (at + 4096).min(part.end);
+                        continue;
+                    }
+                    Err(error) => self.excuse(error)?,
+                }
+                end = part.end;
+                if part.start == range.start {
+                    given = Given::First;
+                }
+            }
+        }
+        Ok(given)
+    }
+
+    /// Errors that only mean that nobody waits.
+    fn excuse(&mut self, error: Errno) -> Result<(), Errno> {
+        match error.code {
+            libc::EEXIST | libc::ENOENT => Ok(()),
+            libc::ESRCH => {
+                self.has_ended = true;
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::pagemap::{PRESENT, PagesFile};
+
+    fn run(range: Range<u64>, offset: u64) -> Run {
+        Run { range, flags: PRESENT, offset, file: PagesFile::default(), same_as: None }
+    }
+
+    fn places(waiting: &Waiting) -> Vec<(Range<u64>, u64)> {
+        waiting.0.iter().map(|(start, (end, run))| (*start..*end, run.offset)).collect()
+    }
+
+    #[test]
+    fn what_is_taken_out_of_the_middle_leaves_both_ends() {
+        let mut waiting = Waiting::new(&[run(0x1000..0x9000, 0x10000), run(0xa000..0xb000, 0x18000)]);
+        let taken = waiting.take(0x3000..0x5000);
+        assert_eq!(taken.len(), 1);
+        assert_eq!((&taken[0].0, taken[0].1.offset), (&(0x3000..0x5000), 0x12000));
+        let left = [(0x1000..0x3000, 0x10000), (0x5000..0x9000, 0x14000), (0xa000..0xb000, 0x18000)];
+        assert_eq!(places(&waiting), left);
+        assert!(waiting.take(0x3000..0x5000).is_empty());
+        assert_eq!(waiting.take(0..u64::MAX).len(), 3);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn what_moves_takes_its_content_along_and_ends_what_was_there() {
+        let mut waiting = Waiting::new(&[run(0x1000..0x4000, 0), run(0x8000..0xa000, 0x3000)]);
+        waiting.move_by(0x2000, 0x9000, 0x2000);
+        let left = [(0x1000..0x2000, 0), (0x8000..0x9000, 0x3000), (0x9000..0xb000, 0x1000)];
+        assert_eq!(places(&waiting), left);
+    }
+}

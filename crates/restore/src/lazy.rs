@@ -1,0 +1,260 @@
+//! A restore whose memory comes later: the server that hands out pages when they are touched, and the restore's
+//! way to it.
+//!
+//! They meet at a stream socket in the work directory, as CRIU's do: for each process its pid (int32), then a byte
+//! with its userfaultfd; when the tree runs, [`RUNS`]. Where no server waits, the restore starts one. It stays
+//! until every page has come, or every process has ended. If it is killed before, the memory that has not come
+//! reads as zeros: it is as much a part of the tree as its memory.
+
+use crate::run::write_pidfile;
+use image::Dir;
+use image::pagemap::{PagesFile, Run};
+use model::{Errno, Failure, Failures, Object, Options};
+use pages::chain::Chain;
+use pages::lazy::{Task, Waiting};
+use pages::take::pages_name;
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use sys::memory::View;
+use sys::userfault::Userfault;
+
+/// The name of the socket in the work directory.
+const SOCKET: &str = "lazy-pages.socket";
+/// "The tree runs", in the place of a pid.
+const RUNS: u32 = 0x5253_5446;
+
+fn explain(doing: &'static str) -> impl Fn(Errno) -> Failure {
+    move |error| error.on(Object::Named("lazy pages".into()), doing)
+}
+
+fn address(work_dir: &Path) -> Vec<u8> {
+    let path = work_dir.join(SOCKET);
+    let name = [path.as_os_str().as_encoded_bytes(), &[0]].concat();
+    sys::socket::unix_address(&name)
+}
+
+/// The way from a restore to the server.
+#[derive(Debug)]
+pub struct Server(OwnedFd);
+
+impl Server {
+    /// Finds the server of this work directory, or starts one.
+    ///
+    /// # Errors
+    /// When none can be reached.
+    pub fn reach(options: &Options) -> Result<Server, Failure> {
+        let address = address(&options.work_dir);
+        let connect = || {
+            let socket = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+            sys::socket::connect(&socket, &address).map(|()| Server(socket))
+        };
+        match connect() {
+            Err(error) if matches!(error.code, libc::ENOENT | libc::ECONNREFUSED) => {
+                start(options)?;
+                connect().map_err(explain("reach the server"))
+            }
+            connected => connected.map_err(explain("reach the server")),
+        }
+    }
+
+    /// Hands the memory of a process over.
+    pub fn hand_over(&self, pid: i32, memory: &Userfault) -> Result<(), Failure> {
+        let explain = explain("hand the memory of a process to the server");
+        sys::socket::send(&self.0, &pid.to_ne_bytes(), None).map_err(&explain)?;
+        sys::socket::send_with(&self.0, &[0], None, &[memory.as_fd()]).map_err(explain).map(drop)
+    }
+
+    /// The tree runs.
+    pub fn tell_that_it_runs(&self) -> Result<(), Failure> {
+        sys::socket::send(&self.0, &RUNS.to_ne_bytes(), None)
+            .map_err(explain("tell the server that the tree runs"))
+            .map(drop)
+    }
+}
+
+/// Starts a server and waits until it can be reached.
+fn start(options: &Options) -> Result<i32, Failure> {
+    let explain_io =
+        |error: std::io::Error| explain("start the server")(sys::memory::io_errno("execve", &error));
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("crtools")
+        .arg("lazy-pages")
+        .arg("-D")
+        .arg(&options.images_dir)
+        .arg("-W")
+        .arg(&options.work_dir);
+    command.arg(format!("-v{}", options.log_level));
+    command.args(["--no-default-config", "-o", "lazy-pages.log", "--status-fd", "1"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let started = command.spawn().map_err(explain_io)?;
+    let pid = started.id() as i32;
+    let mut byte = [1];
+    match started.stdout.map_or(Ok(0), |mut status| status.read(&mut byte)) {
+        Ok(1) => Ok(pid),
+        _ => {
+            let object = Object::Named("lazy pages".into());
+            let why = "it ended at once; see lazy-pages.log in the work directory";
+            Err(Failure::conflict(object, "start the server", why))
+        }
+    }
+}
+
+/// What the command `lazy-pages` does.
+///
+/// # Errors
+/// When the images cannot be read, or nobody comes.
+pub fn serve(options: &Options) -> Result<(), Failures> {
+    let mut own_pid = sys::process::own_pid();
+    if options.restore_detached {
+        own_pid = start(options)?;
+    }
+    if let Some(path) = &options.pidfile {
+        write_pidfile(path, own_pid)?;
+    }
+    if options.restore_detached {
+        return Ok(());
+    }
+    let dir = Dir::open(&options.images_dir)?;
+    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new() };
+    let path = options.work_dir.join(SOCKET);
+    let listener =
+        sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
+    sys::socket::bind(&listener, &address(&options.work_dir)).map_err(|error| {
+        let failure = error.on(Object::Path(path.display().to_string()), "make its socket");
+        match error.code {
+            libc::EADDRINUSE => {
+                failure.help(model::Remedy::Advice("another server waits there, or one has died: remove it"))
+            }
+            _ => failure,
+        }
+    })?;
+    sys::socket::listen(&listener, 1).map_err(explain("listen"))?;
+    if let Some(fd) = options.status_fd {
+        let status = sys::inherited::duplicate(fd).map_err(explain("say that it is ready"))?;
+        sys::inherited::close(fd);
+        sys::fd::write(&status, &[0]).map_err(explain("say that it is ready"))?;
+    }
+    let accepted = sys::fd::wait_readable(&listener).and_then(|()| sys::socket::accept(&listener));
+    let _ = std::fs::remove_file(&path);
+    let restore = accepted.map_err(explain("wait for a restore"))?;
+    drop(listener);
+    log::info!("a restore has come");
+    let mut serving = Serving { tasks: Vec::new(), restore: Some(restore), pid: None, runs: false };
+    while !serving.is_done() {
+        serving.turn(&mut pages)?;
+    }
+    log::info!("every page has come");
+    Ok(())
+}
+
+/// The pages of an image set, mapped.
+#[derive(Debug)]
+struct Pages {
+    chain: Chain,
+    views: HashMap<PagesFile, View>,
+}
+
+impl Pages {
+    /// The content that a process waits for.
+    fn of(&mut self, pid: i32) -> Result<Vec<Run>, Failure> {
+        let runs = self.chain.load(&format!("pagemap-{pid}.img"))?.runs;
+        for run in &runs {
+            if !self.views.contains_key(&run.file) {
+                let file = self.chain.open_pages(run.file)?;
+                let explain = |error: Errno| error.on(Object::Path(pages_name(run.file.id)), "map the pages");
+                let len =
+                    file.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
+                self.views.insert(run.file, View::new(&file, len as usize).map_err(explain)?);
+            }
+        }
+        Ok(runs)
+    }
+}
+
+struct Serving {
+    tasks: Vec<Task>,
+    /// Until it has said all.
+    restore: Option<OwnedFd>,
+    /// Whose memory comes next.
+    pid: Option<i32>,
+    runs: bool,
+}
+
+impl Serving {
+    fn is_done(&self) -> bool {
+        self.restore.is_none() && self.tasks.is_empty()
+    }
+
+    /// Waits for something to do, and does it; what nobody touches comes meanwhile, once the tree runs.
+    fn turn(&mut self, pages: &mut Pages) -> Result<(), Failure> {
+        let has_more = self.tasks.iter().any(|task| self.runs || task.is_late());
+        let mut waited: Vec<BorrowedFd> = self.tasks.iter().map(|task| task.memory().as_fd()).collect();
+        waited.extend(self.restore.as_ref().map(AsFd::as_fd));
+        let is_ready = sys::fd::poll(&waited, if has_more { 0 } else { -1 }).map_err(explain("wait"))?;
+        let give = explain("hand out pages");
+        let views = &pages.views;
+        let view = |run: &Run| views.get(&run.file);
+        let mut children = Vec::new();
+        for (task, is_ready) in self.tasks.iter_mut().zip(&is_ready) {
+            if *is_ready || task.is_late() {
+                children.extend(task.answer(&view).map_err(&give)?);
+            }
+        }
+        // One piece for each, so that no touch waits long.
+        if self.runs && !is_ready.contains(&true) {
+            for task in &mut self.tasks {
+                task.give_more(&view).map_err(&give)?;
+            }
+        }
+        self.tasks.extend(children);
+        if self.runs {
+            self.tasks.retain(|task| !task.is_done());
+        }
+        if self.restore.is_some() && is_ready.last() == Some(&true) {
+            self.listen(pages)?;
+        }
+        Ok(())
+    }
+
+    /// Hears the next word of the restore.
+    fn listen(&mut self, pages: &mut Pages) -> Result<(), Failure> {
+        let explain = explain("hear of the restore");
+        let Some(restore) = &self.restore else { return Ok(()) };
+        let mut word = [0u8; 4];
+        let room = if self.pid.is_some() { &mut word[..1] } else { &mut word[..] };
+        let mut heard = sys::socket::receive(restore, room).map_err(&explain)?;
+        match (self.pid.take(), heard.length) {
+            (_, 0) => {
+                // It has said all, or failed: then there is nobody to serve.
+                self.restore = None;
+                if !self.runs {
+                    self.tasks.clear();
+                }
+            }
+            (None, 4) => match u32::from_ne_bytes(word) {
+                RUNS => self.runs = true,
+                pid => self.pid = Some(pid as i32).filter(|pid| *pid > 0),
+            },
+            (Some(pid), _) => {
+                let fd = heard
+                    .rights
+                    .pop()
+                    .ok_or(Errno { call: "recvmsg", code: libc::EBADMSG })
+                    .map_err(explain)?;
+                let runs = pages.of(pid)?;
+                log::info!("pid {pid}: {} pages wait", runs.iter().map(Run::len).sum::<u64>() / 4096);
+                self.tasks.push(Task::new(Userfault::ready(fd), Waiting::new(&runs)));
+            }
+            (None, _) => return Err(explain(Errno { call: "recvmsg", code: libc::EBADMSG })),
+        }
+        Ok(())
+    }
+}
+
+/// Flags for the userfaultfd of a process whose memory comes later: it also waits where the kernel touches it.
+pub const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
