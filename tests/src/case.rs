@@ -202,8 +202,15 @@ impl Case {
         if !self.restore_refused.is_empty() {
             return vec![Mode::RefusedRestore];
         }
-        let mut modes =
-            vec![Mode::Plain, Mode::Twice, Mode::Snapshot, Mode::Incremental, Mode::Lazy, Mode::FailedDump];
+        let mut modes = vec![
+            Mode::Plain,
+            Mode::Twice,
+            Mode::Snapshot,
+            Mode::Incremental,
+            Mode::Lazy,
+            Mode::PageServer,
+            Mode::FailedDump,
+        ];
         if self.killed {
             modes.push(Mode::KilledDump);
         }
@@ -238,6 +245,8 @@ pub enum Mode {
     Incremental,
     /// Dump, gone, restore with memory that comes when it is touched.
     Lazy,
+    /// Its memory goes to a page server, before the dump and with it; restored from what came there.
+    PageServer,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
@@ -255,12 +264,13 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::Incremental,
         Self::Lazy,
+        Self::PageServer,
         Self::FailedDump,
         Self::KilledDump,
         Self::ForeignVdso,
@@ -277,6 +287,7 @@ impl Mode {
             Self::Snapshot => "snapshot",
             Self::Incremental => "incremental",
             Self::Lazy => "lazy",
+            Self::PageServer => "page-server",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
             Self::ForeignVdso => "foreign-vdso",

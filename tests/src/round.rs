@@ -114,6 +114,32 @@ impl Round {
         }
     }
 
+    /// Memory alone, then the dump, each to a server of its own.
+    fn over_a_page_server(&mut self, is_restless: bool) -> Result<(), String> {
+        let before = Fingerprint::of(self.subject.pid);
+        let (first, second) = (self.subject.step("received")?, self.subject.step("received")?);
+        let (memory, images) = (self.subject.step("memory")?, self.subject.step("images")?);
+        self.subject.receive_pages(&first, &["--port", "4001"])?;
+        let to = ["--page-server", "--address", "127.0.0.1", "--port"];
+        self.subject.save_memory(&memory, &[&to[..], &["4001"]].concat())?;
+        let name = |path: &Path| format!("../{}", path.file_name().unwrap_or_default().to_string_lossy());
+        self.subject.receive_pages(&second, &["--port", "4002", "--prev-images-dir", &name(&first)])?;
+        let parent = name(&memory);
+        let more = [&to[..], &["4002", "--prev-images-dir", &parent]].concat();
+        self.subject.dump_away_to(&images, &more)?;
+        for entry in fs::read_dir(&images).map_err(|e| format!("list the images: {e}"))? {
+            let entry = entry.map_err(|e| format!("list the images: {e}"))?;
+            let name = entry.file_name();
+            if name.to_string_lossy().ends_with(".img") {
+                fs::copy(entry.path(), second.join(name)).map_err(|e| format!("copy an image: {e}"))?;
+            }
+        }
+        self.let_outside_act(Moment::Away);
+        self.subject.restore(&second)?;
+        self.let_outside_act(Moment::Back);
+        if is_restless { Ok(()) } else { self.compare(&before, "the dump and the restore") }
+    }
+
     /// Memory alone, several times, each time what has changed; a snapshot; and the dump proper. How often is
     /// `CRTOOLS_TEST_ROUNDS`, for a long test.
     fn incremental(&mut self, is_restless: bool) -> Result<(), String> {
@@ -268,6 +294,7 @@ impl Round {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }
             Mode::Snapshot => self.snapshot(is_restless),
+            Mode::PageServer => self.over_a_page_server(is_restless),
             Mode::Lazy => {
                 self.subject.more_for_every_restore.push("--lazy-pages");
                 self.dump_and_restore(is_restless)

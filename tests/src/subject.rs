@@ -141,7 +141,7 @@ impl Subject {
     fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
         let given = if command == "restore" { &self.more_for_restore } else { &self.more_for_dump };
         let mut arguments: Vec<&str> = Vec::new();
-        if command != "pre-dump" {
+        if !matches!(command, "pre-dump" | "page-server") {
             arguments.extend(&self.options);
             arguments.extend(given.iter().map(String::as_str));
         }
@@ -229,12 +229,30 @@ impl Subject {
     /// As [`Subject::dump_away`].
     pub fn dump_away_with(&mut self, more: &[&str]) -> Result<PathBuf, String> {
         let images = self.step("images")?;
-        let ran = self.dump(&images, more)?;
+        self.dump_away_to(&images, more)?;
+        Ok(images)
+    }
+
+    /// The same into a folder that is there.
+    ///
+    /// # Errors
+    /// As [`Subject::dump_away`].
+    pub fn dump_away_to(&mut self, images: &Path, more: &[&str]) -> Result<(), String> {
+        let ran = self.dump(images, more)?;
         if !ran.is_good() {
             return Err(format!("the dump failed: {:?}", ran.status));
         }
-        self.see_killed("after the dump")?;
-        Ok(images)
+        self.see_killed("after the dump")
+    }
+
+    /// Starts a page server in the background.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn receive_pages(&mut self, images: &Path, more: &[&str]) -> Result<(), String> {
+        let arguments = [&["-d"], more].concat();
+        let ran = self.run(&self.tools.restore.clone(), images, "page-server", &arguments)?;
+        if ran.is_good() { Ok(()) } else { Err(format!("the page server did not start: {:?}", ran.status)) }
     }
 
     /// Sees the root end by SIGKILL, and all others with it.

@@ -6,6 +6,7 @@
 mod bar;
 mod check;
 mod logging;
+mod page_server;
 
 use bar::Bar;
 use logging::Logger;
@@ -122,6 +123,10 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
             }
         }
         Command::Restore => restore(&options, &bar),
+        Command::PageServer => match page_server::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failures) => ExitCode::from(fail(&failures, "Receiving pages FAILED.")),
+        },
         Command::LazyPages => match restore::serve_pages(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failures) => ExitCode::from(fail(&failures, "Handing out pages FAILED.")),

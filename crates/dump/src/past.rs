@@ -23,6 +23,8 @@ pub struct Past {
     parent: Option<(PathBuf, Chain, String)>,
     /// Changes are to be noted from now on.
     watches: bool,
+    /// A page server has the pages, and knows which.
+    is_remote: bool,
     /// Of this run.
     pub run_id: String,
 }
@@ -57,7 +59,7 @@ impl Past {
             parent =
                 Some((name.clone(), Chain::open(&before)?, inventory.dump_criu_run_id.unwrap_or_default()));
         }
-        Ok(Past { known, parent, watches, run_id })
+        Ok(Past { known, parent, watches, is_remote: options.page_server, run_id })
     }
 
     /// What the kernel has to be asked about pages; none where nobody wants to know what changed.
@@ -116,7 +118,9 @@ impl Past {
         let mut pages = HashMap::new();
         let Some((name, chain, _)) = &self.parent else { return Ok(pages) };
         for pid in pids {
-            if self.is_known(pid) {
+            if self.is_known(pid) && self.is_remote {
+                pages.insert(pid, Vec::new());
+            } else if self.is_known(pid) {
                 pages.insert(pid, chain.load(&format!("pagemap-{pid}.img"))?.runs);
             } else {
                 log::info!(
@@ -140,8 +144,12 @@ impl Past {
 }
 
 /// Splits off what is clean and known: it is not saved again.
-pub fn divide(runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Run>, Runs) {
-    let Some(known) = known else { return (Vec::new(), runs) };
+pub fn divide(mut runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Run>, Runs) {
+    let Some(known) = known else {
+        // Clean since some other time.
+        runs.iter_mut().for_each(|(_, how)| how.is_clean = false);
+        return (Vec::new(), runs);
+    };
     let (unchanged, runs) = split(runs, |how: How| how.is_clean, known);
     (unchanged.into_iter().map(Run::in_parent).collect(), runs)
 }

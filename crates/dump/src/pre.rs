@@ -28,6 +28,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
+    let mut taking = Taking::new(dir, options)?;
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let frozen = Instant::now();
     let freezing_us = micros(start);
@@ -76,8 +77,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     }
     dir.begin()?;
     past.link(dir)?;
-    let mut taking = Taking::new(dir, options);
     taking.memory(saved)?;
+    taking.finish()?;
     sys::apart::go_on()?;
     if !is_copied {
         frozen_us = micros(frozen);

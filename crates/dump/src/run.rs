@@ -14,7 +14,8 @@ use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options};
 use pages::select::Question;
-use pages::take::{Job, Source, Taken, data_runs, take};
+use pages::server::{self, Connection, Sending};
+use pages::take::{Job, Owner, Source, Taken, data_runs, take};
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -49,6 +50,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     options.progress.stage("freeze");
     sys::apart::go_on()?;
     sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
+    let mut taking = Taking::new(dir, options)?;
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -73,7 +75,6 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         is_copied = copied;
         watched = past.watch(&looks, userfaults);
     }
-    let mut taking = Taking::new(dir, options);
     let let_go = |tree: &mut Tree| {
         tree.let_go();
         let us = micros(frozen);
@@ -126,6 +127,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
     });
     taking.memory(saved.collect())?;
+    taking.finish()?;
 
     sys::apart::go_on()?;
     options.progress.stage("images");
@@ -169,6 +171,8 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
 pub struct Taking<'d> {
     dir: &'d Dir,
     options: &'d Options,
+    /// To the page server.
+    connection: Option<Box<dyn Connection>>,
     /// The number of the last pages file.
     last_id: u32,
     pub taken: Taken,
@@ -178,19 +182,34 @@ pub struct Taking<'d> {
 }
 
 impl<'d> Taking<'d> {
-    pub fn new(dir: &'d Dir, options: &'d Options) -> Taking<'d> {
-        Taking { dir, options, last_id: 0, taken: Taken::default(), unchanged_pages: 0, us: 0 }
+    /// # Errors
+    /// When the page server, if pages go there, cannot be reached.
+    pub fn new(dir: &'d Dir, options: &'d Options) -> Result<Taking<'d>, Failure> {
+        let connection = options.page_server.then(|| server::connect(options)).transpose()?;
+        let taken = Taken::default();
+        Ok(Taking { dir, options, connection, last_id: 0, taken, unchanged_pages: 0, us: 0 })
     }
 
-    fn job(&mut self, source: Source, runs: Runs, pagemap: String) -> Job {
+    /// Waits until the page server has everything.
+    ///
+    /// # Errors
+    /// When it could not keep it.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        self.connection.take().map_or(Ok(()), |mut connection| Sending::new(&mut *connection).close())
+    }
+
+    fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
         self.last_id += 1;
-        Job { source, runs, elsewhere: Vec::new(), pagemap, pages_id: self.last_id }
+        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id }
     }
 
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
-        let taken = take(jobs, self.dir, &|pages| progress.pages_done(pages))?;
+        let taken = match &mut self.connection {
+            Some(connection) => send(jobs, &mut **connection, &|pages| progress.pages_done(pages))?,
+            None => take(jobs, self.dir, &|pages| progress.pages_done(pages))?,
+        };
         self.taken.written_pages += taken.written_pages;
         self.taken.zero_pages += taken.zero_pages;
         self.us += micros(begun);
@@ -203,11 +222,11 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let mut jobs = Vec::with_capacity(cx.contents.len());
         for (id, fd) in cx.contents.drain(..) {
-            let pagemap = format!("pagemap-shmem-{id}.img");
+            let owner = Owner::Shared(id);
             let file = File::from(fd);
             let runs =
-                data_runs(&file).map_err(|error| error.on(Object::Path(pagemap.clone()), "find its data"))?;
-            jobs.push(self.job(Source::File(file), runs, pagemap));
+                data_runs(&file).map_err(|error| error.on(Object::Path(owner.pagemap()), "find its data"))?;
+            jobs.push(self.job(Source::File(file), runs, owner));
         }
         self.take(&jobs)?;
         let links = ghost::make_links(cx)?;
@@ -219,7 +238,7 @@ impl<'d> Taking<'d> {
     pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
-        if has_relatives && self.options.share_pages {
+        if has_relatives && self.options.share_pages && self.connection.is_none() {
             share(&mut saved)?;
         }
         let mut jobs = Vec::with_capacity(saved.len());
@@ -227,7 +246,7 @@ impl<'d> Taking<'d> {
             let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
-            jobs.push(Job { elsewhere, ..self.job(source, runs, format!("pagemap-{pid}.img")) });
+            jobs.push(Job { elsewhere, ..self.job(source, runs, Owner::Task(pid)) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -271,6 +290,17 @@ fn share(saved: &mut [Saved]) -> Result<(), Failure> {
         saved[at].elsewhere.extend(same.into_iter().map(|range| Run::same_as(range, parent as u32)));
     }
     Ok(())
+}
+
+/// Sends jobs to a page server, one after the other.
+fn send(jobs: &[Job], connection: &mut dyn Connection, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
+    let mut sending = Sending::new(connection);
+    let mut taken = Taken::default();
+    for job in jobs {
+        taken.written_pages += sending.send(job)?;
+        done(job.runs.iter().map(|(range, _)| (range.end - range.start) / 4096).sum());
+    }
+    Ok(taken)
 }
 
 /// The memory of one process, on its way into images.

@@ -119,6 +119,10 @@ impl Dir {
         }
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.path.join(name).exists()
+    }
+
     /// Opens a file of pages, whose content is not for this process's memory.
     pub fn open_file(&self, name: &str) -> Result<File, Failure> {
         let file = self.open_there(name)?.ok_or_else(|| Failure::corrupt(name, None, "is missing"))?;

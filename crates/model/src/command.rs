@@ -57,7 +57,7 @@ pub static COMMANDS: &[CommandSpec] = &[
     spec(Command::PreDump, "pre-dump", Yes, "save only the memory of a tree, which runs on"),
     spec(Command::Restore, "restore", Yes, "bring a saved process tree back"),
     spec(Command::Check, "check", Yes, "ask the kernel for what dump and restore need"),
-    spec(Command::PageServer, "page-server", NotYet, "receive pages from a dump over the network"),
+    spec(Command::PageServer, "page-server", Yes, "receive pages from a dump over the network"),
     spec(Command::LazyPages, "lazy-pages", Yes, "hand pages to restored tasks when they touch them"),
     spec(Command::Service, "service", NotYet, "answer requests on a UNIX socket"),
     CommandSpec {

@@ -300,6 +300,12 @@ pub struct Options {
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
+    /// Of a dump: memory goes to a server.
+    pub page_server: bool,
+    pub address: Option<String>,
+    pub port: Option<u16>,
+    /// An inherited connection to the server, or from the dump.
+    pub ps_socket: Option<i32>,
     /// Of a restore: memory comes when it is touched.
     pub lazy_pages: bool,
     /// An inherited descriptor that gets a zero byte when a server is ready.
@@ -355,6 +361,10 @@ impl Default for Options {
             share_pages: true,
             prev_images_dir: None,
             track_mem: false,
+            page_server: false,
+            address: None,
+            port: None,
+            ps_socket: None,
             lazy_pages: false,
             status_fd: None,
             restore_detached: false,

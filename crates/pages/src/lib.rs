@@ -2,9 +2,11 @@
 //! `pages-*.img`, and back.
 #![forbid(unsafe_code)]
 
+pub mod background;
 pub mod chain;
 pub mod lazy;
 pub mod put;
 pub mod select;
+pub mod server;
 pub mod shared;
 pub mod take;

@@ -34,6 +34,23 @@ pub enum Source {
     File(File),
 }
 
+/// What memory belongs to: a process, or all who map it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    Task(i32),
+    Shared(u64),
+}
+
+impl Owner {
+    /// The name of its page map.
+    pub fn pagemap(self) -> String {
+        match self {
+            Owner::Task(pid) => format!("pagemap-{pid}.img"),
+            Owner::Shared(id) => format!("pagemap-shmem-{id}.img"),
+        }
+    }
+}
+
 /// One pages file to be made.
 #[derive(Debug)]
 pub struct Job {
@@ -42,8 +59,7 @@ pub struct Job {
     pub runs: Vec<(Range<u64>, How)>,
     /// None of the above: pages that are stored elsewhere, in the parent folder or with another process.
     pub elsewhere: Vec<Run>,
-    /// Name of the page map: `pagemap-<pid>.img`.
-    pub pagemap: String,
+    pub owner: Owner,
     pub pages_id: u32,
 }
 
@@ -175,7 +191,7 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         // What is in the file stays in its order: it is sorted already.
         runs.sort_by_key(|run| run.range.start);
         let pagemap = Pagemap { pages_id: job.pages_id, runs };
-        dir.write(&job.pagemap, &pagemap.encode())?;
+        dir.write(&job.owner.pagemap(), &pagemap.encode())?;
         let name = pages_name(job.pages_id);
         match state.target.get() {
             Some(target) => {
@@ -186,6 +202,67 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         }
     }
     Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
+}
+
+/// A part of a job, in the order of addresses.
+#[derive(Debug)]
+pub enum Read<'b> {
+    /// Clean pages that somebody has.
+    Kept(Range<u64>),
+    /// Ranges of pages, and their content one behind the other.
+    Pages(Vec<Range<u64>>, &'b [u8]),
+}
+
+/// Reads the pages of a job, one part after the other, while `done` deals with the part before. Pages for which
+/// `is_kept` says so, of whether they are clean, are not read.
+///
+/// # Errors
+/// The first of reading, or of `done`.
+pub fn read_in_order(
+    job: &Job,
+    is_kept: &(dyn Fn(bool) -> bool + Sync),
+    done: &mut dyn FnMut(Read) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    enum Part {
+        Kept(Range<u64>),
+        Pages(Vec<Range<u64>>, Vec<u8>),
+    }
+    type Parts = std::sync::mpsc::SyncSender<Result<Part, Failure>>;
+    let read_all = |parts: &Parts| {
+        for runs in job.runs.chunk_by(|one, next| is_kept(one.1.is_clean) == is_kept(next.1.is_clean)) {
+            if is_kept(runs[0].1.is_clean) {
+                for (range, _) in runs {
+                    if parts.send(Ok(Part::Kept(range.clone()))).is_err() {
+                        return;
+                    }
+                }
+                continue;
+            }
+            for chunk in cut(0, runs) {
+                let mut buffer = vec![0; CHUNK];
+                let part =
+                    sys::apart::go_on().and_then(|()| read(job, &chunk.runs, &mut buffer)).map(|length| {
+                        let (kept, ranges) = drop_zeros(&mut buffer[..length], &chunk.runs);
+                        buffer.truncate(kept);
+                        Part::Pages(ranges, buffer)
+                    });
+                if parts.send(part).is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let (sender, parts) = std::sync::mpsc::sync_channel(4);
+        scope.spawn(move || read_all(&sender));
+        for part in parts {
+            match part? {
+                Part::Kept(range) => done(Read::Kept(range))?,
+                Part::Pages(ranges, bytes) => done(Read::Pages(ranges, &bytes))?,
+            }
+        }
+        Ok(())
+    })
 }
 
 pub fn pages_name(id: u32) -> String {
@@ -268,7 +345,7 @@ fn copy(
 fn read(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<usize, Failure> {
     let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
     let explain = |range: &Range<u64>, error: Errno| {
-        let object = Object::Vma { start: range.start, end: range.end, what: job.pagemap.clone() };
+        let object = Object::Vma { start: range.start, end: range.end, what: job.owner.pagemap() };
         error.on(object, "read its pages")
     };
     match &job.source {
@@ -399,7 +476,7 @@ mod tests {
                 source: Source::File(memory.try_clone().unwrap()),
                 runs: vec![(0..length as u64, ANONYMOUS)],
                 elsewhere: Vec::new(),
-                pagemap: "pagemap-1.img".into(),
+                owner: Owner::Task(1),
                 pages_id: 1,
             };
             take(&[job], &dir, &|_| ()).unwrap();

@@ -6,19 +6,17 @@
 //! until every page has come, or every process has ended. If it is killed before, the memory that has not come
 //! reads as zeros: it is as much a part of the tree as its memory.
 
-use crate::run::write_pidfile;
 use image::Dir;
 use image::pagemap::{PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
+use pages::background;
 use pages::chain::Chain;
 use pages::lazy::{Task, Waiting};
 use pages::take::pages_name;
 use std::collections::HashMap;
-use std::io::Read;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use sys::memory::View;
 use sys::userfault::Userfault;
 
@@ -78,30 +76,10 @@ impl Server {
 
 /// Starts a server and waits until it can be reached.
 fn start(options: &Options) -> Result<i32, Failure> {
-    let explain_io =
-        |error: std::io::Error| explain("start the server")(sys::memory::io_errno("execve", &error));
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("crtools")
-        .arg("lazy-pages")
-        .arg("-D")
-        .arg(&options.images_dir)
-        .arg("-W")
-        .arg(&options.work_dir);
-    command.arg(format!("-v{}", options.log_level));
-    command.args(["--no-default-config", "-o", "lazy-pages.log", "--status-fd", "1"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let started = command.spawn().map_err(explain_io)?;
-    let pid = started.id() as i32;
-    let mut byte = [1];
-    match started.stdout.map_or(Ok(0), |mut status| status.read(&mut byte)) {
-        Ok(1) => Ok(pid),
-        _ => {
-            let object = Object::Named("lazy pages".into());
-            let why = "it ended at once; see lazy-pages.log in the work directory";
-            Err(Failure::conflict(object, "start the server", why))
-        }
-    }
+    let mut words: Vec<OsString> = vec!["-D".into(), options.images_dir.clone().into()];
+    words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
+    words.extend(["-o".into(), "lazy-pages.log".into()]);
+    background::start("lazy-pages", words)
 }
 
 /// What the command `lazy-pages` does.
@@ -114,7 +92,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         own_pid = start(options)?;
     }
     if let Some(path) = &options.pidfile {
-        write_pidfile(path, own_pid)?;
+        sys::pidfile::write(path, own_pid)?;
     }
     if options.restore_detached {
         return Ok(());
@@ -134,11 +112,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         }
     })?;
     sys::socket::listen(&listener, 1).map_err(explain("listen"))?;
-    if let Some(fd) = options.status_fd {
-        let status = sys::inherited::duplicate(fd).map_err(explain("say that it is ready"))?;
-        sys::inherited::close(fd);
-        sys::fd::write(&status, &[0]).map_err(explain("say that it is ready"))?;
-    }
+    background::say_ready(options.status_fd)?;
     let accepted = sys::fd::wait_readable(&listener).and_then(|()| sys::socket::accept(&listener));
     let _ = std::fs::remove_file(&path);
     let restore = accepted.map_err(explain("wait for a restore"))?;

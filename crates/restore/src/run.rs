@@ -15,10 +15,7 @@ use model::{Failure, Failures, Hooks, Object, Options};
 use std::any::Any;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -100,7 +97,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents, server.as_ref())?;
     let stats = exec.run(|| {
         if let Some(path) = &options.pidfile {
-            write_pidfile(path, root)?;
+            sys::pidfile::write(path, root)?;
         }
         hooks.run(Action::PostRestore, dir.path(), Some(root))?;
         hooks.run(Action::PreResume, dir.path(), Some(root))?;
@@ -250,13 +247,4 @@ fn mapped_files(
         }
     }
     mapped
-}
-
-pub fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<(), Failure> {
-    let explain = |error: std::io::Error| {
-        sys::memory::io_errno("open", &error)
-            .on(Object::Path(path.display().to_string()), "write the pid file")
-    };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(explain)?;
-    file.write_all(pid.to_string().as_bytes()).map_err(explain)
 }

@@ -12,6 +12,7 @@ pub mod inotify;
 pub mod memory;
 pub mod name;
 pub mod pagemap;
+pub mod pidfile;
 pub mod place;
 pub mod probe;
 pub mod proc;

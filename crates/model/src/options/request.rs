@@ -183,6 +183,19 @@ impl Merge {
                 ));
             }
         }
+        if options.page_server && !matches!(command, Command::PageServer) {
+            let (is_dump, is_lazy) =
+                (matches!(command, Command::Dump | Command::PreDump), command == Command::LazyPages);
+            if is_dump && options.port.is_none() && options.ps_socket.is_none() {
+                messages.push("--page-server needs --port or --ps-socket".into());
+            }
+            if is_lazy {
+                messages.push("lazy-pages from a page server is not supported yet by crtools".into());
+            }
+        }
+        if command == Command::PageServer && options.lazy_pages {
+            messages.push("page-server with --lazy-pages is not supported yet by crtools".into());
+        }
         if command == Command::Restore {
             if options.restore_sibling && !options.restore_detached {
                 messages.push("--restore-sibling works only with --restore-detached".into());

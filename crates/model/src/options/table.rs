@@ -391,13 +391,26 @@ specs! {
         .help("restore: memory comes when the tree touches it, and in the background")
         .sets(store!(lazy_pages));
     PAGE_SERVER = Row::flag("page-server").negatable().section(Section::Memory).of(PAGES_MOVE)
-        .help("send memory to, or ask for it at, a page server");
+        .help("send memory to a page server")
+        .sets(store!(page_server));
     ADDRESS = Row::required("address", "HOST").section(Section::Memory).of(PAGES_MOVE | SERVERS)
-        .help("address of the page server, or path of the socket of the service");
+        .help("address of the page server, or path of the socket of the service")
+        .sets(|options, given| {
+            options.address = Some(text(given)?.to_owned());
+            Ok(())
+        });
     PORT = Row::required("port", "NUMBER").section(Section::Memory).of(PAGES_MOVE)
-        .help("port of the page server");
+        .help("port of the page server")
+        .sets(|options, given| {
+            options.port = Some(number(given)?);
+            Ok(())
+        });
     PS_SOCKET = Row::required("ps-socket", "FD").section(Section::Memory).of(PAGES_MOVE)
-        .help("an inherited, connected socket for pages");
+        .help("an inherited, connected socket for pages")
+        .sets(|options, given| {
+            options.ps_socket = Some(number(given)?);
+            Ok(())
+        });
     STATUS_FD = Row::required("status-fd", "FD").section(Section::Memory).of(DUMP | SERVERS)
         .help("write a zero byte to this descriptor when the server is ready")
         .sets(|options, given| {

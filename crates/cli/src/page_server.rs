@@ -1,0 +1,65 @@
+//! The command `page-server`: receives the pages of one dump.
+
+use image::Dir;
+use model::{Failure, Failures, Object, Options};
+use pages::server::Connection;
+use pages::{background, server};
+use std::net::TcpListener;
+
+/// # Errors
+/// When nobody can reach it, or what comes is not understood. What was written is removed then.
+pub fn run(options: &Options) -> Result<(), Failures> {
+    let mut pid = sys::process::own_pid();
+    if options.restore_detached {
+        pid = in_background(options)?;
+    }
+    if let Some(path) = &options.pidfile {
+        sys::pidfile::write(path, pid)?;
+    }
+    if options.restore_detached {
+        return Ok(());
+    }
+    let dir = Dir::open(&options.images_dir)?;
+    let mut connection = connect(options)?;
+    let received = receive(options, &dir, &mut *connection);
+    let pages = received.inspect_err(|_| dir.discard())?;
+    log::info!("{pages} pages have come");
+    Ok(())
+}
+
+fn receive(options: &Options, dir: &Dir, connection: &mut dyn Connection) -> Result<u64, Failure> {
+    let parent = options.prev_images_dir.as_deref().map(|name| server::link_parent(dir, name)).transpose()?;
+    server::receive(connection, dir, parent.as_ref())
+}
+
+fn connect(options: &Options) -> Result<Box<dyn Connection>, Failure> {
+    if let Some(fd) = options.ps_socket {
+        return server::inherited(fd);
+    }
+    let (host, port) = (options.address.as_deref().unwrap_or("0.0.0.0"), options.port.unwrap_or(0));
+    let explain = |doing: &'static str| {
+        move |error: std::io::Error| {
+            sys::memory::io_errno("bind", &error)
+                .on(Object::Named(format!("page server at {host}:{port}")), doing)
+        }
+    };
+    let listener = TcpListener::bind((host, port)).map_err(explain("wait there"))?;
+    if let Ok(address) = listener.local_addr() {
+        log::info!("page server waits at {address}");
+    }
+    background::say_ready(options.status_fd)?;
+    let (stream, from) = listener.accept().map_err(explain("wait for a dump"))?;
+    log::info!("{from} has come");
+    Ok(Box::new(stream))
+}
+
+fn in_background(options: &Options) -> Result<i32, Failure> {
+    let mut words: Vec<std::ffi::OsString> = vec!["-D".into(), options.images_dir.clone().into()];
+    words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
+    words.extend(["-o".into(), options.log_file.clone().unwrap_or_else(|| "page-server.log".into()).into()]);
+    words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
+    words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
+    words.extend(options.prev_images_dir.iter().flat_map(|dir| ["--prev-images-dir".into(), dir.into()]));
+    words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
+    background::start("page-server", words)
+}

@@ -1,0 +1,49 @@
+//! Servers of pages in the background: this program again, which says when it can be reached.
+
+use model::{Failure, Object};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// Starts this program with a command and its words, in a process group of its own, and waits until it says that
+/// it is ready (`--status-fd`). Returns its pid.
+///
+/// # Errors
+/// When it cannot be started, or ends before.
+pub fn start<W: AsRef<OsStr>>(
+    command: &'static str,
+    words: impl IntoIterator<Item = W>,
+) -> Result<i32, Failure> {
+    let object = || Object::Named(command.into());
+    let mut program = Command::new("/proc/self/exe");
+    program.arg0("crtools").arg(command).args(words);
+    program.args(["--no-default-config", "--status-fd", "1"]);
+    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let started = program.spawn().map_err(|error| {
+        sys::memory::io_errno("execve", &error).on(object(), "start it in the background")
+    })?;
+    let pid = started.id() as i32;
+    let mut byte = [1];
+    match started.stdout.map_or(Ok(0), |mut status| status.read(&mut byte)) {
+        Ok(1) => Ok(pid),
+        _ => {
+            let why = "it ended at once; its log says why";
+            Err(Failure::conflict(object(), "start it in the background", why))
+        }
+    }
+}
+
+/// What a server does when it can be reached: `fd` is what `--status-fd` names.
+///
+/// # Errors
+/// When it is no descriptor that can be written to.
+pub fn say_ready(fd: Option<i32>) -> Result<(), Failure> {
+    let Some(number) = fd else { return Ok(()) };
+    let explain = |error: model::Errno| {
+        error.on(Object::Named(format!("--status-fd {number}")), "say that it is ready")
+    };
+    let status = sys::inherited::duplicate(number).map_err(explain)?;
+    sys::inherited::close(number);
+    sys::fd::write(&status, &[0]).map_err(explain).map(drop)
+}

@@ -1,0 +1,432 @@
+//! Pages over a connection: the protocol of CRIU's page server, both ends.
+//!
+//! A header with a command, a number of pages, an address, and the object that it is about; after some commands the
+//! pages. CRIU up to 4.1 has headers of 24 bytes, later ones of 32; they do not tell each other which. The first
+//! command opens an object, with no pages and no address, so the server sees from the place of the object which it is.
+//! We send the newer.
+
+use crate::chain::{Chain, PARENT_LINK};
+use crate::take::{Job, Owner, Read, pages_name};
+use image::Dir;
+use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
+use model::{Errno, Failure, Object, Options};
+use std::fs::File;
+use std::io;
+use std::net::TcpStream;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+const OPEN2: u16 = 4;
+const PARENT_EXISTS: u16 = 5;
+const ADD_F: u16 = 6;
+const CLOSE: u16 = 0x1023;
+const FORCE_CLOSE: u16 = 0x1024;
+
+/// Types of objects.
+const OF_TASK: u64 = 1;
+const OF_SHARED: u64 = 2;
+/// The same, as older versions number them.
+const TASKS: [u64; 5] = [OF_TASK, 10, 11, 16, 17];
+const SHARED: [u64; 7] = [OF_SHARED, 27, 28, 29, 32, 33, 34];
+
+/// The first number of a pages file here: the dump itself numbers its own from 1.
+const FIRST_ID: u32 = 0x10001;
+/// Bytes that are received at a time.
+const CHUNK: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Header {
+    command: u16,
+    flags: u16,
+    pages: u64,
+    address: u64,
+    object: u64,
+}
+
+impl Header {
+    fn bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&self.command.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.pages.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.address.to_ne_bytes());
+        bytes[24..].copy_from_slice(&self.object.to_ne_bytes());
+        bytes
+    }
+
+    /// Of 24 or 32 bytes.
+    fn parse(bytes: &[u8]) -> Header {
+        let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("two bytes"));
+        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let (pages, rest) = match bytes.len() {
+            24 => (u64::from(half(4)) | u64::from(half(6)) << 16, 8),
+            _ => (word(8), 16),
+        };
+        Header { command: half(0), flags: half(2), pages, address: word(rest), object: word(rest + 8) }
+    }
+}
+
+fn explain(doing: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |error| {
+        let error = match error.kind() {
+            io::ErrorKind::UnexpectedEof => Errno { call: "read", code: libc::ECONNRESET },
+            _ => sys::memory::io_errno("read", &error),
+        };
+        error.on(Object::Named("page server".into()), doing)
+    }
+}
+
+fn wrong(why: String) -> Failure {
+    Failure::conflict(Object::Named("page server".into()), "understand what is sent", why)
+}
+
+/// Both directions of a connection.
+pub trait Connection: io::Read + io::Write + Send {}
+impl<T: io::Read + io::Write + Send> Connection for T {}
+
+/// A connection that whoever started this program has made (`--ps-socket`).
+///
+/// # Errors
+/// When there is no such descriptor.
+pub fn inherited(number: i32) -> Result<Box<dyn Connection>, Failure> {
+    let object = || Object::Named(format!("--ps-socket {number}"));
+    let fd = sys::inherited::duplicate(number).map_err(|error| error.on(object(), "use the connection"))?;
+    Ok(Box::new(File::from(fd)))
+}
+
+/// Connects to a server, as the options say.
+///
+/// # Errors
+/// When it cannot be reached.
+pub fn connect(options: &Options) -> Result<Box<dyn Connection>, Failure> {
+    if let Some(fd) = options.ps_socket {
+        return inherited(fd);
+    }
+    let (host, port) = (options.address.as_deref().unwrap_or("127.0.0.1"), options.port.unwrap_or(0));
+    let stream = TcpStream::connect((host, port)).map_err(|error| {
+        let object = Object::Named(format!("page server at {host}:{port}"));
+        sys::memory::io_errno("connect", &error).on(object, "reach it")
+    })?;
+    // Headers are small, and answers are waited for.
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(stream))
+}
+
+// ------------------------------------------------------------------------------------------ receiving
+
+/// Receives pages into a folder until the other end says that it has sent all. `parent` are the images before, if
+/// there are some. Returns how many pages came.
+///
+/// # Errors
+/// When the other end says something that is none of this, or leaves early; what was written is to be discarded.
+pub fn receive(connection: &mut dyn Connection, dir: &Dir, parent: Option<&Chain>) -> Result<u64, Failure> {
+    let read = explain("receive pages");
+    let mut first = [0; 24];
+    connection.read_exact(&mut first).map_err(&read)?;
+    // The newer header has the address there, which is none in the first command.
+    let is_long = first[16..] == [0; 8];
+    let mut receiving = Receiving { dir, parent, next_id: FIRST_ID, open: None, pages: 0 };
+    let mut given = Some(first);
+    loop {
+        let mut bytes = [0; 32];
+        let start = match given.take() {
+            Some(first) => {
+                bytes[..24].copy_from_slice(&first);
+                24
+            }
+            None => 0,
+        };
+        let length = if is_long { 32 } else { 24 };
+        connection.read_exact(&mut bytes[start..length]).map_err(&read)?;
+        let header = Header::parse(&bytes[..length]);
+        match header.command {
+            OPEN2 => {
+                let has_parent = receiving.open(header.object)?;
+                connection.write_all(&[has_parent.into()]).map_err(&read)?;
+            }
+            PARENT_EXISTS => {
+                let has_parent = receiving.before(&name_of(header.object)?)?.is_some();
+                connection.write_all(&i32::from(has_parent).to_ne_bytes()).map_err(&read)?;
+            }
+            ADD_F => receiving.add(connection, &header)?,
+            CLOSE | FORCE_CLOSE => {
+                receiving.close()?;
+                connection.write_all(&0i32.to_ne_bytes()).map_err(&read)?;
+                return Ok(receiving.pages);
+            }
+            other => return Err(wrong(format!("{other:#x} is no command of this server"))),
+        }
+        connection.flush().map_err(&read)?;
+    }
+}
+
+fn name_of(object: u64) -> Result<String, Failure> {
+    let (id, kind) = (object >> 8, object & 0xff);
+    match kind {
+        kind if TASKS.contains(&kind) => Ok(Owner::Task(i32::try_from(id).unwrap_or(0)).pagemap()),
+        kind if SHARED.contains(&kind) => Ok(Owner::Shared(id).pagemap()),
+        kind => Err(wrong(format!("{kind} is no type of memory"))),
+    }
+}
+
+struct Receiving<'d> {
+    dir: &'d Dir,
+    parent: Option<&'d Chain>,
+    next_id: u32,
+    open: Option<Open>,
+    pages: u64,
+}
+
+/// An object whose pages come.
+struct Open {
+    name: String,
+    id: u32,
+    file: File,
+    length: u64,
+    runs: Vec<Run>,
+    /// What the images before have of it.
+    before: Vec<Run>,
+}
+
+impl Receiving<'_> {
+    fn before(&self, name: &str) -> Result<Option<Vec<Run>>, Failure> {
+        let Some(parent) = self.parent.filter(|parent| parent.newest().has(name)) else { return Ok(None) };
+        Ok(Some(parent.load(name)?.runs))
+    }
+
+    fn open(&mut self, object: u64) -> Result<bool, Failure> {
+        self.close()?;
+        let name = name_of(object)?;
+        let before = self.before(&name)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        let file = self.dir.create(&pages_name(id))?;
+        let has_parent = before.is_some();
+        self.open =
+            Some(Open { name, id, file, length: 0, runs: Vec::new(), before: before.unwrap_or_default() });
+        Ok(has_parent)
+    }
+
+    fn close(&mut self) -> Result<(), Failure> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let pagemap = Pagemap { pages_id: open.id, runs: open.runs };
+        self.dir.write(&open.name, &pagemap.encode())
+    }
+
+    fn add(&mut self, connection: &mut dyn Connection, header: &Header) -> Result<(), Failure> {
+        let read = explain("receive pages");
+        let open = self.open.as_mut().ok_or_else(|| wrong("pages of nothing".into()))?;
+        let last = open.runs.last().map_or(0, |run| run.range.end);
+        let end = header.pages.checked_mul(PAGE).and_then(|length| header.address.checked_add(length));
+        let end = end.filter(|_| header.address.is_multiple_of(PAGE) && header.address >= last);
+        let end = end.ok_or_else(|| {
+            wrong(format!("{} pages at {:#x} are no run in order", header.pages, header.address))
+        })?;
+        let range = header.address..end;
+        if u32::from(header.flags) & PRESENT == 0 {
+            if u32::from(header.flags) & PARENT != 0 {
+                open.keep(range);
+            }
+            return Ok(());
+        }
+        let mut left = end - header.address;
+        let mut buffer = vec![0; CHUNK.min(left as usize)];
+        while left > 0 {
+            let part = &mut buffer[..(left as usize).min(CHUNK)];
+            connection.read_exact(part).map_err(&read)?;
+            open.file.write_all_at(part, open.length).map_err(|error| {
+                sys::memory::io_errno("pwrite", &error).on(Object::Path(pages_name(open.id)), "write pages")
+            })?;
+            open.length += part.len() as u64;
+            left -= part.len() as u64;
+        }
+        self.pages += header.pages;
+        let file = PagesFile { layer: 0, id: open.id };
+        open.push(Run { range, flags: PRESENT, offset: 0, file, same_as: None });
+        Ok(())
+    }
+}
+
+impl Open {
+    /// Pages that have not changed. One that is not in the images before was zero then, and still is.
+    fn keep(&mut self, range: Range<u64>) {
+        let (both, _) = crate::chain::split(vec![(range, ())], |()| true, &self.before);
+        both.into_iter().for_each(|range| self.push(Run::in_parent(range)));
+    }
+
+    /// Runs come in pieces.
+    fn push(&mut self, run: Run) {
+        match self.runs.last_mut() {
+            Some(last) if last.flags == run.flags && last.range.end == run.range.start => {
+                last.range.end = run.range.end;
+            }
+            _ => self.runs.push(run),
+        }
+    }
+}
+
+/// Makes the link to the images before, and opens them. `name` is relative to `dir`.
+///
+/// # Errors
+/// When there is no such folder.
+pub fn link_parent(dir: &Dir, name: &std::path::Path) -> Result<Chain, Failure> {
+    let chain = Chain::open(&Dir::open(&dir.path().join(name))?)?;
+    dir.link(PARENT_LINK, name)?;
+    Ok(chain)
+}
+
+// -------------------------------------------------------------------------------------------- sending
+
+fn object(owner: Owner) -> u64 {
+    match owner {
+        Owner::Task(pid) => (pid as u64) << 8 | OF_TASK,
+        Owner::Shared(id) => id << 8 | OF_SHARED,
+    }
+}
+
+/// Sends pages to a server. To be ended with [`Sending::close`].
+pub struct Sending<'c> {
+    connection: &'c mut dyn Connection,
+}
+
+impl<'c> Sending<'c> {
+    pub fn new(connection: &'c mut dyn Connection) -> Sending<'c> {
+        Sending { connection }
+    }
+
+    fn say(&mut self, header: Header) -> Result<(), Failure> {
+        self.connection.write_all(&header.bytes()).map_err(explain("send pages"))
+    }
+
+    /// Sends what a job says, while other threads read what comes next. Clean pages are only named when the server
+    /// has images before. Returns how many pages were sent.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the server is gone.
+    pub fn send(&mut self, job: &Job) -> Result<u64, Failure> {
+        self.say(Header { command: OPEN2, object: object(job.owner), ..Header::default() })?;
+        let mut has_parent = [0];
+        self.connection.read_exact(&mut has_parent).map_err(explain("ask the server"))?;
+        let is_kept = |is_clean: bool| is_clean && has_parent == [1];
+        let mut sent = 0;
+        crate::take::read_in_order(job, &is_kept, &mut |part: Read| {
+            let add = |flags: u32, range: &Range<u64>| Header {
+                command: ADD_F,
+                flags: flags as u16,
+                pages: (range.end - range.start) / PAGE,
+                address: range.start,
+                object: object(job.owner),
+            };
+            match part {
+                Read::Kept(range) => self.say(add(PARENT, &range)),
+                Read::Pages(ranges, mut bytes) => {
+                    for range in ranges {
+                        let (pages, rest) = bytes.split_at((range.end - range.start) as usize);
+                        self.say(add(PRESENT, &range))?;
+                        self.connection.write_all(pages).map_err(explain("send pages"))?;
+                        sent += (range.end - range.start) / PAGE;
+                        bytes = rest;
+                    }
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(sent)
+    }
+
+    /// Says that this was all, and waits until the server has it.
+    ///
+    /// # Errors
+    /// When the server could not keep it.
+    pub fn close(mut self) -> Result<(), Failure> {
+        self.say(Header { command: CLOSE, ..Header::default() })?;
+        let mut status = [0; 4];
+        self.connection.flush().map_err(explain("send pages"))?;
+        self.connection.read_exact(&mut status).map_err(explain("hear whether all has come"))?;
+        match i32::from_ne_bytes(status) {
+            0 => Ok(()),
+            status => Err(wrong(format!("the server could not keep the pages: {status}"))),
+        }
+    }
+}
+
+impl std::fmt::Debug for Sending<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("Sending")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes, and what was answered.
+    struct Line(io::Cursor<Vec<u8>>, Vec<u8>);
+
+    impl io::Read for Line {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl io::Write for Line {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn short(header: Header) -> Vec<u8> {
+        let long = header.bytes();
+        [&long[..4], &(header.pages as u32).to_ne_bytes(), &long[16..]].concat()
+    }
+
+    fn conversation(encode: fn(Header) -> Vec<u8>) -> Vec<u8> {
+        let object = object(Owner::Task(7));
+        let open = Header { command: OPEN2, object, ..Header::default() };
+        let add = Header { command: ADD_F, flags: PRESENT as u16, pages: 2, address: 0x5000, object };
+        let kept = Header { flags: PARENT as u16, address: 0x9000, ..add };
+        let close = Header { command: CLOSE, ..Header::default() };
+        [encode(open), encode(add), vec![9; 8192], encode(kept), encode(close)].concat()
+    }
+
+    fn receive_into(name: &str, bytes: Vec<u8>) -> (Result<u64, Failure>, Option<Vec<u8>>, Vec<u8>) {
+        let path = std::env::temp_dir().join(format!("crtools-server-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let dir = Dir::open(&path).unwrap();
+        let mut line = Line(io::Cursor::new(bytes), Vec::new());
+        let result = receive(&mut line, &dir, None);
+        let pages = dir.read("pages-65537.img").unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        (result, pages, line.1)
+    }
+
+    #[test]
+    fn both_sizes_of_headers_are_understood() {
+        for (name, encode) in
+            [("long", (|header: Header| header.bytes().to_vec()) as fn(Header) -> Vec<u8>), ("short", short)]
+        {
+            let (result, pages, answers) = receive_into(name, conversation(encode));
+            assert_eq!(result.unwrap(), 2, "{name}");
+            assert_eq!(pages, Some(vec![9; 8192]));
+            assert_eq!(answers, [0, 0, 0, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn an_end_without_a_word_and_nonsense_are_errors() {
+        let whole = conversation(|header| header.bytes().to_vec());
+        assert!(receive_into("cut", whole[..whole.len() - 32].to_vec()).0.is_err());
+        assert!(receive_into("short-data", whole[..100].to_vec()).0.is_err());
+        assert!(receive_into("empty", Vec::new()).0.is_err());
+        let mut strange = whole.clone();
+        strange[0] = 99;
+        assert!(receive_into("strange", strange).0.is_err());
+        let add = Header { command: ADD_F, flags: 4, pages: u64::MAX, address: 0x5000, object: 0x701 };
+        let huge = [&whole[..32], &add.bytes()].concat();
+        assert!(receive_into("huge", huge).0.is_err());
+    }
+}
