@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     let mut reader = Reader::open(kind::FILES, "files.img", image.bytes()).expect("the magic is right");
     let Ok(entries) = reader.all::<FileEntry>() else { return };
     let ids: Vec<u32> = entries.iter().map(|entry| entry.id).collect();
-    match FileTable::new(entries, Vec::new()) {
+    match FileTable::new(entries, Vec::new(), Vec::new()) {
         Ok(files) => {
             for id in ids {
                 let (kind, body) = files.get(id).expect("every record is in the table");

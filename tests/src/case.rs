@@ -218,7 +218,8 @@ impl Case {
             modes.push(Mode::ForeignVdso);
         }
         if self.exchange {
-            modes.extend([Mode::ToPeer, Mode::FromPeer]);
+            let is_able = |mode: &Mode| !self.peer_cannot_in.contains(mode);
+            modes.extend([Mode::ToPeer, Mode::FromPeer].into_iter().filter(is_able));
         }
         modes
     }

@@ -10,6 +10,7 @@ use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
+use kinds::fd::tty;
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options};
@@ -86,6 +87,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         dir.begin()?;
         past.link(dir)?;
         links = taking.shared(survey.cx())?;
+        drop(tty::write(survey.cx())?);
         frozen_us = let_go(&mut tree);
         census = survey.conclude(&tree, &|pid, look| {
             let mut reading = copies::read(&tree.copies, pid)?;
@@ -116,6 +118,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
             for process in &mut whole.processes {
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
+            drop(tty::write(&mut whole.cx)?);
             frozen_us = let_go(&mut tree);
         }
         census = whole;
@@ -132,6 +135,8 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     sys::apart::go_on()?;
     options.progress.stage("images");
     let scanned = census.processes.iter().map(|process| process.scanned_pages).sum();
+    // Last of what may fail: what it takes is not with the tree for the rest of the dump.
+    let queues = tty::write(&mut census.cx)?;
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory(&past.run_id))?;
     let state = match options {
@@ -144,8 +149,12 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     if !is_copied {
         frozen_us = micros(frozen);
     }
-    if matches!(state, FinalState::Killed) {
-        links.keep();
+    match state {
+        FinalState::Killed => {
+            links.keep();
+            queues.keep();
+        }
+        _ => drop(queues),
     }
     past.forget();
     if let Err(failure) = track::keep(watched, &past.run_id) {

@@ -10,6 +10,7 @@ use agent::crew::{self, shares};
 use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::fd::ghost::FileAt;
+use kinds::fd::tty::Person;
 use kinds::task::seccomp;
 use kinds::task::sessions::{self, Kin};
 use kinds::vma;
@@ -123,6 +124,8 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
         found: Vec::new(),
     };
     survey.check_tree(tree);
+    let alive = tree.processes.iter().filter(|process| process.state != State::Zombie);
+    survey.cx.people = alive.map(|process| (process.pid, person(&process.stat))).collect();
     let observed = observe_all(tree, depth);
     survey.objects = objects(tree)?;
     survey.all_descriptors(tree)?;
@@ -144,6 +147,10 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
     }
     kinds::fd::locks::settle(&mut survey.cx);
     Ok(survey)
+}
+
+fn person(stat: &sys::proc::Stat) -> Person {
+    Person { sid: stat.sid, terminal: stat.tty as u32, group: stat.tty_pgid }
 }
 
 /// Tells which objects tasks share.
@@ -435,6 +442,11 @@ impl<'o> Survey<'o> {
         }
         if let Some(tc) = &mut cores[0].1.tc {
             tc.oom_score_adj = look.oom_score_adj;
+            // A session of the shell has its terminal.
+            let sid = process.stat.sid;
+            let leader = self.cx.people.get(&sid);
+            let sessions = leader.map_or(self.options.shell_job, |leader| leader.terminal != 0);
+            tc.has_no_terminal = (process.stat.tty == 0 && sessions).then_some(true);
             (tc.task_state, tc.stop_signo) = match process.state {
                 State::Stopped(signal) => (3, Some(signal as u32)),
                 _ => (1, None),

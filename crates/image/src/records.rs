@@ -170,6 +170,9 @@ pub struct TaskCoreEntry {
     /// Ours: the signal that tells the parent of the end, where it is not SIGCHLD.
     #[prost(uint32, optional, tag = "1000")]
     pub exit_signal: Option<u32>,
+    /// Ours: the session has a terminal that this process does not have.
+    #[prost(bool, optional, tag = "1001")]
+    pub has_no_terminal: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

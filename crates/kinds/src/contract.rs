@@ -3,11 +3,12 @@
 //! Proven against five unlike kinds: eventfd, pipe, epoll, UNIX socket, listening TCP.
 
 use crate::fd::ghost::{self, FileAt, Remap, RemapFilePathEntry};
+use crate::fd::tty::{Control, Person, TtyInfoEntry};
 use agent::{Area, List};
 use image::{Dir, FileEntry, FownEntry, Message, Writer};
 use model::{Errno, Failure, Failures, Object, Options};
 use std::any::{Any, TypeId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::fd::Texts;
@@ -177,6 +178,8 @@ pub struct DumpCx<'o> {
     pub flown: Vec<u32>,
     /// Every process of the tree.
     pub pids: Vec<i32>,
+    /// The session and terminal of each that lives.
+    pub people: BTreeMap<i32, Person>,
     /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
     pub contents: Vec<(u64, OwnedFd)>,
     last_id: u32,
@@ -192,6 +195,7 @@ impl<'o> DumpCx<'o> {
             flying: Vec::new(),
             flown: Vec::new(),
             pids,
+            people: BTreeMap::new(),
             contents: Vec::new(),
             last_id: 0,
         }
@@ -217,6 +221,8 @@ pub struct OpenCx<'r> {
     pub files: &'r FileTable,
     /// Those that are open already, for kinds that come last.
     pub opened: HashMap<u32, OwnedFd>,
+    /// What sessions have, as it is made.
+    pub terminals: Vec<Control>,
     /// Puts the content of `pagemap-shmem-<n>.img` into a file.
     pub fill: &'r dyn Fn(u64, &OwnedFd) -> Result<(), Failure>,
 }
@@ -275,8 +281,13 @@ pub trait FdKind: Sync {
     }
 
     /// The key by which `--inherit-fd` gives a descriptor in its place.
-    fn key(&self, _entry: &Self::Entry) -> Option<String> {
+    fn key(&self, _entry: &Self::Entry, _files: &FileTable) -> Option<String> {
         None
+    }
+
+    /// Takes note of a descriptor that was given in its place.
+    fn inherited(&self, _entry: &Self::Entry, _fd: &OwnedFd, _cx: &mut OpenCx) -> Result<(), Failure> {
+        Ok(())
     }
 
     /// Files that objects of this kind hold, whether or not a task has them too.
@@ -323,7 +334,8 @@ pub trait AnyFdKind: Sync {
     fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
     fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
-    fn key(&self, entry: &dyn Any) -> Option<String>;
+    fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String>;
+    fn inherited(&self, entry: &dyn Any, fd: &OwnedFd, cx: &mut OpenCx) -> Result<(), Failure>;
     fn comes_last(&self) -> bool;
     fn needs_tasks(&self) -> bool;
     fn meet(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure>;
@@ -380,8 +392,12 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::is_alone(self, typed::<K>(entry), files)
     }
 
-    fn key(&self, entry: &dyn Any) -> Option<String> {
-        FdKind::key(self, typed::<K>(entry))
+    fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String> {
+        FdKind::key(self, typed::<K>(entry), files)
+    }
+
+    fn inherited(&self, entry: &dyn Any, fd: &OwnedFd, cx: &mut OpenCx) -> Result<(), Failure> {
+        FdKind::inherited(self, typed::<K>(entry), fd, cx)
     }
 
     fn comes_last(&self) -> bool {
@@ -422,6 +438,8 @@ impl<K: FdKind> AnyFdKind for K {
 pub struct FileTable {
     files: HashMap<u32, (&'static dyn AnyFdKind, AnyEntry)>,
     remaps: HashMap<u32, Remap>,
+    /// By id.
+    pub terminals: HashMap<u32, TtyInfoEntry>,
 }
 
 impl std::fmt::Debug for FileTable {
@@ -431,13 +449,18 @@ impl std::fmt::Debug for FileTable {
 }
 
 impl FileTable {
-    /// Sorts the records of `files.img` by kind, and those of `remap-fpath.img` by file.
+    /// Sorts the records of `files.img` by kind, those of `remap-fpath.img` by file, and those of `tty-info.img`.
     ///
     /// # Errors
     /// Every record of a kind that is not carried, and every one that is no record of its kind.
-    pub fn new(entries: Vec<FileEntry>, remaps: Vec<RemapFilePathEntry>) -> Result<FileTable, Failures> {
+    pub fn new(
+        entries: Vec<FileEntry>,
+        remaps: Vec<RemapFilePathEntry>,
+        terminals: Vec<TtyInfoEntry>,
+    ) -> Result<FileTable, Failures> {
         let mut failures = Failures::new();
-        let mut table = FileTable::default();
+        let terminals = terminals.into_iter().map(|info| (info.id, info)).collect();
+        let mut table = FileTable { terminals, ..FileTable::default() };
         for (index, entry) in entries.into_iter().enumerate() {
             let corrupt = |why: String| Failure::corrupt("files.img", Some(index), why);
             let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {

@@ -18,6 +18,7 @@ use agent::puppet::{self, CloneArgs};
 use agent::{Arg, Judge, List, Watch};
 use image::pagemap::PagesFile;
 use kinds::contract::TaskOps;
+use kinds::fd::tty::Control;
 use kinds::task::{attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::stats::RestoreStats;
@@ -45,15 +46,23 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
 
+/// What is open in this process, for the tasks to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct Open<'r> {
+    /// Files by id.
+    pub files: &'r HashMap<u32, OwnedFd>,
+    /// The same, opened in another mode for mappings.
+    pub mapped: &'r HashMap<(u32, u32), OwnedFd>,
+    /// What sessions have.
+    pub terminals: &'r [Control],
+}
+
 /// Everything that the waves need.
 pub struct Exec<'r> {
     pub checkpoint: Arc<Checkpoint>,
     pub plan: &'r Plan,
     pub options: &'r Options,
-    /// Open files by id, as descriptors of this process.
-    pub files: &'r HashMap<u32, OwnedFd>,
-    /// The same, opened in another mode for mappings.
-    pub mapped: &'r HashMap<(u32, u32), OwnedFd>,
+    pub open: Open<'r>,
     pub pages: HashMap<PagesFile, File>,
     pub contents: Contents,
     pub own: Status,
@@ -162,8 +171,7 @@ impl<'r> Exec<'r> {
         checkpoint: Arc<Checkpoint>,
         plan: &'r Plan,
         options: &'r Options,
-        files: &'r HashMap<u32, OwnedFd>,
-        mapped: &'r HashMap<(u32, u32), OwnedFd>,
+        open: Open<'r>,
         pages: HashMap<PagesFile, File>,
         contents: Contents,
         lazy: Option<&'r Server>,
@@ -191,8 +199,7 @@ impl<'r> Exec<'r> {
             checkpoint,
             plan,
             options,
-            files,
-            mapped,
+            open,
             pages,
             contents,
             own,
@@ -256,7 +263,7 @@ impl<'r> Exec<'r> {
         let open = self.make_processes(&own_vdso)?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
-        for (id, fd) in self.files {
+        for (id, fd) in self.open.files {
             if let Some((kind, entry)) = self.checkpoint.files.get(*id) {
                 kind.meet(entry, fd)?;
             }
@@ -403,7 +410,7 @@ impl<'r> Exec<'r> {
     fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
         self.close_inherited()?;
         let files = |id: u32, mode: u32| {
-            let fd = self.mapped.get(&(id, mode)).or_else(|| self.files.get(&id));
+            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(&id));
             fd.map(AsRawFd::as_raw_fd)
         };
         let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
@@ -430,6 +437,10 @@ impl<'r> Exec<'r> {
             }
             if task.sid == task.pid {
                 ops.list.label("lead a session").ok(libc::SYS_setsid, &[]);
+                if let Some(terminal) = self.terminal(task.pid).filter(|_| !task.is_zombie()) {
+                    ops.list.label("take the terminal of its session");
+                    self.ask_terminal(terminal, sys::tty::TAKE, 0.into(), ops);
+                }
                 if task.is_zombie() {
                     self.clone_orphans(task.sid, ops)?;
                 }
@@ -483,6 +494,40 @@ impl<'r> Exec<'r> {
             }
         }
         Ok(open)
+    }
+
+    /// What the session has.
+    fn terminal(&self, session: i32) -> Option<&Control> {
+        self.open.terminals.iter().find(|terminal| terminal.session == session)
+    }
+
+    /// A request of a task to a terminal, of which it has no descriptor afterwards.
+    fn ask_terminal(&self, terminal: &Control, request: u32, argument: Arg, ops: &mut TaskOps) {
+        let fetched = self.reach().fetch(terminal.fd.as_raw_fd(), ops);
+        ops.list.ok(libc::SYS_ioctl, &[Arg::Result(fetched), u64::from(request).into(), argument]);
+        ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+    }
+
+    /// Sets the foreground group of each terminal, when all groups are there. Whoever does it is deaf to SIGTTOU.
+    fn foreground(&self) -> Result<(), Failure> {
+        for terminal in self.open.terminals {
+            let is_in = |task: &Task| task.sid == terminal.session && !task.is_zombie();
+            let has_terminal = |task: &Task| is_in(task) && task.tc().has_no_terminal != Some(true);
+            let is_there = self.tasks().any(|(_, task)| is_in(task) && task.pgid == terminal.group);
+            let is_outside = self.plan.inherited_pgid == Some(terminal.group);
+            let Some((at, task)) = self.tasks().find(|(_, task)| has_terminal(task)) else { continue };
+            if !is_there || is_outside {
+                continue;
+            }
+            let mut list = List::new();
+            let ops = &mut TaskOps { list: &mut list, area: &self.area };
+            ops.list.label("set the foreground group of its terminal");
+            let group = ops.bytes(&terminal.group.to_ne_bytes())?;
+            self.ask_terminal(terminal, sys::tty::SET_GROUP, group.into(), ops);
+            let run = self.area.start(self.slots[at][0], list).map_err(tree_error)?;
+            self.wait_all(vec![(task.pid, run)])?;
+        }
+        Ok(())
     }
 
     /// How many leaders of sessions had to be there before this task could be made.
@@ -622,7 +667,7 @@ impl<'r> Exec<'r> {
                 for entry in &task.mm.vmas {
                     vma::finish(entry, open[at].contains(&entry.start), ops)?;
                 }
-                let exe = self.files[&task.mm.exe_file_id].as_raw_fd();
+                let exe = self.open.files[&task.mm.exe_file_id].as_raw_fd();
                 let number = self.service.exe + at as i32;
                 ops.list.label("set the executable");
                 let fetched = self.reach().fetch(exe, ops);
@@ -631,6 +676,12 @@ impl<'r> Exec<'r> {
                 vma::mm::restore(&task.mm, number, ops)?;
                 ops.list.ok(libc::SYS_close, &[number.into()]);
                 self.working_directory(task, ops)?;
+                if let Some(terminal) =
+                    self.terminal(task.sid).filter(|_| task.tc().has_no_terminal == Some(true))
+                {
+                    ops.list.label("leave the terminal of its session");
+                    self.ask_terminal(terminal, sys::tty::LEAVE, 0.into(), ops);
+                }
                 is_owner = tables.insert(task.ids.files_id);
                 if is_owner {
                     self.descriptors(task, ops)?;
@@ -650,6 +701,7 @@ impl<'r> Exec<'r> {
         for (at, task, list) in later {
             self.wait_all(vec![(task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?)])?;
         }
+        self.foreground()?;
         self.end_zombies()?;
         self.close_service()
     }
@@ -661,7 +713,7 @@ impl<'r> Exec<'r> {
             entry.is_some_and(|entry| &*entry.name == b"/")
         };
         let enter = |id: u32, ops: &mut TaskOps, is_new_root: bool| -> Result<(), Failure> {
-            let fetched = self.reach().fetch(self.files[&id].as_raw_fd(), ops);
+            let fetched = self.reach().fetch(self.open.files[&id].as_raw_fd(), ops);
             ops.list.ok(libc::SYS_fchdir, &[Arg::Result(fetched)]);
             if is_new_root {
                 let dot = ops.bytes(b".\0")?;
@@ -687,7 +739,7 @@ impl<'r> Exec<'r> {
         let mut lowest = 0;
         for entry in &self.checkpoint.tables[&task.ids.files_id] {
             let (number, is_cloexec) = (entry.fd as i32, entry.flags & 1 != 0);
-            self.reach().fetch(self.files[&entry.id].as_raw_fd(), ops);
+            self.reach().fetch(self.open.files[&entry.id].as_raw_fd(), ops);
             if number != lowest {
                 let flags = if is_cloexec { libc::O_CLOEXEC } else { 0 };
                 ops.list.ok(libc::SYS_dup3, &[lowest.into(), number.into(), flags.into()]);

@@ -132,6 +132,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     let files = FileTable::new(
         dir.read_all(kind::FILES, "files.img")?,
         dir.read_all(kind::REMAP_FPATH, "remap-fpath.img")?,
+        dir.read_all(kind::TTY_INFO, "tty-info.img")?,
     );
     let mut tables = HashMap::new();
     for task in tasks.iter().filter(|task| !task.is_zombie()) {

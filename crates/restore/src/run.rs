@@ -1,14 +1,15 @@
 //! A restore from beginning to end.
 
-use crate::exec::Exec;
+use crate::exec::{Exec, Open};
 use crate::lazy::Server;
 use crate::load::{Checkpoint, file_of, in_parallel, load};
 use crate::memory::Contents;
 use crate::plan::plan;
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
-use kinds::contract::{AnyFdKind, OpenCx, Shelf};
+use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
 use kinds::fd::locks;
+use kinds::fd::tty::Control;
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -78,7 +79,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     options.progress.stage("files");
     let mut failures = Failures::new();
-    let files = open_files(&checkpoint, options, &dir, &mut failures);
+    let (files, terminals) = open_files(&checkpoint, options, &dir, &mut failures);
     for lock in &checkpoint.locks {
         let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(&id));
         failures.extend(file.and_then(|file| locks::take(lock, file).err()));
@@ -93,8 +94,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
     options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
     let server = options.lazy_pages.then(|| Server::reach(options)).transpose()?;
-    let exec =
-        Exec::new(checkpoint.clone(), &plan, options, &files, &mapped, pages, contents, server.as_ref())?;
+    let open = Open { files: &files, mapped: &mapped, terminals: &terminals };
+    let exec = Exec::new(checkpoint.clone(), &plan, options, open, pages, contents, server.as_ref())?;
     let stats = exec.run(|| {
         if let Some(path) = &options.pidfile {
             sys::pidfile::write(path, root)?;
@@ -128,7 +129,7 @@ fn open_files(
     options: &Options,
     dir: &Dir,
     failures: &mut Failures,
-) -> HashMap<u32, OwnedFd> {
+) -> (HashMap<u32, OwnedFd>, Vec<Control>) {
     let tasks = checkpoint.tasks.iter().filter(|task| !task.is_zombie());
     let used: HashSet<u32> = checkpoint
         .tables
@@ -150,7 +151,7 @@ fn open_files(
     let comes_last = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, _)| kind.comes_last());
     let (last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
     // What is made and nobody asked for is closed with the shelf: an end without an owner.
-    let open = |ids: &[u32], opened: &mut HashMap<u32, OwnedFd>| {
+    let open = |ids: &[u32], opened: &mut HashMap<u32, OwnedFd>, terminals: &mut Vec<Control>| {
         let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&checkpoint.chain, id, to);
         let mut cx = OpenCx {
             options,
@@ -158,15 +159,20 @@ fn open_files(
             shelf: Shelf::default(),
             files: &checkpoint.files,
             opened: std::mem::take(opened),
+            terminals: std::mem::take(terminals),
             fill: &fill,
         };
         let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
         let open = |(id, (kind, entry)): (u32, (&dyn AnyFdKind, &dyn Any))| {
-            let inherited = inherited(options, kind, entry);
-            (id, inherited.unwrap_or_else(|| kind.open(entry, &mut cx)))
+            let given = inherited(options, kind, entry, &checkpoint.files).map(|given| {
+                let fd = given?;
+                kind.inherited(entry, &fd, &mut cx).map(|()| fd)
+            });
+            (id, given.unwrap_or_else(|| kind.open(entry, &mut cx)))
         };
         let results: Vec<_> = found.map(open).collect();
         *opened = cx.opened;
+        *terminals = cx.terminals;
         results
     };
     let keys: HashSet<String> = match options.inherit_fd.is_empty() {
@@ -174,7 +180,7 @@ fn open_files(
         false => used
             .iter()
             .filter_map(|id| checkpoint.files.get(*id))
-            .filter_map(|(kind, entry)| kind.key(entry))
+            .filter_map(|(kind, entry)| kind.key(entry, &checkpoint.files))
             .collect(),
     };
     for (fd, key) in options.inherit_fd.iter().filter(|(_, key)| !keys.contains(key)) {
@@ -182,6 +188,7 @@ fn open_files(
         failures.push(Failure::conflict(object, "", "no file of the images has this key"));
     }
     let mut files = HashMap::with_capacity(used.len());
+    let mut terminals = Vec::new();
     let mut keep = |results: Vec<(u32, Result<OwnedFd, Failure>)>, files: &mut HashMap<u32, OwnedFd>| {
         for (id, result) in results {
             match result {
@@ -192,25 +199,34 @@ fn open_files(
             }
         }
     };
-    for results in in_parallel(&alone, |ids| open(ids, &mut HashMap::new())) {
+    for results in in_parallel(&alone, |ids| open(ids, &mut HashMap::new(), &mut Vec::new())) {
         keep(results, &mut files);
     }
     for ids in [together, last] {
-        let results = open(&ids, &mut files);
+        let results = open(&ids, &mut files, &mut terminals);
         keep(results, &mut files);
     }
-    files
+    (files, terminals)
 }
 
 /// A duplicate of the descriptor of ours that `--inherit-fd` gives in the place of a file, if it does.
-fn inherited(options: &Options, kind: &dyn AnyFdKind, entry: &dyn Any) -> Option<Result<OwnedFd, Failure>> {
+fn inherited(
+    options: &Options,
+    kind: &dyn AnyFdKind,
+    entry: &dyn Any,
+    files: &FileTable,
+) -> Option<Result<OwnedFd, Failure>> {
     if options.inherit_fd.is_empty() {
         return None;
     }
-    let key = kind.key(entry)?;
+    let key = kind.key(entry, files)?;
     let (fd, _) = options.inherit_fd.iter().find(|(_, given)| *given == key)?;
     let object = || Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
-    let wanted = if key.starts_with("pipe:") { libc::S_IFIFO } else { libc::S_IFSOCK };
+    let wanted = match key.split(['[', ':']).next() {
+        Some("pipe") => libc::S_IFIFO,
+        Some("tty") => libc::S_IFCHR,
+        _ => libc::S_IFSOCK,
+    };
     let fd = sys::inherited::duplicate(*fd).and_then(|fd| sys::fd::stat(&fd).map(|stat| (fd, stat)));
     Some(match fd {
         Ok((fd, stat)) if stat.st_mode & libc::S_IFMT == wanted => Ok(fd),

@@ -19,6 +19,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod socket;
+pub mod tty;
 pub mod unix_diag;
 pub mod userfault;
 

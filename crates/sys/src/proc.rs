@@ -275,7 +275,10 @@ pub struct Stat {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    /// Device of its terminal; zero for none.
     pub tty: i32,
+    /// The foreground group of that.
+    pub tty_pgid: i32,
     /// PF_* of the kernel.
     pub flags: u32,
     /// Clock ticks after boot.
@@ -312,6 +315,7 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
         pgid: int(5)?,
         sid: int(6)?,
         tty: int(7)?,
+        tty_pgid: int(8)?,
         flags: decimal(field(9)?)?,
         start_time: word(22)?,
         start_code: word(26)?,

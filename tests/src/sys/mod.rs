@@ -6,6 +6,7 @@ pub mod fault;
 pub mod memory;
 pub mod process;
 pub mod procfs;
+pub mod pty;
 pub mod registers;
 pub mod security;
 pub mod signal;

@@ -133,7 +133,7 @@ impl FdKind for Pipe {
             .collect()
     }
 
-    fn key(&self, entry: &PipeEntry) -> Option<String> {
+    fn key(&self, entry: &PipeEntry, _files: &FileTable) -> Option<String> {
         Some(format!("pipe:[{}]", entry.pipe_id))
     }
 

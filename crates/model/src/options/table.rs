@@ -234,24 +234,29 @@ specs! {
             Ok(())
         });
     EXTERNAL = Row::required("external", "RESOURCE").repeatable().section(Section::Files).of(BOTH)
-        .help("a resource from outside of the tree, by its key; for now unix[INODE]")
+        .help("a resource from outside of the tree, by its key; for now unix[INODE] and tty[RDEV:DEV]")
         .sets(|options, given| {
             let key = text(given)?;
-            let is_socket = key.strip_prefix("unix[").and_then(|key| key.strip_suffix(']'));
-            match is_socket.map(str::parse::<u32>) {
-                Some(Ok(_)) => options.external.push(key.to_owned()),
-                Some(Err(_)) => return Err("is unix[] without the number of an inode".into()),
-                None => return Err("only unix[INODE] is supported yet".into()),
+            let (kind, rest) = key.split_once('[').unwrap_or_default();
+            let inside = rest.strip_suffix(']').unwrap_or_default();
+            let is_hex = |number: &str| u32::from_str_radix(number, 16).is_ok();
+            match kind {
+                "unix" if inside.parse::<u32>().is_ok() => {}
+                "unix" => return Err("is unix[] without the number of an inode".into()),
+                "tty" if inside.split_once(':').is_some_and(|(rdev, dev)| is_hex(rdev) && is_hex(dev)) => {}
+                "tty" => return Err("is not tty[RDEV:DEV] with two hexadecimal numbers of devices".into()),
+                _ => return Err("only unix[INODE] and tty[RDEV:DEV] are supported yet".into()),
             }
+            options.external.push(key.to_owned());
             Ok(())
         });
     INHERIT_FD = Row::required("inherit-fd", "fd[N]:KEY").repeatable().section(Section::Files)
-        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE]")
+        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE], tty[RDEV:DEV]")
         .sets(|options, given| {
             let (fd, key) = text(given)?.split_once("]:").ok_or("is not fd[N]:KEY")?;
             let fd = fd.strip_prefix("fd[").and_then(|fd| fd.parse().ok()).ok_or("is not fd[N]:KEY")?;
-            if !["socket:[", "pipe:["].iter().any(|kind| key.starts_with(kind)) {
-                return Err("only the keys socket:[INODE] and pipe:[INODE] are supported yet".into());
+            if !["socket:[", "pipe:[", "tty["].iter().any(|kind| key.starts_with(kind)) {
+                return Err("only the keys socket:[INODE], pipe:[INODE] and tty[RDEV:DEV] are supported yet".into());
             }
             options.inherit_fd.push((fd, key.to_owned()));
             Ok(())

@@ -453,7 +453,7 @@ impl FdKind for Unix {
         failures
     }
 
-    fn key(&self, entry: &UnixSkEntry) -> Option<String> {
+    fn key(&self, entry: &UnixSkEntry, _files: &FileTable) -> Option<String> {
         Some(format!("socket:[{}]", entry.ino))
     }
 
