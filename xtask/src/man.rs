@@ -44,6 +44,16 @@ A connection (stream, seqpacket) cannot be made again without notice of the othe
 at the dump, and give a new one at the restore with
 .BR "\-\-inherit\-fd fd[N]:socket:[INODE]" ,
 where N is a descriptor of crtools itself.
+.SH TERMINALS
+A pseudoterminal of which the tree has the master is saved and made again with its number; if somebody else has that by
+then, the restore fails and says who. One whose master is outside of the tree is refused, unless it is that of a shell
+job
+.RB ( \-\-shell\-job :
+the terminal on which crtools runs takes its place, on both sides), or left out with
+.B \-\-external tty[RDEV:DEV]
+at the dump and given at the restore with
+.BR "\-\-inherit\-fd fd[N]:tty[RDEV:DEV]" .
+RDEV is the device of the terminal and DEV the one that its node lies on, both in hexadecimal; the refusal names them.
 .SH REMOVED FILES
 A file that is open or mapped and has no name any more travels in the images, up to
 .B \-\-ghost\-limit

@@ -6,6 +6,7 @@
 
 mod bash;
 mod counting;
+mod panes;
 mod serving;
 
 use std::fs;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(counting::Java),
         Box::new(serving::Redis),
         Box::new(serving::Nginx),
+        Box::new(panes::Tmux),
         Box::new(counting::Static { is_pie: false }),
         Box::new(counting::Static { is_pie: true }),
     ]
