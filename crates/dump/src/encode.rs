@@ -25,7 +25,7 @@ pub fn encode(census: Census) -> Vec<(String, Writer)> {
     images.push(("files.img".into(), files));
     images.push(("seccomp.img".into(), one(kind::SECCOMP, census.chains.entry())));
     images.push(("timens-0.img".into(), one(kind::TIMENS, &clocks())));
-    images.extend(census.cx.images.into_iter().map(|(name, image)| (name.to_string(), image)));
+    images.extend(census.cx.images);
     images
 }
 

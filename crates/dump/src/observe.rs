@@ -85,7 +85,10 @@ impl Look {
     /// Does a copy of the process tell all about its memory, later? Not of what others may change, and not
     /// which mappings were locked.
     pub fn is_plain(&self) -> bool {
-        let deleted = |(map, _): &(Vma, VmaEntry)| map.inode != 0 && map.name.ends_with(b" (deleted)");
+        let deleted = |(map, _): &(Vma, VmaEntry)| {
+            let has_file = map.inode != 0 || vma::sysv::is_segment(&map.name);
+            has_file && map.name.ends_with(b" (deleted)")
+        };
         !self.is_locked && !self.memory.maps.iter().any(deleted)
     }
 }

@@ -11,6 +11,7 @@ use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
 use kinds::fd::tty;
+use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options};
@@ -135,8 +136,9 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     sys::apart::go_on()?;
     options.progress.stage("images");
     let scanned = census.processes.iter().map(|process| process.scanned_pages).sum();
-    // Last of what may fail: what it takes is not with the tree for the rest of the dump.
+    // As late as can be: what it takes is missing in the tree until that goes on.
     let queues = tty::write(&mut census.cx)?;
+    let segments = sysv::ids(&mut census.cx);
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory(&past.run_id))?;
     let state = match options {
@@ -160,7 +162,11 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
     if let Err(failure) = track::keep(watched, &past.run_id) {
         log::warn!("the next snapshot has to save everything: {failure}");
     }
+    let is_gone = matches!(state, FinalState::Killed);
     tree.finish(state);
+    if is_gone {
+        sysv::remove(&segments);
+    }
     let stats = DumpStats {
         freezing_us: freezing_us.into(),
         frozen_us: frozen_us.into(),

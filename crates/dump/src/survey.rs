@@ -145,6 +145,7 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
         let failures = kind.settle(&mut survey.cx);
         survey.failures.extend(failures);
     }
+    survey.failures.extend(vma::sysv::settle(&mut survey.cx));
     kinds::fd::locks::settle(&mut survey.cx);
     Ok(survey)
 }
@@ -295,6 +296,11 @@ impl<'o> Survey<'o> {
                 Err(failure) => self.failures.push(failure.of(process.pid)),
             }
         }
+        for process in &processes {
+            let why = vma::sysv::check_own(&process.mm.vmas, &mut self.cx);
+            self.failures.extend(why.map(|why| Failure::unsupported(Object::Task, why).of(process.pid)));
+        }
+        vma::sysv::write(namespace_ids().ipc_ns_id.unwrap_or(0), &mut self.cx);
         self.check()?;
         Ok(Census { processes, cx: self.cx, chains: self.chains })
     }
@@ -308,6 +314,9 @@ impl<'o> Survey<'o> {
             umask: seen.first().and_then(|seen| seen.umask),
         };
         let exe = self.link_record(pid, &look.exe);
+        for (map, _) in look.memory.maps.iter().filter(|(map, _)| vma::sysv::is_segment(&map.name)) {
+            self.failures.extend(vma::sysv::note(pid, map, &mut self.cx).err());
+        }
         (look, seen, fs, exe)
     }
 

@@ -44,6 +44,7 @@ pub mod kind {
     pub const GHOST_FILE: Kind = common(0x5258_3605);
     pub const FILE_LOCKS: Kind = common(0x5432_3616);
     pub const MEMFD: Kind = common(0x4845_3499);
+    pub const IPCNS_SHM: Kind = common(0x4628_3044);
     pub const TTY_INFO: Kind = common(0x5945_3036);
     pub const TTY_DATA: Kind = common(0x5941_3026);
     pub const SECCOMP: Kind = common(0x6441_3049);

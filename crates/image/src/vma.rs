@@ -29,6 +29,7 @@ pub const CARRIED: u32 = REGULAR
     | FILE_SHARED
     | ANON_SHARED
     | ANON_PRIVATE
+    | SYSV
     | VVAR
     | AIO_RING
     | MEMFD

@@ -23,6 +23,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("EventpollTfdEntry", "taken", 1001),
     ("GhostFileEntry", "atim_nsec", 1000),
     ("GhostFileEntry", "mtim_nsec", 1001),
+    ("IpcShmEntry", "content", 1000),
     ("MmEntry", "whole_auxv", 1000),
     ("PipeDataEntry", "packets", 1000),
     ("RemapFilePathEntry", "handle", 1000),

@@ -172,7 +172,7 @@ pub struct DumpCx<'o> {
     /// Records of `files.img`.
     pub files: Vec<FileEntry>,
     /// Images that belong to one kind, by name.
-    pub images: HashMap<&'static str, Writer>,
+    pub images: HashMap<String, Writer>,
     /// What was found in queues, with the process whose socket it is for; and the ids that it got, in this order.
     pub flying: Vec<(i32, OwnedFd)>,
     pub flown: Vec<u32>,
@@ -207,8 +207,17 @@ impl<'o> DumpCx<'o> {
         self.last_id
     }
 
-    pub fn image(&mut self, name: &'static str, kind: image::Kind) -> &mut Writer {
-        self.images.entry(name).or_insert_with(|| Writer::new(kind))
+    /// Notes what is stored as pages; returns the number that it got, the wanted one if that is free.
+    pub fn content(&mut self, wanted: u64, file: OwnedFd) -> u64 {
+        const FIRST: u64 = 1 << 31;
+        let is_free = |number: &u64| self.contents.iter().all(|content| content.0 != *number);
+        let number = std::iter::once(wanted).chain(FIRST..).find(is_free).unwrap_or(wanted);
+        self.contents.push((number, file));
+        number
+    }
+
+    pub fn image(&mut self, name: impl Into<String>, kind: image::Kind) -> &mut Writer {
+        self.images.entry(name.into()).or_insert_with(|| Writer::new(kind))
     }
 }
 

@@ -420,6 +420,7 @@ impl<'r> Exec<'r> {
             contents: &self.contents,
             own: own_vdso,
             hole: &self.plan.hole,
+            segments: &self.checkpoint.segments,
             reach: self.reach(),
             many: if self.lazy.is_some() { 1 } else { memory::MANY },
         };

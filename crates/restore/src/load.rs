@@ -7,6 +7,7 @@ use kinds::contract::FileTable;
 use kinds::fd::locks::{self, FileLockEntry};
 use kinds::task::{signals, timers};
 use kinds::vma;
+use kinds::vma::sysv::{self, IpcShmEntry, Segments};
 use model::{Failure, Failures, Object};
 use pages::chain::Chain;
 use std::collections::{HashMap, HashSet};
@@ -52,6 +53,7 @@ pub struct Checkpoint {
     pub chains: SeccompEntry,
     /// The folder and its parents, for pages.
     pub chain: Chain,
+    pub segments: Segments,
 }
 
 const PID_MAX: u32 = 1 << 22;
@@ -151,6 +153,18 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
             slot.insert(entries);
         }
     }
+    // All tasks are in one namespace, as was seen above.
+    let mut segments = Segments::new();
+    if tasks.iter().flat_map(|task| &task.mm.vmas).any(sysv::is_attached) {
+        let name = sysv::image(tasks[0].ids.ipc_ns_id.unwrap_or(0));
+        let entries: Vec<IpcShmEntry> = dir.read_all(kind::IPCNS_SHM, &name)?;
+        failures.extend(sysv::check(&entries, &name));
+        segments = entries.into_iter().map(|entry| (entry.desc.id as i32, entry)).collect();
+    }
+    for task in &tasks {
+        let why = sysv::check_task(&task.mm.vmas, &segments);
+        failures.extend(why.map(|why| Failure::corrupt(format!("mm-{}.img", task.pid), None, why)));
+    }
     let chains: Vec<SeccompEntry> = dir.read_all(kind::SECCOMP, "seccomp.img")?;
     let chains = chains.into_iter().next().unwrap_or_default();
     let mut in_flight = Vec::new();
@@ -176,7 +190,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains, chain });
+                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains, chain, segments });
             }
         }
     }

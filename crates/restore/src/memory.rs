@@ -7,6 +7,7 @@ use image::VmaEntry;
 use image::pagemap::{PagesFile, Run};
 use image::vma as status;
 use kinds::contract::TaskOps;
+use kinds::vma::sysv::{self, Segments};
 use kinds::vma::{self, Content};
 use model::{Errno, Failure, Object};
 use std::collections::{HashMap, HashSet};
@@ -195,6 +196,7 @@ pub struct Sources<'r> {
     pub contents: &'r Contents,
     pub own: &'r OwnVdso,
     pub hole: &'r Range<u64>,
+    pub segments: &'r Segments,
     pub reach: Reach,
     /// As many bytes as make it worth while that others than the agent put pages in.
     pub many: u64,
@@ -255,7 +257,8 @@ pub fn build(
     }
     ops.list.label("map the memory");
     let mut difference = Difference::default();
-    for entry in task.mm.vmas.iter().filter(|entry| !vma::is_special(entry)) {
+    sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops);
+    for entry in task.mm.vmas.iter().filter(|entry| !vma::is_special(entry) && !sysv::is_attached(entry)) {
         if inherited(entry) {
             if let Some(parent) = parent
                 && vma::content(entry) == Content::Private

@@ -3,6 +3,7 @@
 
 use crate::load::{Checkpoint, Task};
 use kinds::task::sessions::{self, Kin, Way};
+use kinds::vma::sysv;
 use model::{Failure, Failures, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -116,7 +117,7 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
         let why = format!("its {what} {} is a thread", stand_in.id);
         failures.push(Failure::corrupt("pstree.img", Some(stand_in.maker), why));
     }
-    let hole = match find_hole(tasks) {
+    let hole = match find_hole(checkpoint) {
         Some(hole) => hole,
         None => {
             failures.push(Failure::unsupported(
@@ -146,9 +147,12 @@ fn shares_memory(parent: &Task, child: &Task) -> bool {
         && child.mm.vmas.iter().any(|vma| crate::memory::is_inherited(parent, vma))
 }
 
-fn find_hole(tasks: &[Task]) -> Option<Range<u64>> {
-    let mut used: Vec<Range<u64>> =
-        tasks.iter().flat_map(|task| &task.mm.vmas).map(|vma| vma.start..vma.end).collect();
+fn find_hole(checkpoint: &Checkpoint) -> Option<Range<u64>> {
+    let vmas = |task: &Task| task.mm.vmas.iter().map(|vma| vma.start..vma.end).collect::<Vec<_>>();
+    let mut used: Vec<Range<u64>> = checkpoint.tasks.iter().flat_map(vmas).collect();
+    for task in &checkpoint.tasks {
+        used.extend(sysv::ranges(&task.mm.vmas, &checkpoint.segments));
+    }
     // Only the kernel's own page for old system calls is there, at the end of all addresses.
     used.retain(|range| range.start < HIGHEST);
     used.sort_unstable_by_key(|range| range.start);

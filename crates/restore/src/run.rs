@@ -10,6 +10,7 @@ use image::{Dir, StatsEntry};
 use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
 use kinds::fd::locks;
 use kinds::fd::tty::Control;
+use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -79,6 +80,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     options.progress.stage("files");
     let mut failures = Failures::new();
+    failures.extend(sysv::judge(checkpoint.segments.values()));
     let (files, terminals) = open_files(&checkpoint, options, &dir, &mut failures);
     for lock in &checkpoint.locks {
         let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(&id));
@@ -88,6 +90,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     if !failures.is_empty() {
         return Err(failures);
     }
+    let segments = sysv::make(&checkpoint.segments, &|id: u64, to: &OwnedFd| {
+        pages::put::fill_file(&checkpoint.chain, id, to)
+    })?;
     stage.ends("opened the files");
     let root = checkpoint.tasks[0].pid;
     options.progress.stage("tasks");
@@ -111,6 +116,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         }
         Ok(())
     })?;
+    segments.keep();
     if let Some(server) = &server {
         server.tell_that_it_runs()?;
     }

@@ -18,6 +18,7 @@ pub mod probe;
 pub mod proc;
 pub mod process;
 pub mod ptrace;
+pub mod shm;
 pub mod socket;
 pub mod tty;
 pub mod unix_diag;

@@ -9,6 +9,7 @@ pub mod procfs;
 pub mod pty;
 pub mod registers;
 pub mod security;
+pub mod shm;
 pub mod signal;
 pub mod strange;
 pub mod thread;

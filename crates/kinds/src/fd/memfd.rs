@@ -111,21 +111,21 @@ fn record_inode(fd: &OwnedFd, link: &[u8], stat: &libc::stat, object: Object, cx
     }
     let explain = |error: Errno| error.on(object.clone(), "read the memory file");
     let name = object_name(link).unwrap_or(ANONYMOUS);
+    // With a position of its own, for looking for its pages moves it.
+    let content = reopen(fd, libc::O_RDONLY as u32).map_err(explain)?;
+    let shmid = cx.content(u64::from(stat.st_ino as u32), content) as u32;
     let entry = MemfdInodeEntry {
         name: name.to_vec(),
         uid: stat.st_uid,
         gid: stat.st_gid,
         size: stat.st_size as u64,
-        shmid: stat.st_ino as u32,
+        shmid,
         seals: sys::fd::fcntl(fd, libc::F_GET_SEALS, 0).map_err(explain)? as u32,
         inode_id: u64::from(stat.st_ino as u32),
         hugetlb_flag: None,
         mode: Some(stat.st_mode & 0o7777),
     };
     cx.image("memfd.img", kind::MEMFD).record(&entry);
-    // With a position of its own, for looking for its pages moves it.
-    let content = reopen(fd, libc::O_RDONLY as u32).map_err(explain)?;
-    cx.contents.push((entry.shmid.into(), content));
     Ok(())
 }
 

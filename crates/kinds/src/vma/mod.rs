@@ -3,11 +3,12 @@
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
 //! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
 //! madvise(2), mlock2(2), names and seals.
-//! Refused for now: huge pages, SysV segments, io_uring rings, packet rings, device memory,
+//! Refused for now: huge pages, io_uring rings, packet rings, device memory,
 //! userfaultfd registrations, shadow stacks.
 
 pub mod aio;
 pub mod mm;
+pub mod sysv;
 
 use crate::contract::{DumpCx, TaskOps};
 use crate::fd::ghost::FileAt;
@@ -73,8 +74,6 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
         Some("consists of huge pages (hugetlb), which are not carried yet")
     } else if has("ss") {
         Some("is a shadow stack, which is not carried yet")
-    } else if is("/SYSV") {
-        Some("is a SysV shared memory segment, which is not carried yet")
     } else if is("anon_inode:[io_uring]") {
         Some("is the ring of an io_uring, which is not carried yet")
     } else if is("anon_inode:") || is("socket:[") {
@@ -131,6 +130,15 @@ pub fn describe(vma: &Vma) -> VmaEntry {
         name if name.starts_with(b"[vvar") => anonymous(&mut entry, status::VVAR),
         b"[heap]" => anonymous(&mut entry, status::HEAP),
         b"[stack]" => anonymous(&mut entry, status::STACK),
+        // Before all others: the first segment has the inode zero.
+        name if sysv::is_segment(name) => {
+            let flags = if has("mw") { libc::O_RDWR } else { libc::O_RDONLY };
+            entry.status |= status::ANON_SHARED | status::SYSV;
+            entry.flags |= MAP_ANONYMOUS;
+            entry.pgoff = vma.offset;
+            entry.shmid = vma.inode;
+            entry.fdflags = Some(flags as u32);
+        }
         name if vma.inode == 0 => {
             anonymous(&mut entry, 0);
             entry.anon_name =
@@ -159,7 +167,9 @@ pub fn dump(pid: i32, vma: &Vma, mut entry: VmaEntry, cx: &mut DumpCx) -> Result
     if let Some(why) = refusal(vma) {
         return Err(Failure::unsupported(object(vma), why).of(pid));
     }
-    if has_file(&entry) {
+    if sysv::is_attached(&entry) {
+        sysv::dump(pid, vma, cx).map_err(|failure| failure.of(pid))?;
+    } else if has_file(&entry) {
         dump_file(pid, vma, &mut entry, cx).map_err(|failure| failure.of(pid))?;
     }
     Ok(entry)
@@ -276,7 +286,10 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
             return corrupt(format!("{what} maps file {}, which is none", entry.shmid));
         }
     }
-    if is(status::ANON_SHARED) && file_id(entry).is_none() {
+    if is(status::SYSV) && (!is(status::ANON_SHARED) || i32::try_from(entry.shmid).is_err()) {
+        return corrupt(format!("{what} attaches segment {}, which is none", entry.shmid));
+    }
+    if is(status::ANON_SHARED) && !is(status::SYSV) && file_id(entry).is_none() {
         let object =
             Object::Vma { start: entry.start, end: entry.end, what: "shared anonymous memory".into() };
         let why = "its content is in a form of older images, which is not carried";
