@@ -6,6 +6,7 @@
 
 mod bash;
 mod counting;
+mod database;
 mod panes;
 mod serving;
 
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(serving::Redis),
         Box::new(serving::Nginx),
         Box::new(panes::Tmux),
+        Box::new(database::Postgres),
         Box::new(counting::Static { is_pie: false }),
         Box::new(counting::Static { is_pie: true }),
     ]
@@ -85,7 +87,16 @@ pub fn missing(program: &dyn Program) -> Option<String> {
 
 /// Where a command is installed.
 fn find(command: &str) -> Option<PathBuf> {
-    PATH.split(':').map(|folder| Path::new(folder).join(command)).find(|path| path.is_file())
+    let folders = PATH.split(':').map(PathBuf::from).chain(elsewhere());
+    folders.map(|folder| folder.join(command)).find(|path| path.is_file())
+}
+
+/// Where packages put programs that several versions have, the newest last.
+fn elsewhere() -> Vec<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
+    folders.sort_unstable();
+    folders
 }
 
 /// A command by its name, found where the program itself finds commands.
