@@ -7,6 +7,7 @@
 mod bash;
 mod counting;
 mod database;
+mod logging;
 mod panes;
 mod serving;
 
@@ -34,6 +35,11 @@ pub trait Program {
 
     /// The commands that have to be installed.
     fn needs(&self) -> &'static [&'static str];
+
+    /// Given to both dump and restore.
+    fn options(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// How it is started, with what it reads put into its own directory, which is where it runs.
     ///
@@ -66,6 +72,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(counting::Java),
         Box::new(serving::Redis),
         Box::new(serving::Nginx),
+        Box::new(logging::Logger::default()),
         Box::new(panes::Tmux),
         Box::new(database::Postgres),
         Box::new(counting::Static { is_pie: false }),
@@ -135,7 +142,7 @@ pub fn play(program: &dyn Program, mode: Mode, directory: &Path, tools: Tools) -
     let own = directory.join("w");
     fs::create_dir(&own).map_err(|e| format!("make the program's directory: {e}"))?;
     let mut command = program.command(&own)?;
-    let mut subject = Subject::begin(&mut command, directory, tools, &[], true)?;
+    let mut subject = Subject::begin(&mut command, directory, tools, program.options(), true)?;
     let played = match mode {
         Mode::Plain => there_and_back(program, &mut subject, 1),
         Mode::Twice => there_and_back(program, &mut subject, 2),
