@@ -14,7 +14,7 @@ use syn::{Expr, ImplItem, Item, Lit, Meta, Token, Type};
 const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
-const OWN_MESSAGES: &[&str] = &["XstateComponent"];
+const OWN_MESSAGES: &[&str] = &["UnixCredEntry", "XstateComponent"];
 
 /// Fields that CRIU does not have, in messages that it has.
 const OWN_FIELDS: &[(&str, &str, u32)] = &[
@@ -28,6 +28,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("PipeDataEntry", "packets", 1000),
     ("RemapFilePathEntry", "handle", 1000),
     ("SkPacketEntry", "from", 1000),
+    ("SkPacketEntry", "sender", 1001),
     ("TaskCoreEntry", "exit_signal", 1000),
     ("TaskCoreEntry", "has_no_terminal", 1001),
     ("ThreadCoreEntry", "affinity", 1000),
@@ -36,6 +37,8 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("TtyInfoEntry", "lines", 1002),
     ("TtyInfoEntry", "mode", 1001),
     ("TtyInfoEntry", "typed", 1003),
+    ("UnixSkEntry", "own_cred", 1001),
+    ("UnixSkEntry", "peer_cred", 1000),
     ("UserX86XsaveEntry", "other", 1000),
     ("VmaEntry", "anon_name", 1001),
     ("VmaEntry", "is_locked_on_fault", 1002),

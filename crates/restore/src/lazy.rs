@@ -63,7 +63,7 @@ impl Server {
     pub fn hand_over(&self, pid: i32, memory: &Userfault) -> Result<(), Failure> {
         let explain = explain("hand the memory of a process to the server");
         sys::socket::send(&self.0, &pid.to_ne_bytes(), None).map_err(&explain)?;
-        sys::socket::send_with(&self.0, &[0], None, &[memory.as_fd()]).map_err(explain).map(drop)
+        sys::socket::send_with(&self.0, &[0], None, &[memory.as_fd()], None).map_err(explain).map(drop)
     }
 
     /// The tree runs.

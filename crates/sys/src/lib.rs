@@ -20,6 +20,7 @@ pub mod process;
 pub mod ptrace;
 pub mod shm;
 pub mod socket;
+pub mod stand_in;
 pub mod tty;
 pub mod unix_diag;
 pub mod userfault;

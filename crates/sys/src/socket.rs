@@ -65,6 +65,31 @@ pub fn name(fd: impl AsFd, of_peer: bool) -> Result<Vec<u8>, Errno> {
     Ok(address[..(length as usize).min(address.len())].to_vec())
 }
 
+/// A process as others are told of it: pid, uid, gid.
+pub type Sender = (i32, u32, u32);
+
+/// Who made the other end, or listened there: pid, uid, gid. Source: unix(7) SO_PEERCRED.
+pub fn peer_credentials(fd: impl AsFd) -> Result<Sender, Errno> {
+    let mut bytes = [0u8; 12];
+    option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes)?;
+    Ok(credentials(&bytes))
+}
+
+/// `struct ucred`.
+fn credentials(bytes: &[u8; 12]) -> Sender {
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    (word(0) as i32, word(4), word(8))
+}
+
+/// The supplementary groups of that one. Source: include/net/sock.h SO_PEERGROUPS, Linux 4.13.
+pub fn peer_groups(fd: impl AsFd) -> Result<Vec<u32>, Errno> {
+    const MANY: usize = 1 << 16;
+    let mut bytes = vec![0u8; 4 * MANY];
+    let count = option(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, &mut bytes)?;
+    let words = bytes[..count].chunks_exact(4);
+    Ok(words.map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes"))).collect())
+}
+
 /// bind(2), to `sockaddr` bytes.
 pub fn bind(fd: impl AsFd, address: &[u8]) -> Result<(), Errno> {
     // SAFETY: the kernel reads the borrowed bytes.
@@ -128,7 +153,9 @@ pub struct Peeked {
     pub is_cut: bool,
     /// Duplicates of the descriptors that it carries (SCM_RIGHTS).
     pub rights: Vec<OwnedFd>,
-    /// It carries something else, of this type: SCM_CREDENTIALS, SCM_SECURITY, SCM_PIDFD.
+    /// The pid, uid and gid of who sent it, where the socket is told of that (SCM_CREDENTIALS).
+    pub sender: Option<Sender>,
+    /// It carries something else, of this type: SCM_SECURITY, SCM_PIDFD.
     pub other: Option<i32>,
     /// Sender's address, `sockaddr` bytes.
     pub from: Vec<u8>,
@@ -173,7 +200,7 @@ fn message(fd: impl AsFd, buffer: &mut [u8], flags: i32) -> Result<Peeked, Errno
     let length = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
     let length = check("recvmsg", length as i64)? as usize;
     let filled = header.msg_controllen.min(control.0.len());
-    let (rights, other) = parse_control(&control.0[..filled]);
+    let (rights, sender, other) = parse_control(&control.0[..filled]);
     if header.msg_flags & libc::MSG_CTRUNC != 0 {
         return Err(Errno { call: "recvmsg", code: libc::EMSGSIZE });
     }
@@ -181,6 +208,7 @@ fn message(fd: impl AsFd, buffer: &mut [u8], flags: i32) -> Result<Peeked, Errno
         length: length.min(buffer.len()),
         is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
         rights,
+        sender,
         other,
         from: from[..(header.msg_namelen as usize).min(from.len())].to_vec(),
     })
@@ -216,9 +244,9 @@ pub fn bytes_before_last(fd: impl AsFd, length: usize) -> Result<usize, Errno> {
 }
 
 /// Takes over the descriptors that the kernel has just put into control messages.
-fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<i32>) {
+fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<Sender>, Option<i32>) {
     const HEAD: usize = 16;
-    let (mut rights, mut other) = (Vec::new(), None);
+    let (mut rights, mut sender, mut other) = (Vec::new(), None, None);
     let int = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
     // struct cmsghdr: length with this head, level, type; each aligned to eight bytes.
     while control.len() >= HEAD {
@@ -229,34 +257,46 @@ fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<i32>) {
                 // SAFETY: descriptors that the kernel just made for us alone.
                 rights.extend(data.chunks_exact(4).map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
             }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => sender = data.first_chunk().map(credentials),
             (_, kind) => other = Some(kind),
         }
         control = control.get(length.next_multiple_of(8)..).unwrap_or(&[]);
     }
-    (rights, other)
+    (rights, sender, other)
 }
 
-/// Sends one message with descriptors. Source: sendmsg(2), unix(7) SCM_RIGHTS.
+/// Sends one message with descriptors, and as if this one had sent it.
+///
+/// # Errors
+/// `ESRCH` when no process has the pid. Source: sendmsg(2), unix(7) SCM_RIGHTS, SCM_CREDENTIALS.
 pub fn send_with(
     fd: impl AsFd,
     bytes: &[u8],
     to: Option<&[u8]>,
     rights: &[BorrowedFd],
+    sender: Option<Sender>,
 ) -> Result<usize, Errno> {
-    if rights.is_empty() {
+    if rights.is_empty() && sender.is_none() {
         return send(fd, bytes, to);
     }
+    let words: Vec<i32> = rights.iter().map(AsRawFd::as_raw_fd).collect();
+    let who = sender.map(|(pid, uid, gid)| [pid, uid as i32, gid as i32]);
+    let messages =
+        [(libc::SCM_RIGHTS, &words[..]), (libc::SCM_CREDENTIALS, who.as_ref().map_or(&[], |who| who))];
+    let mut text = Vec::new();
+    for (kind, words) in messages.iter().filter(|(_, words)| !words.is_empty()) {
+        text.extend((16 + 4 * words.len()).to_ne_bytes());
+        text.extend(
+            [libc::SOL_SOCKET, *kind].into_iter().chain(words.iter().copied()).flat_map(i32::to_ne_bytes),
+        );
+        text.resize(text.len().next_multiple_of(8), 0);
+    }
     let mut control = Control([0; 4096]);
-    let length = 16 + 4 * rights.len();
-    if length > control.0.len() {
+    let length = text.len();
+    let Some(room) = control.0.get_mut(..length) else {
         return Err(Errno { call: "sendmsg", code: libc::EMSGSIZE });
-    }
-    control.0[..8].copy_from_slice(&length.to_ne_bytes());
-    control.0[8..12].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
-    control.0[12..16].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
-    for (room, right) in control.0[16..].chunks_exact_mut(4).zip(rights) {
-        room.copy_from_slice(&right.as_raw_fd().to_ne_bytes());
-    }
+    };
+    room.copy_from_slice(&text);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is integers and pointers, for which zero is valid.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -267,7 +307,7 @@ pub fn send_with(
     header.msg_iov = &mut iov;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = length.next_multiple_of(8);
+    header.msg_controllen = length;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the kernel reads what the header points to, with the lengths given, during the call.
     let count = unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &header, flags) };

@@ -1,9 +1,13 @@
 //! All UNIX sockets of a set of images, made together: what one is connected to, it has to find.
 //!
+//! The kernel notes who makes a pair, connects or listens. So each of these calls is made by a child for a moment that has
+//! the pid and the credentials of whoever made it, before the tree is there. Nobody hands its credentials to a message
+//! later: those are sent by us with the right to name another, whose pid somebody has to have meanwhile.
+//!
 //! A socket whose name is gone from its folder gets that name in a file system of its own, which nobody else
 //! sees and which ends with the restore.
 
-use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixSkEntry, kind_name, path_of, shown};
+use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry, UnixSkEntry, kind_name, path_of, shown};
 use crate::contract::{FileTable, OpenCx, set_status};
 use crate::fd::socket_options;
 use image::{Dir, Reader, SkShutdown, kind};
@@ -12,7 +16,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use sys::socket;
+use sys::stand_in::{self, Call, Placeholder, Who};
 use sys::unix_diag::Diag;
 
 /// Messages by the id of the file that has them in its queue.
@@ -83,6 +89,8 @@ struct Maker<'m> {
     failures: HashMap<u32, Failure>,
     /// Roots for names that are gone.
     boxes: HashMap<u32, OwnedFd>,
+    /// Was it said already that pids are taken?
+    is_warned: AtomicBool,
     /// Devices and inodes of socket files that somebody is bound to.
     alive: Option<Vec<(u32, u32)>>,
 }
@@ -107,9 +115,11 @@ fn make_all(
         ends: HashMap::new(),
         failures: HashMap::new(),
         boxes: HashMap::new(),
+        is_warned: AtomicBool::new(false),
         alive: None,
     };
     let own: Vec<&UnixSkEntry> = entries.into_iter().filter(|entry| entry.uflags & EXTERN == 0).collect();
+    maker.make_pairs(&own);
     let steps: [Step; 8] = [
         Maker::make,
         Maker::bind,
@@ -209,11 +219,13 @@ impl<'m> Maker<'m> {
                 socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())
             };
             set((total as u32).saturating_mul(2).max(sndbuf))?;
-            for ((_, message), rights) in messages.iter().zip(&rights) {
+            for ((packet, message), rights) in messages.iter().zip(&rights) {
                 let mut rest = &message[..];
                 let mut rights = &rights[..];
+                let who = packet.sender.as_ref().map(|who| (who.pid as i32, who.uid, who.gid));
+                let _placeholder = who.map(|(pid, ..)| Placeholder::new(pid)).transpose()?;
                 loop {
-                    let count = socket::send_with(sender, rest, to, rights)?;
+                    let count = socket::send_with(sender, rest, to, rights, who)?;
                     (rest, rights) = (&rest[count..], &[]);
                     if rest.is_empty() {
                         break;
@@ -237,12 +249,78 @@ impl<'m> Maker<'m> {
         }
     }
 
+    /// Makes pairs, those of each process together.
+    fn make_pairs(&mut self, own: &[&'m UnixSkEntry]) {
+        let mut by_maker: BTreeMap<Who, Vec<&UnixSkEntry>> = BTreeMap::new();
+        for entry in own {
+            let mate = self.mate(entry);
+            let is_second = mate.is_some_and(|mate| mate.id < entry.id);
+            let is_pair = (mate.is_some() || self.is_half(entry)) && !is_second && !self.is_of_connection(entry);
+            if let (true, Some(cred)) = (is_pair, &entry.peer_cred) {
+                by_maker.entry(who(cred)).or_default().push(entry);
+            }
+        }
+        for (who, entries) in by_maker {
+            let calls: Vec<Call> = entries.iter().map(|entry| Call::Pair(entry.r#type as i32)).collect();
+            let made = match stand_in::run(&who, &calls) {
+                Ok((made, is_exact)) => {
+                    self.warn(&who, is_exact);
+                    made
+                }
+                Err(error) => calls.iter().map(|_| Err(error)).collect(),
+            };
+            for (entry, made) in entries.into_iter().zip(made) {
+                match made {
+                    Ok(Some((this, that))) => self.keep_pair(entry, this, that),
+                    Ok(None) => {}
+                    Err(error) => {
+                        let failure = error.on(object(entry), "make it in the place of another process");
+                        self.failures.insert(entry.ino, failure);
+                    }
+                }
+            }
+        }
+    }
+
+    fn keep_pair(&mut self, entry: &UnixSkEntry, this: OwnedFd, that: OwnedFd) {
+        self.fds.insert(entry.ino, this);
+        match self.mate(entry) {
+            Some(mate) => self.fds.insert(mate.ino, that),
+            None => self.ends.insert(entry.ino, that),
+        };
+    }
+
+    /// Makes a call in the place of another process, if it is known of which.
+    fn call(&self, cred: Option<&UnixCredEntry>, call: Call) -> Result<(), Errno> {
+        let Some(cred) = cred else {
+            return match call {
+                Call::Listen(fd, backlog) => socket::listen(fd, backlog),
+                Call::Connect(fd, address) => socket::connect(fd, address),
+                Call::Pair(_) => Ok(()),
+            };
+        };
+        let who = who(cred);
+        let (made, is_exact) = stand_in::run(&who, &[call])?;
+        self.warn(&who, is_exact);
+        made.into_iter().try_for_each(|made| made.map(drop))
+    }
+
+    fn warn(&self, who: &Who, is_exact: bool) {
+        if !is_exact && !self.is_warned.swap(true, Ordering::Relaxed) {
+            log::warn!("SO_PEERCRED of UNIX sockets tells another pid than {}, which is taken", who.pid);
+        }
+    }
+
+    /// Has one of both ends its name from a listener?
+    fn is_of_connection(&self, entry: &UnixSkEntry) -> bool {
+        self.is_accepted(entry) || self.mate(entry).is_some_and(|mate| self.is_accepted(mate))
+    }
+
     fn make(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
         let explain = |error: Errno| error.on(object(entry), "make it");
         let kind = entry.r#type as i32;
         let mate = self.mate(entry);
-        let is_accepted = self.is_accepted(entry) || mate.is_some_and(|mate| self.is_accepted(mate));
-        if self.fds.contains_key(&entry.ino) || is_accepted {
+        if self.fds.contains_key(&entry.ino) || self.is_of_connection(entry) {
             return Ok(());
         }
         if mate.is_none() && !self.is_half(entry) {
@@ -251,11 +329,7 @@ impl<'m> Maker<'m> {
             return Ok(());
         }
         let (this, that) = socket::socketpair(libc::AF_UNIX, kind, 0).map_err(explain)?;
-        self.fds.insert(entry.ino, this);
-        match mate {
-            Some(mate) => self.fds.insert(mate.ino, that),
-            None => self.ends.insert(entry.ino, that),
-        };
+        self.keep_pair(entry, this, that);
         Ok(())
     }
 
@@ -364,11 +438,13 @@ impl<'m> Maker<'m> {
         }
         let client = mate.map_or(self.ends.get(&entry.ino), |mate| self.fds.get(&mate.ino));
         let Some(client) = client else { return Ok(()) };
+        let (connects, listens) = (entry.peer_cred.as_ref(), mate.and_then(|mate| mate.peer_cred.as_ref()));
         let server = match listener {
             Some(listener) => {
                 let Some(acceptor) = self.fd(listener.ino) else { return Ok(()) };
-                socket::listen(acceptor, 1).map_err(explain)?;
-                let connected = self.spot(listener).within(|| socket::connect(client, &address));
+                self.call(listens, Call::Listen(acceptor.as_fd(), 1)).map_err(explain)?;
+                let connect = || self.call(connects, Call::Connect(client.as_fd(), &address));
+                let connected = self.spot(listener).within(connect);
                 connected.and_then(|connected| connected).map_err(explain)?;
                 socket::accept(acceptor).map_err(explain)?
             }
@@ -381,8 +457,8 @@ impl<'m> Maker<'m> {
                         std::fs::create_dir_all(parent).map_err(|error| sys::memory::io_errno("mkdir", &error))?;
                     }
                     socket::bind(&acceptor, &address)?;
-                    socket::listen(&acceptor, 1)?;
-                    socket::connect(client, &address)?;
+                    self.call(listens, Call::Listen(acceptor.as_fd(), 1))?;
+                    self.call(connects, Call::Connect(client.as_fd(), &address))?;
                     if let Some(path) = path_of(&entry.name) {
                         let _ = std::fs::remove_file(path);
                     }
@@ -472,7 +548,11 @@ impl<'m> Maker<'m> {
 
     fn listen(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
         match self.fd(entry.ino) {
-            Some(fd) if entry.state == LISTENING => socket::listen(fd, entry.backlog.min(i32::MAX as u32) as i32)
+            Some(fd) if entry.state == LISTENING => self
+                .call(
+                    entry.peer_cred.as_ref(),
+                    Call::Listen(fd.as_fd(), entry.backlog.min(i32::MAX as u32) as i32),
+                )
                 .map_err(|error| error.on(object(entry), "have it listen")),
             _ => Ok(()),
         }
@@ -487,7 +567,8 @@ impl<'m> Maker<'m> {
         let explain = |error: Errno| error.on(object(entry), "have it wait to be accepted");
         set_status(fd, libc::O_NONBLOCK as u32).map_err(explain)?;
         let address = socket::unix_address(&peer.name);
-        self.spot(peer).within(|| socket::connect(fd, &address)).and_then(|connected| connected).map_err(explain)
+        let connect = || self.call(entry.own_cred.as_ref(), Call::Connect(fd.as_fd(), &address));
+        self.spot(peer).within(connect).and_then(|connected| connected).map_err(explain)
     }
 
     fn finish(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
@@ -507,6 +588,10 @@ impl<'m> Maker<'m> {
             }
         }
     }
+}
+
+fn who(cred: &UnixCredEntry) -> Who {
+    Who { pid: cred.pid as i32, uid: cred.uid, gid: cred.gid, groups: cred.groups.clone() }
 }
 
 /// A device number as sock_diag(7) gives it. Source: include/linux/kdev_t.h.
@@ -545,6 +630,9 @@ pub fn load_queues(images: &Dir) -> Result<Queues, Failure> {
             let payload = reader.payload(packet.length as usize)?.to_vec();
             if packet.scm.iter().any(|scm| scm.r#type as i32 != libc::SCM_RIGHTS) {
                 return Err(reader.corrupt("has a control message that is not known".into()));
+            }
+            if packet.sender.as_ref().is_some_and(|sender| !sender.is_one() || sender.pid == 0) {
+                return Err(reader.corrupt("has a message of a sender that is none".into()));
             }
             queues.entry(packet.id_for).or_default().push((packet, payload));
         }

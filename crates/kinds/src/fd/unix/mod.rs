@@ -5,7 +5,10 @@
 //! getsockopt(2); queued messages by MSG_PEEK with SO_PEEK_OFF, which leaves them in the queue and keeps their
 //! boundaries.
 //! Rebuilt by: socketpair(2), bind(2), connect(2), accept(2) in [`make`], all sockets of the images together.
-//! Refused for now: credentials in queues, data in connections that were not accepted.
+//! Who made an end is noted by the kernel at the time of the call (SO_PEERCRED), so calls are made in the place of those
+//! processes, see [`make`].
+//! Refused for now: data in connections that were not accepted.
+//! Not kept: that the process of SO_PEERCRED lives (SO_PEERPIDFD); its pid, where another process has that by now.
 
 mod make;
 
@@ -65,6 +68,35 @@ pub struct UnixSkEntry {
     pub ns_id: Option<u32>,
     #[prost(sint32, optional, tag = "17")]
     pub mnt_id: Option<i32>,
+    /// Ours: who made the other end, listened there, or listens here.
+    #[prost(message, optional, tag = "1000")]
+    pub peer_cred: Option<UnixCredEntry>,
+    /// Ours: who waits to be accepted.
+    #[prost(message, optional, tag = "1001")]
+    pub own_cred: Option<UnixCredEntry>,
+}
+
+impl UnixCredEntry {
+    /// Can a process be like that?
+    fn is_one(&self) -> bool {
+        const PID_MAX: u32 = 1 << 22;
+        const GROUPS_MAX: usize = 1 << 16;
+        let ids = [self.uid, self.gid];
+        self.pid < PID_MAX && !ids.contains(&u32::MAX) && self.groups.len() <= GROUPS_MAX
+    }
+}
+
+/// Ours: a process, as the kernel noted it at the time of a call.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnixCredEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub gid: u32,
+    #[prost(uint32, repeated, tag = "4", packed = "false")]
+    pub groups: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -89,6 +121,9 @@ pub struct SkPacketEntry {
     /// Of ours: the name of the sender of a datagram.
     #[prost(bytes = "vec", optional, tag = "1000")]
     pub from: Option<Vec<u8>>,
+    /// Ours: who has sent it, for a socket that is told.
+    #[prost(message, optional, tag = "1001")]
+    pub sender: Option<UnixCredEntry>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -341,6 +376,8 @@ impl FdKind for Unix {
             deleted: place.is_deleted.then_some(true),
             ns_id: None,
             mnt_id: None,
+            peer_cred: peer_cred(&probe.fd),
+            own_cred: None,
         };
         if state != LISTENING && !is_given {
             save_queue(probe, &entry, cx)?;
@@ -358,7 +395,7 @@ impl FdKind for Unix {
             }
             cx.image("sk-queues.img", kind::SK_QUEUES).record(&entry).payload(&bytes);
         }
-        let mut changed: HashMap<u32, u32> = HashMap::new();
+        let mut changed: HashMap<u32, (u32, i32)> = HashMap::new();
         let mut outside: HashMap<u32, UnixSkEntry> = HashMap::new();
         for (client, listener) in &dumped.waiting {
             let server = &dumped.seen[listener];
@@ -371,7 +408,7 @@ impl FdKind for Unix {
                     refuse("has a connection that was not accepted, with data in it, which is not carried yet");
                 }
                 Some(client) => {
-                    changed.insert(client.id, *listener);
+                    changed.insert(client.id, (*listener, client.pid));
                 }
             }
         }
@@ -405,10 +442,11 @@ impl FdKind for Unix {
             cx.files.insert(0, record);
         }
         for file in cx.files.iter_mut().filter(|file| file.kind == i32::from(FdTypes::Unixsk)) {
-            if let (Some(listener), Some((_, body))) = (changed.get(&file.id), &mut file.body)
+            if let (Some((listener, client)), Some((_, body))) = (changed.get(&file.id), &mut file.body)
                 && let Ok(mut entry) = UnixSkEntry::decode(&**body)
             {
                 entry.peer = *listener;
+                entry.own_cred = cred_of(*client);
                 *body = entry.encode_to_vec();
             }
         }
@@ -432,6 +470,9 @@ impl FdKind for Unix {
             }
             if entry.name_dir.as_ref().is_some_and(|dir| dir.contains('\0') || !dir.starts_with('/')) {
                 corrupt("is bound in a directory that is none");
+            }
+            if [&entry.peer_cred, &entry.own_cred].into_iter().flatten().any(|cred| !cred.is_one()) {
+                corrupt("has credentials that nobody has");
             }
         }
         for (id, entry) in entries.iter().filter(|(_, entry)| entry.peer != 0 && entry.uflags & INHERIT == 0) {
@@ -470,6 +511,20 @@ impl FdKind for Unix {
     fn owner<'e>(&self, entry: &'e UnixSkEntry) -> Option<&'e FownEntry> {
         Some(&entry.fown)
     }
+}
+
+/// Who the kernel says is at the other end. Nobody has a number that is none.
+fn peer_cred(fd: &OwnedFd) -> Option<UnixCredEntry> {
+    let (pid, uid, gid) = socket::peer_credentials(fd).ok()?;
+    let groups = socket::peer_groups(fd).unwrap_or_default();
+    (uid != u32::MAX).then_some(UnixCredEntry { pid: pid as u32, uid, gid, groups })
+}
+
+/// Who a process is now.
+fn cred_of(pid: i32) -> Option<UnixCredEntry> {
+    let text = sys::fd::text(&format!("/proc/{pid}/status")).ok()?;
+    let status = sys::proc::parse_status(&text)?;
+    Some(UnixCredEntry { pid: pid as u32, uid: status.uid[1], gid: status.gid[1], groups: status.groups })
 }
 
 /// Is the socket, or the one at its other end, named by `--external unix[INODE]`?
@@ -592,11 +647,8 @@ fn copy_messages(
             return Ok(());
         }
         if let Some(kind) = message.other {
-            let what = match kind {
-                libc::SCM_CREDENTIALS => "credentials",
-                _ => "control messages",
-            };
-            return Err(probe.refuse(format!("has {what} in its queue, which are not carried yet")));
+            let why = format!("has control messages of type {kind} in its queue, which are not carried yet");
+            return Err(probe.refuse(why));
         }
         if message.is_cut {
             return Err(probe.refuse("has a message in its queue that is too long"));
@@ -614,7 +666,11 @@ fn copy_messages(
         }
         at += message.length as i32;
         let from = message.from.get(2..).filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
-        let packet = SkPacketEntry { id_for: entry.id, length: message.length as u32, scm: Vec::new(), from };
+        let sender = message.sender.filter(|(pid, ..)| *pid != 0);
+        let sender =
+            sender.map(|(pid, uid, gid)| UnixCredEntry { pid: pid as u32, uid, gid, groups: Vec::new() });
+        let length = message.length as u32;
+        let packet = SkPacketEntry { id_for: entry.id, length, scm: Vec::new(), from, sender };
         let first = cx.flying.len();
         cx.flying.extend(message.rights.into_iter().map(|fd| (probe.pid, fd)));
         let rights = first..cx.flying.len();
