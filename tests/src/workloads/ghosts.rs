@@ -375,7 +375,7 @@ fn file_below_a_mount_is_refused(t: &Trial) {
     assert_ne!(file.metadata().expect("stat").ino(), 0);
 }
 
-/// Files without names, and sockets with and without, whose images are then damaged.
+/// Files without names, sockets with and without, a terminal and a segment, whose images are then damaged.
 pub fn varied_target(t: &Trial) {
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     let ghost = unlinked(t, b"a ghost");
@@ -391,7 +391,18 @@ pub fn varied_target(t: &Trial) {
     let sender = UnixDatagram::bind(t.path("sender")).expect("bind");
     sender.connect(t.path("datagrams")).expect("connect");
     sender.send(b"queued").expect("send");
-    let child = fork(|| t.hold());
+    let segment = crate::sys::shm::attach(crate::sys::shm::make(0xfeed, 8192, 0o600), 8192, 0);
+    segment.put(4096, 1);
+    let (master, slave) = crate::sys::pty::pair();
+    nix::unistd::write(&slave, b"output").expect("write");
+    nix::unistd::write(&master, b"a line\nand").expect("write");
+    let child = fork(|| {
+        nix::unistd::setsid().expect("setsid");
+        crate::sys::pty::take(&slave);
+        t.mark("session");
+        t.hold();
+    });
+    t.await_mark("session");
     std::thread::scope(|scope| {
         scope.spawn(|| {
             t.mark("thread");
@@ -401,5 +412,7 @@ pub fn varied_target(t: &Trial) {
         t.checkpoint();
     });
     child.succeed();
+    crate::sys::shm::remove(segment.id);
+    drop((master, slave));
     drop((ghost, folder, listener, client, accepted, waiting, datagrams, sender));
 }
