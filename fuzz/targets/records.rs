@@ -33,7 +33,7 @@ fn read_with_payload<M: Message + Default>(kind: Kind, bytes: &[u8], length: imp
 
 fuzz_target!(|data: &[u8]| {
     let [choice, bytes @ ..] = data else { return };
-    match choice % 16 {
+    match choice % 18 {
         0 => read::<InventoryEntry>(kind::INVENTORY, bytes),
         1 => read::<PstreeEntry>(kind::PSTREE, bytes),
         2 => read::<CoreEntry>(kind::CORE, bytes),
@@ -53,6 +53,8 @@ fuzz_target!(|data: &[u8]| {
         14 => {
             read_with_payload(kind::SK_QUEUES, bytes, |entry: &fd::unix::SkPacketEntry| entry.length as usize)
         }
+        15 => read::<fd::tty::TtyDataEntry>(kind::TTY_DATA, bytes),
+        16 => read::<kinds::vma::sysv::IpcShmEntry>(kind::IPCNS_SHM, bytes),
         _ => read::<PagemapEntry>(kind::PAGEMAP, bytes),
     }
 });

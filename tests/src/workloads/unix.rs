@@ -1,7 +1,7 @@
 //! UNIX sockets with names, connections that wait, and servers outside of the tree.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
@@ -52,6 +52,7 @@ pub const CASES: &[Case] = &[
     case!(socket_in_flight_with_a_queue_of_its_own_survives).peer_cannot(LOST),
     case!(pair_tells_who_made_it).peer_cannot(LOST),
     case!(pair_of_a_dead_process_tells_who_made_it).peer_cannot(LOST),
+    case!(pair_of_a_process_outside_goes_on).outside(giver).peer_cannot(LOST),
     case!(connection_tells_who_connected_and_who_listened).peer_cannot(LOST),
     case!(connection_whose_listener_is_closed_tells_who_was_there).peer_cannot(LOST),
     case!(connection_that_waits_tells_who_connected).peer_cannot(LOST),
@@ -937,6 +938,38 @@ fn pair_of_a_dead_process_tells_who_made_it(t: &Trial) {
     assert_eq!([peer(&ends[0]), peer(&ends[1])], before);
     assert_eq!(before[0], (child.pid.as_raw(), OTHER.0, OTHER.1, vec![5, 6]));
     passes(&ends[0], &ends[1], "still a pair");
+}
+
+/// Gives away a pair that it has made itself.
+fn giver(outside: &mut Outside, moment: Moment) {
+    if moment == Moment::Begin {
+        let listener = UnixListener::bind(outside.directory.join("giver")).expect("bind");
+        std::thread::spawn(move || {
+            let (one, other) = pair(SockType::SeqPacket);
+            give(&listener.accept().expect("accept").0.into(), b"x", &[&one, &other]);
+        });
+    }
+}
+
+fn pair_of_a_process_outside_goes_on(t: &Trial) {
+    let client = UnixStream::connect(t.path("giver")).expect("connect");
+    let mut ends = Vec::new();
+    crate::case::until("the gift", || {
+        let mut byte = [0];
+        if recv(client.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_err() {
+            return false;
+        }
+        ends = take(&client.as_fd().try_clone_to_owned().expect("dup"), 1).1;
+        true
+    });
+    drop(client);
+    std::fs::remove_file(t.path("giver")).expect("unlink");
+    assert_eq!(peer(&ends[0]), (1, 0, 0, peer(&ends[0]).3));
+    t.checkpoint();
+    // That one still has its pid, so another stands for it.
+    assert_eq!((peer(&ends[1]).1, peer(&ends[1]).2), (0, 0));
+    passes(&ends[0], &ends[1], "still a pair");
+    passes(&ends[1], &ends[0], "in both directions");
 }
 
 fn connection_tells_who_connected_and_who_listened(t: &Trial) {
