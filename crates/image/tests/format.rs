@@ -25,6 +25,8 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("IpcShmEntry", "content", 1000),
     ("MmEntry", "whole_auxv", 1000),
+    ("NetlinkSkEntry", "options", 1001),
+    ("NetlinkSkEntry", "type", 1000),
     ("PipeDataEntry", "packets", 1000),
     ("RemapFilePathEntry", "handle", 1000),
     ("SkPacketEntry", "from", 1000),

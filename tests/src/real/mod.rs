@@ -5,6 +5,7 @@
 //! one, so that no trial depends on time.
 
 mod bash;
+mod bus;
 mod counting;
 mod database;
 mod logging;
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(serving::Redis),
         Box::new(serving::Nginx),
         Box::new(logging::Logger::default()),
+        Box::new(bus::Dbus),
         Box::new(panes::Tmux),
         Box::new(database::Postgres),
         Box::new(counting::Static { is_pie: false }),

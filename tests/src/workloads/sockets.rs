@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 
 use crate::case;
-use crate::case::{Case, Trial};
+use crate::case::{Case, Moment, Outside, Trial};
 use crate::sys::process::fork;
 
 /// From Linux 6.16 on.
@@ -37,6 +37,11 @@ pub const CASES: &[Case] = &[
     case!(unbound_tcp_socket_survives).peer_cannot(PASSCRED),
     case!(listener_shared_by_children_survives).peer_cannot(PASSCRED),
     case!(two_listeners_with_reuseport_survive).peer_cannot(PASSCRED),
+    case!(netlink_socket_goes_on).peer_cannot(PASSCRED),
+    case!(netlink_socket_with_groups_and_options_goes_on).peer_cannot(PASSCRED),
+    case!(netlink_socket_with_unread_messages_is_refused).refused(&["fd", "netlink", "not read"]),
+    case!(netlink_port_that_is_taken_is_refused_at_the_restore).outside(port_taken)
+        .restore_refused(&["netlink", "port 4321", "somebody has its port"]),
     case!(blocked_accept_goes_on_waiting).peer_cannot(PASSCRED),
 ];
 
@@ -311,4 +316,113 @@ fn blocked_accept_goes_on_waiting(t: &Trial) {
     let mut byte = [0];
     TcpStream::connect("127.0.0.1:4326").expect("connect").read_exact(&mut byte).expect("read");
     child.succeed();
+}
+
+/// A netlink socket for routes, bound to a port and groups.
+fn netlink(port: u32, groups: u32) -> OwnedFd {
+    use nix::sys::socket::{NetlinkAddr, SockProtocol};
+    let route = SockProtocol::NetlinkRoute;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_NONBLOCK, route).expect("socket");
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(port, groups)).expect("bind");
+    fd
+}
+
+fn port_and_groups(fd: &OwnedFd) -> (u32, u32) {
+    let address: nix::sys::socket::NetlinkAddr = nix::sys::socket::getsockname(fd.as_raw_fd()).expect("getsockname");
+    (address.pid(), address.groups())
+}
+
+/// Asks for the links; the answer begins with one.
+fn ask_for_links(fd: &OwnedFd) {
+    const RTM_GETLINK: u16 = 18;
+    const RTM_NEWLINK: u16 = 16;
+    let mut question = [0u8; 32];
+    question[..4].copy_from_slice(&32u32.to_ne_bytes());
+    question[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
+    // NLM_F_REQUEST, NLM_F_DUMP.
+    question[6..8].copy_from_slice(&0x301u16.to_ne_bytes());
+    put(fd, &question);
+    let answer = get(fd).expect("an answer");
+    assert_eq!(answer[4..6], RTM_NEWLINK.to_ne_bytes());
+}
+
+fn drain(fd: &OwnedFd) {
+    while get(fd).is_ok() {}
+}
+
+fn netlink_socket_goes_on(t: &Trial) {
+    let fd = netlink(0, 0);
+    ask_for_links(&fd);
+    drain(&fd);
+    let before = port_and_groups(&fd);
+    let unbound = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::empty(), None).expect("socket");
+    t.checkpoint();
+    assert_eq!(port_and_groups(&fd), before);
+    assert_eq!(get(&fd), Err(Errno::EAGAIN));
+    ask_for_links(&fd);
+    assert_eq!(port_and_groups(&unbound).0, 0);
+    assert_eq!(getsockopt(&unbound, sockopt::SockType), Ok(SockType::Datagram));
+}
+
+fn netlink_option(fd: &OwnedFd, name: i32) -> i32 {
+    let (mut value, mut length) = (0i32, 4);
+    // SAFETY: the kernel writes one int to the local.
+    let got = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, name, (&raw mut value).cast(), &mut length) };
+    assert_eq!(got, 0);
+    value
+}
+
+fn netlink_socket_with_groups_and_options_goes_on(t: &Trial) {
+    // Links and IPv4 addresses; one more above the first 32.
+    let fd = netlink(77, 0x11);
+    for (name, value) in [(libc::NETLINK_ADD_MEMBERSHIP, 33i32), (libc::NETLINK_EXT_ACK, 1), (libc::NETLINK_CAP_ACK, 1)] {
+        // SAFETY: the kernel reads one int, a live local.
+        let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, name, (&raw const value).cast(), 4) };
+        assert_eq!(set, 0);
+    }
+    let memberships = || {
+        let (mut words, mut length) = ([0u32; 8], 32);
+        let name = libc::NETLINK_LIST_MEMBERSHIPS;
+        // SAFETY: the kernel writes at most 32 bytes to the local.
+        let got = unsafe {
+            libc::getsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, name, words.as_mut_ptr().cast(), &mut length)
+        };
+        assert_eq!(got, 0);
+        words
+    };
+    let look = || (port_and_groups(&fd), memberships(), [10, 11, 12].map(|name| netlink_option(&fd, name)));
+    let before = look();
+    assert_eq!((before.0, before.1[..2].to_vec(), before.2), ((77, 0x11), vec![0x11, 1], [1, 1, 0]));
+    t.checkpoint();
+    assert_eq!(look(), before);
+    // A change of a link is told to the group.
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).expect("socket");
+    // SAFETY: an all-zero ifreq is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_mtu = 60_000;
+    // SAFETY: SIOCSIFMTU reads one ifreq, a live local.
+    assert_eq!(unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFMTU, &raw const request) }, 0);
+    crate::case::until("the news of a link", || get(&fd).is_ok_and(|news| news[4..6] == 16u16.to_ne_bytes()));
+}
+
+fn netlink_socket_with_unread_messages_is_refused(t: &Trial) {
+    let fd = netlink(0, 0);
+    ask_for_links(&fd);
+    t.checkpoint();
+    drain(&fd);
+}
+
+fn port_taken(outside: &mut Outside, moment: Moment) {
+    match moment {
+        Moment::Away => outside.held.push(netlink(4321, 0)),
+        Moment::Mend => outside.held.clear(),
+        _ => {}
+    }
+}
+
+fn netlink_port_that_is_taken_is_refused_at_the_restore(t: &Trial) {
+    let fd = netlink(4321, 0);
+    t.checkpoint();
+    ask_for_links(&fd);
 }

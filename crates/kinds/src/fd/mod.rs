@@ -10,7 +10,7 @@ macro_rules! kinds {
     };
 }
 
-kinds! { eventfd, eventpoll, fifo, inet, inotify, memfd, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
+kinds! { eventfd, eventpoll, fifo, inet, inotify, memfd, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
 
 pub mod build_id;
 pub mod ghost;
