@@ -23,6 +23,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+/// How often a tree that is in a passing state is tried, and how long it goes on after the first time; each pause is
+/// longer than the one before. With the last it has had about a second.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// Descriptors that a dump has open at a time, if the tree is not large: duplicates and its own.
 const DESCRIPTORS: usize = 1024;
 
@@ -35,12 +40,17 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let dir = Dir::open(&options.images_dir)?;
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreDump, dir.path(), Some(root))?;
-    let result = dump(root, options, &dir, &hooks);
-    if let Err(failures) = result {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let Err(failures) = dump(root, options, &dir, &hooks) else { return Ok(()) };
         dir.discard();
-        return Err(failures);
+        if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
+            return Err(failures);
+        }
+        failures.iter().for_each(|failure| log::info!("not now: {failure}"));
+        std::thread::sleep(PAUSE * tries);
     }
-    Ok(())
 }
 
 pub fn micros(since: Instant) -> u32 {

@@ -91,11 +91,13 @@ pub struct Failure {
     pub doing: Cow<'static, str>,
     pub cause: Cause,
     pub remedy: Option<Remedy>,
+    /// The tree is on its way through this state, and may have left it at another moment.
+    pub is_passing: bool,
 }
 
 impl Failure {
     pub fn new(object: Object, doing: impl Into<Cow<'static, str>>, cause: Cause) -> Failure {
-        Failure { object, pid: None, doing: doing.into(), cause, remedy: None }
+        Failure { object, pid: None, doing: doing.into(), cause, remedy: None, is_passing: false }
     }
 
     /// An object that this version does not carry.
@@ -136,6 +138,12 @@ impl Failure {
 
     pub fn of(mut self, pid: i32) -> Failure {
         self.pid.get_or_insert(pid);
+        self
+    }
+
+    /// It may be over soon, when the tree goes on.
+    pub fn passes(mut self) -> Failure {
+        self.is_passing = true;
         self
     }
 

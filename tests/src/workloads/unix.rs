@@ -37,6 +37,7 @@ pub const CASES: &[Case] = &[
     case!(connection_not_yet_accepted_is_accepted_afterwards).exchange(),
     case!(connection_not_yet_accepted_with_data_is_refused).refused(&["not accepted", "data"]),
     case!(connection_not_yet_accepted_of_a_closed_client_is_refused).refused(&["not accepted", "closed"]),
+    case!(connections_made_all_the_time_survive).restless().peer_cannot("it refuses data in those not accepted"),
     case!(queued_datagrams_keep_their_senders).peer_cannot(LOST),
     case!(bound_and_unbound_sockets_survive).exchange(),
     case!(datagram_socket_connected_to_itself_survives).peer_cannot(LOST),
@@ -351,6 +352,39 @@ fn connection_not_yet_accepted_of_a_closed_client_is_refused(t: &Trial) {
     drop(UnixStream::connect(t.path("server")).expect("connect"));
     t.checkpoint();
     assert_eq!(listener.accept().expect("accept").0.read(&mut [0; 5]).ok(), Some(0));
+}
+
+/// At many moments there is a connection that was not accepted yet, with data in it.
+fn connections_made_all_the_time_survive(t: &Trial) {
+    let listener = UnixListener::bind(t.path("server")).expect("bind");
+    let client = fork(|| {
+        let mut rounds = 0;
+        while !t.is_over() || rounds < 20 {
+            let mut connection = UnixStream::connect(t.path("server")).expect("connect");
+            connection.write_all(b"there").expect("write");
+            let mut bytes = [0; 5];
+            connection.read_exact(&mut bytes).expect("read");
+            assert_eq!(&bytes, b"there");
+            crate::sys::nap();
+            rounds += 1;
+        }
+        UnixStream::connect(t.path("server")).expect("connect").write_all(b"done!").expect("write");
+    });
+    let server = fork(|| {
+        loop {
+            crate::sys::nap();
+            let mut connection = listener.accept().expect("accept").0;
+            let mut bytes = [0; 5];
+            connection.read_exact(&mut bytes).expect("read");
+            if &bytes == b"done!" {
+                return;
+            }
+            connection.write_all(&bytes).expect("write");
+        }
+    });
+    t.checkpoint();
+    client.succeed();
+    server.succeed();
 }
 
 fn queued_datagrams_keep_their_senders(t: &Trial) {

@@ -344,7 +344,8 @@ impl FdKind for Unix {
         let place = find_file(probe, &name)?;
         if state == LISTENING {
             if told.pending.len() != told.queues.0 as usize || told.pending.contains(&0) {
-                return refuse("has connections that were not accepted, whose other ends are closed");
+                let why = "has connections that were not accepted, whose other ends are closed";
+                return refuse(why).map_err(Failure::passes);
             }
             let dumped = cx.shelf.of::<Dumped>();
             dumped.waiting.extend(told.pending.iter().map(|client| (*client, inode)));
@@ -400,7 +401,8 @@ impl FdKind for Unix {
         for (client, listener) in &dumped.waiting {
             let server = &dumped.seen[listener];
             let mut refuse = |why: &str| {
-                failures.push(Failure::unsupported(server.object.clone(), why.to_owned()).of(server.pid));
+                let failure = Failure::unsupported(server.object.clone(), why.to_owned());
+                failures.push(failure.of(server.pid).passes());
             };
             match dumped.seen.get(client) {
                 None => refuse("has a connection that was not accepted, from outside of the tree"),
