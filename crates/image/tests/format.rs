@@ -38,6 +38,8 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("TtyInfoEntry", "has_hung_up", 1000),
     ("TtyInfoEntry", "lines", 1002),
     ("TtyInfoEntry", "mode", 1001),
+    ("TtyInfoEntry", "is_stopped_by_call", 1005),
+    ("TtyInfoEntry", "is_stopped_by_character", 1004),
     ("TtyInfoEntry", "typed", 1003),
     ("UnixSkEntry", "own_cred", 1001),
     ("UnixSkEntry", "peer_cred", 1000),

@@ -6,6 +6,7 @@ use crate::call::check;
 use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+const TCXONC: u32 = 0x540a;
 const TIOCEXCL: u32 = 0x540c;
 const TIOCSCTTY: u32 = 0x540e;
 const TIOCSPGRP: u32 = 0x5410;
@@ -206,6 +207,14 @@ pub fn discipline(fd: impl AsFd) -> Result<i32, Errno> {
 pub fn put_in(fd: impl AsFd, mut byte: u8) -> Result<(), Errno> {
     // SAFETY: the request reads one byte.
     unsafe { exchange(fd, TIOCSTI, &mut byte) }
+}
+
+/// Stops the output of the terminal as tcflow(3) does with TCOOFF. Source: TCXONC.
+pub fn stop(fd: impl AsFd) -> Result<(), Errno> {
+    const TCOOFF: i32 = 0;
+    // SAFETY: this request takes an integer.
+    check("ioctl", unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TCXONC as libc::Ioctl, TCOOFF) }.into())
+        .map(drop)
 }
 
 /// What poll(2) says without waiting: POLLIN, POLLPRI, POLLOUT, POLLHUP.

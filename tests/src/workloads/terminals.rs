@@ -46,6 +46,8 @@ pub const CASES: &[Case] = &[
     case!(typed_bytes_that_are_no_line_yet_are_kept).peer_cannot(LOST),
     case!(raw_input_is_kept).peer_cannot(LOST),
     case!(queue_in_packet_mode_is_kept).peer_cannot(LOST),
+    case!(terminal_stopped_by_a_character_stays_so).peer_cannot(LOST),
+    case!(terminal_stopped_by_a_call_stays_so).peer_cannot(LOST),
     case!(virtual_terminal_is_open_afterwards).needs(has_console).exchange()
         .peer_cannot_in(&[Mode::ToPeer], "it does not open it again"),
     case!(slave_whose_master_is_outside_is_refused).outside(terminal)
@@ -510,6 +512,47 @@ fn queue_in_packet_mode_is_kept(t: &Trial) {
     until("the output", || pty::poll(&master) & libc::POLLIN != 0);
     t.checkpoint();
     hears(&master, "\0data");
+}
+
+/// A pair whose slave does not wait when it is stopped.
+fn pair_without_waiting() -> (OwnedFd, OwnedFd) {
+    let master = pty::master();
+    let slave = pty::open(pty::name(&master), libc::O_NONBLOCK);
+    (master, slave)
+}
+
+fn is_stopped(slave: &OwnedFd) -> bool {
+    nix::unistd::write(slave, b"x") == Err(Errno::EAGAIN)
+}
+
+fn terminal_stopped_by_a_character_stays_so(t: &Trial) {
+    let (master, slave) = pair_without_waiting();
+    nix::unistd::write(&slave, b"before").expect("write");
+    nix::unistd::write(&master, b"\x13").expect("write");
+    until("the stop", || pty::poll(&slave) & libc::POLLOUT == 0);
+    t.checkpoint();
+    hears(&master, "before");
+    assert!(is_stopped(&slave));
+    nix::unistd::write(&master, b"\x11").expect("write");
+    until("the end of the stop", || !is_stopped(&slave));
+    hears(&master, "x");
+}
+
+fn flow(slave: &OwnedFd, action: i32) {
+    // SAFETY: TCXONC takes an integer.
+    assert_eq!(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TCXONC, action) }, 0);
+}
+
+fn terminal_stopped_by_a_call_stays_so(t: &Trial) {
+    let (master, slave) = pair_without_waiting();
+    flow(&slave, libc::TCOOFF);
+    t.checkpoint();
+    assert!(is_stopped(&slave));
+    nix::unistd::write(&master, b"\x11\n").expect("write");
+    until("the line", || pty::poll(&slave) & libc::POLLIN != 0);
+    assert!(is_stopped(&slave));
+    flow(&slave, libc::TCOON);
+    assert!(!is_stopped(&slave));
 }
 
 fn has_console() -> Result<(), String> {

@@ -12,6 +12,7 @@
 mod queue;
 
 pub use queue::Queues;
+use queue::Stop;
 
 use super::regular;
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, reopen, set_status};
@@ -99,6 +100,11 @@ pub struct TtyInfoEntry {
     pub lines: Vec<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "1003")]
     pub typed: Option<Vec<u8>>,
+    /// Ours: its output stands still, by the character for that or by tcflow(3).
+    #[prost(bool, optional, tag = "1004")]
+    pub is_stopped_by_character: Option<bool>,
+    #[prost(bool, optional, tag = "1005")]
+    pub is_stopped_by_call: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -616,6 +622,8 @@ pub fn write(cx: &mut DumpCx) -> Result<Queues, Failure> {
                 mode: Some(slave.stat.st_mode & 0o7777),
                 lines: taken.lines.clone(),
                 typed: Some(taken.typed.clone()).filter(|typed| !typed.is_empty()),
+                is_stopped_by_character: (taken.stopped == Some(Stop::Typed)).then_some(true),
+                is_stopped_by_call: (taken.stopped == Some(Stop::Called)).then_some(true),
                 ..state.clone()
             };
             info(End::Slave(index), slave, of_slave);
@@ -855,9 +863,17 @@ fn make_pair(
             output: data.get(&state.id).cloned().unwrap_or_default(),
             lines: info.lines.clone(),
             typed: info.typed.clone().unwrap_or_default(),
+            stopped: match (info.is_stopped_by_character, info.is_stopped_by_call) {
+                (Some(true), _) => Some(Stop::Typed),
+                (_, Some(true)) => Some(Stop::Called),
+                _ => None,
+            },
         };
         let open = pair.files.iter().find(|(_, fd)| Some(fd.as_raw_fd()) == slave).map(|(_, fd)| fd);
         queue::put(&master, open, &taken);
+        if let (Some(slave), Some(stopped)) = (open, taken.stopped) {
+            queue::stop(slave, stopped).map_err(explain)?;
+        }
         if let Some(entry) = info.termios_locked.as_ref().filter(|entry| **entry != TermiosEntry::default()) {
             sys::tty::set_locked_termios(&master, termios(entry)).map_err(explain)?;
         }

@@ -7,6 +7,8 @@
 //! Lines and the end of file keep their borders, and so does what is typed but is no line yet. Without echo, without
 //! signals: all of that happened when it was typed.
 //!
+//! With both ends empty, a slave that cannot be written to is one whose output was stopped.
+//!
 //! Not kept: what was written to a slave that nobody has open; a status of packet mode, which cannot be taken
 //! without losing it, so that the queue behind it stays where it is, with a warning.
 
@@ -20,6 +22,15 @@ const ROOM: usize = 4095;
 /// More is not between two ends.
 const LIMIT: usize = 1 << 20;
 
+/// Who has stopped the output of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The character for it, which another lets go on.
+    Typed,
+    /// tcflow(3).
+    Called,
+}
+
 /// What was between them.
 #[derive(Debug, Default)]
 pub struct Taken {
@@ -28,6 +39,8 @@ pub struct Taken {
     /// For the slave: whole lines, each as one read(2) gives it.
     pub lines: Vec<Vec<u8>>,
     pub typed: Vec<u8>,
+    /// Not taken, only seen.
+    pub stopped: Option<Stop>,
 }
 
 impl Taken {
@@ -83,7 +96,38 @@ pub(super) fn take(master: &OwnedFd, slave: Option<&OwnedFd>) -> Taken {
     {
         log::warn!("what was typed on a pseudoterminal is not kept: {error}");
     }
+    // In packet mode the question would be a status.
+    if let Some(slave) = slave.filter(|_| !is_packet_mode) {
+        taken.stopped = stopped(slave).unwrap_or(None);
+    }
     taken
+}
+
+/// Does the output stand still, now that the other end has room? Then nothing can be written. Whether the character for
+/// going on helps tells who has stopped it.
+fn stopped(slave: &OwnedFd) -> Result<Option<Stop>, Errno> {
+    if tty::poll(slave) & libc::POLLOUT != 0 {
+        return Ok(None);
+    }
+    let termios = tty::termios(slave)?;
+    if termios.iflag & libc::IXON == 0 {
+        return Ok(Some(Stop::Called));
+    }
+    tty::put_in(slave, termios.cc[tty::VSTART])?;
+    if tty::poll(slave) & libc::POLLOUT == 0 {
+        return Ok(Some(Stop::Called));
+    }
+    tty::put_in(slave, termios.cc[tty::VSTOP])?;
+    Ok(Some(Stop::Typed))
+}
+
+/// Stops the output of a terminal.
+pub(super) fn stop(slave: &OwnedFd, how: Stop) -> Result<(), Errno> {
+    let termios = tty::termios(slave)?;
+    match how {
+        Stop::Typed if termios.iflag & libc::IXON != 0 => tty::put_in(slave, termios.cc[tty::VSTOP]),
+        _ => tty::stop(slave),
+    }
 }
 
 fn has_lines(termios: &Termios) -> bool {
