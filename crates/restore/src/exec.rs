@@ -57,6 +57,8 @@ pub struct Open<'r> {
     pub terminals: &'r [Control],
 }
 
+const TAKE_TERMINAL: &str = "take the terminal of its session";
+
 /// Everything that the waves need.
 pub struct Exec<'r> {
     pub checkpoint: Arc<Checkpoint>,
@@ -321,6 +323,9 @@ impl<'r> Exec<'r> {
             Some(failed) => {
                 let why = failed.errno().on(Object::Task, failed.doing).of(pid);
                 match failed.errno() {
+                    Errno { code: libc::EPERM, .. } if failed.doing == TAKE_TERMINAL => why.help(
+                        model::Remedy::Advice("it is that of another session, which has to give it up first"),
+                    ),
                     Errno { call: "clone3", code: libc::EEXIST } => why.help(model::Remedy::Advice(
                         "the id is taken by a running process: restore in a fresh pid namespace",
                     )),
@@ -439,7 +444,7 @@ impl<'r> Exec<'r> {
             if task.sid == task.pid {
                 ops.list.label("lead a session").ok(libc::SYS_setsid, &[]);
                 if let Some(terminal) = self.terminal(task.pid).filter(|_| !task.is_zombie()) {
-                    ops.list.label("take the terminal of its session");
+                    ops.list.label(TAKE_TERMINAL);
                     self.ask_terminal(terminal, sys::tty::TAKE, 0.into(), ops);
                 }
                 if task.is_zombie() {

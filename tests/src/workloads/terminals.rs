@@ -48,11 +48,16 @@ pub const CASES: &[Case] = &[
     case!(queue_in_packet_mode_is_kept).peer_cannot(LOST),
     case!(terminal_stopped_by_a_character_stays_so).peer_cannot(LOST),
     case!(terminal_stopped_by_a_call_stays_so).peer_cannot(LOST),
-    case!(virtual_terminal_is_open_afterwards).needs(has_console).exchange()
+    case!(console_is_open_afterwards).needs(has_console),
+    case!(virtual_terminal_is_open_afterwards).needs(has_virtual_terminal).exchange()
         .peer_cannot_in(&[Mode::ToPeer], "it does not open it again"),
     case!(slave_whose_master_is_outside_is_refused).outside(terminal)
         .refused(&["fd", "tty[", "outside of the tree", "--shell-job", "--external"]),
     case!(slave_is_passed_in).outside(terminal_passed_in).restless().exchange(),
+    case!(session_whose_terminal_is_passed_in_has_it_again).outside(terminal_passed_in).restless()
+        .peer_cannot("it does not give it to the session"),
+    case!(terminal_of_another_session_is_refused_at_the_restore).outside(terminal_of_another_session).restless()
+        .restore_refused(&["take the terminal of its session", "another session"]),
     case!(job_of_a_shell_goes_on).options(JOB).shell_job().outside(shell).exchange()
         .peer_cannot_in(&[Mode::Plain, Mode::Twice, Mode::ToPeer], "it wants the terminal as its standard input"),
     case!(job_in_the_foreground_stays_there).options(JOB).shell_job().outside(shell)
@@ -555,15 +560,31 @@ fn terminal_stopped_by_a_call_stays_so(t: &Trial) {
     assert!(!is_stopped(&slave));
 }
 
-fn has_console() -> Result<(), String> {
-    fs::File::open("/dev/tty9").map(drop).map_err(|e| format!("/dev/tty9: {e}"))
+fn has(path: &str) -> Result<(), String> {
+    fs::File::open(path).map(drop).map_err(|e| format!("{path}: {e}"))
 }
 
-fn virtual_terminal_is_open_afterwards(t: &Trial) {
-    let terminal = pty::open("/dev/tty9", 0);
+fn has_virtual_terminal() -> Result<(), String> {
+    has("/dev/tty9")
+}
+
+fn has_console() -> Result<(), String> {
+    has("/dev/console")
+}
+
+fn is_open_afterwards(t: &Trial, path: &str) {
+    let terminal = pty::open(path, libc::O_NONBLOCK);
     let before = pty::termios(&terminal);
     t.checkpoint();
     assert_eq!(pty::termios(&terminal), before);
+}
+
+fn virtual_terminal_is_open_afterwards(t: &Trial) {
+    is_open_afterwards(t, "/dev/tty9");
+}
+
+fn console_is_open_afterwards(t: &Trial) {
+    is_open_afterwards(t, "/dev/console");
 }
 
 /// A terminal whose master is the harness's.
@@ -619,6 +640,35 @@ fn slave_is_passed_in(t: &Trial) {
     let slave = terminal_of(t);
     t.checkpoint();
     nix::unistd::write(&slave, b"from inside").expect("write");
+}
+
+fn session_whose_terminal_is_passed_in_has_it_again(t: &Trial) {
+    let slave = terminal_of(t);
+    pty::take(&slave);
+    t.checkpoint();
+    assert_eq!(tcgetpgrp(&slave), Ok(getpgrp()));
+    nix::unistd::write(&pty::open("/dev/tty", 0), b"from inside").expect("write");
+}
+
+/// Passes a terminal in that is somebody's.
+fn terminal_of_another_session(outside: &mut Outside, moment: Moment) {
+    terminal_passed_in(outside, moment);
+    match moment {
+        Moment::Away => {
+            setsid().expect("setsid");
+            pty::take(&outside.held[3]);
+        }
+        Moment::Mend => {
+            // SAFETY: SIG_IGN runs no code of ours.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            pty::leave(&outside.held[3]);
+        }
+        _ => {}
+    }
+}
+
+fn terminal_of_another_session_is_refused_at_the_restore(t: &Trial) {
+    session_whose_terminal_is_passed_in_has_it_again(t);
 }
 
 /// The harness leads a session on a terminal, as a shell does.
