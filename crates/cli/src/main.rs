@@ -127,6 +127,10 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
             Ok(()) => ExitCode::SUCCESS,
             Err(failures) => ExitCode::from(fail(&failures, "Receiving pages FAILED.")),
         },
+        Command::Dedup => match page_server::dedup(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failures) => ExitCode::from(fail(&failures, "Freeing pages FAILED.")),
+        },
         Command::LazyPages => match restore::serve_pages(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failures) => ExitCode::from(fail(&failures, "Handing out pages FAILED.")),

@@ -24,6 +24,24 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let received = receive(options, &dir, &mut *connection);
     let pages = received.inspect_err(|_| dir.discard())?;
     log::info!("{pages} pages have come");
+    if options.auto_dedup {
+        dedup(options)?;
+    }
+    Ok(())
+}
+
+/// The command `dedup`: frees pages in the folders before that the newest has anew.
+///
+/// # Errors
+/// When there is none before, or one of them cannot be changed.
+pub fn dedup(options: &Options) -> Result<(), Failures> {
+    let dir = Dir::open(&options.images_dir)?;
+    if !dir.has(pages::chain::PARENT_LINK) {
+        let object = Object::Path(dir.path().display().to_string());
+        return Err(Failure::conflict(object, "free pages", "has no parent images").into());
+    }
+    let freed = pages::chain::dedup(&dir)?;
+    log::info!("freed {freed} pages in the images before");
     Ok(())
 }
 
@@ -60,6 +78,7 @@ fn in_background(options: &Options) -> Result<i32, Failure> {
     words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
     words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
     words.extend(options.prev_images_dir.iter().flat_map(|dir| ["--prev-images-dir".into(), dir.into()]));
+    words.extend(options.auto_dedup.then(|| "--auto-dedup".into()));
     words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
     background::start("page-server", words)
 }

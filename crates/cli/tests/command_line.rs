@@ -77,7 +77,7 @@ fn mistakes_end_with_1_and_removed_commands_with_255() {
         (&["dump", "-t", "1", "--nonsense"][..], 1, "no option --nonsense"),
         (&["dump", "-t", "1", "two"][..], 1, "two: one word too many"),
         (&["dump", "-t", "1", "--tcp-close"][..], 1, "--tcp-close is known but not supported yet"),
-        (&["pre-dump", "-t", "1"][..], 1, "pre-dump is known but not supported yet"),
+        (&["cpuinfo", "dump"][..], 1, "the command cpuinfo is known but not supported yet"),
         (&["restore", "-D", "nowhere"][..], 1, "nowhere: cannot use the images directory"),
         (&["exec"][..], 255, "compel"),
         (&["show"][..], 255, "crit"),

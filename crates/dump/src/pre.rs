@@ -5,7 +5,7 @@ use crate::copies::{self, Seen};
 use crate::freeze::{State, freeze};
 use crate::observe::{self, Depth};
 use crate::past::{Past, divide};
-use crate::run::{Saved, Taking, micros};
+use crate::run::{Saved, Taking, dedup, micros};
 use crate::{encode, track};
 use image::{Dir, StatsEntry};
 use model::hooks::Action;
@@ -88,6 +88,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         log::warn!("the next snapshot has to save everything: {failure}");
     }
     drop(tree);
+    dedup(options, dir);
     let stats = DumpStats {
         freezing_us: freezing_us.into(),
         frozen_us: frozen_us.into(),

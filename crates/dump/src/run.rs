@@ -169,6 +169,7 @@ fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Fa
         _ => drop(queues),
     }
     past.forget();
+    dedup(options, dir);
     if let Err(failure) = track::keep(watched, &past.run_id) {
         log::warn!("the next snapshot has to save everything: {failure}");
     }
@@ -315,6 +316,17 @@ fn share(saved: &mut [Saved]) -> Result<(), Failure> {
         saved[at].elsewhere.extend(same.into_iter().map(|range| Run::same_as(range, parent as u32)));
     }
     Ok(())
+}
+
+/// Frees in the folders before what this one has anew, if that was asked for. The dump is whole in any case.
+pub fn dedup(options: &Options, dir: &Dir) {
+    if !options.auto_dedup {
+        return;
+    }
+    match pages::chain::dedup(dir) {
+        Ok(pages) => log::info!("freed {pages} pages in the images before"),
+        Err(failure) => log::warn!("{failure}"),
+    }
 }
 
 /// Sends jobs to a page server, one after the other.

@@ -129,6 +129,27 @@ impl Dir {
         Ok(file.0)
     }
 
+    /// The same, to make holes in it.
+    pub fn open_file_to_change(&self, name: &str) -> Result<File, Failure> {
+        // What it is was seen first: a pipe or a device is not opened for writing.
+        self.open_file(name)?;
+        OpenOptions::new()
+            .write(true)
+            .open(self.path.join(name))
+            .map_err(|error| self.io(name, "change the image", "open", &error))
+    }
+
+    /// The names of all files.
+    pub fn names(&self) -> Result<Vec<String>, Failure> {
+        let explain = |error: std::io::Error| self.io("", "list the images", "readdir", &error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(explain)? {
+            names.extend(entry.map_err(explain)?.file_name().into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Makes the folder say "no dump here" before the first image is written.
     pub fn begin(&self) -> Result<(), Failure> {
         for name in [INVENTORY, UNFINISHED].iter().chain(OPTIONAL) {

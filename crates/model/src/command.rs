@@ -65,7 +65,7 @@ pub static COMMANDS: &[CommandSpec] = &[
         hidden: true,
         ..spec(Command::Swrk, "swrk", NotYet, "answer the requests of the program that started this one")
     },
-    spec(Command::Dedup, "dedup", NotYet, "drop pages from parent images that newer images replace"),
+    spec(Command::Dedup, "dedup", Yes, "drop pages from parent images that newer images replace"),
     CommandSpec {
         operands: &["dump|check"],
         ..spec(Command::Cpuinfo, "cpuinfo", NotYet, "write down or compare the abilities of the processor")

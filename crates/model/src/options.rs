@@ -300,6 +300,7 @@ pub struct Options {
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
+    pub auto_dedup: bool,
     /// Of a dump: memory goes to a server.
     pub page_server: bool,
     pub address: Option<String>,
@@ -361,6 +362,7 @@ impl Default for Options {
             share_pages: true,
             prev_images_dir: None,
             track_mem: false,
+            auto_dedup: false,
             page_server: false,
             address: None,
             port: None,

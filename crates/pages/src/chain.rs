@@ -103,6 +103,68 @@ impl Chain {
     }
 }
 
+/// Frees the room of pages in older folders that a newer one has anew. The newest folder stays as it is. Returns how
+/// many pages were freed.
+///
+/// # Errors
+/// When a folder cannot be read or written; what was freed was not needed.
+pub fn dedup(dir: &Dir) -> Result<u64, Failure> {
+    let chain = Chain::open(dir)?;
+    let names = dir.names()?;
+    let mut freed = 0;
+    for name in names.iter().filter(|name| name.starts_with("pagemap-") && name.ends_with(".img")) {
+        // What newer folders have, so far.
+        let mut newer: Vec<Run> = Vec::new();
+        for (layer, dir) in chain.0.iter().enumerate() {
+            let Some(bytes) = dir.read(name)? else { break };
+            let map = Pagemap::parse(name, &bytes, |_| Ok(u64::MAX))?;
+            let own: Vec<Run> = map.runs.into_iter().filter(|run| run.flags & PRESENT != 0).collect();
+            if layer > 0 {
+                let told = own.iter().map(|run| (run.range.clone(), ())).collect();
+                let (superseded, _) = split(told, |()| true, &newer);
+                freed += punch(dir, &own, &superseded)?;
+            }
+            newer.extend(own);
+            newer.sort_by_key(|run| run.range.start);
+            newer = merged(newer);
+        }
+    }
+    Ok(freed)
+}
+
+/// Ranges without overlaps; where they lie in files does not matter any more.
+fn merged(runs: Vec<Run>) -> Vec<Run> {
+    let mut merged: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.range.start <= last.range.end => {
+                last.range.end = last.range.end.max(run.range.end);
+            }
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+/// Makes holes where the pages of `ranges` were, which are parts of `runs`.
+fn punch(dir: &Dir, runs: &[Run], ranges: &[std::ops::Range<u64>]) -> Result<u64, Failure> {
+    let (Some(first), false) = (runs.first(), ranges.is_empty()) else { return Ok(0) };
+    let name = pages_name(first.file.id);
+    let file = dir.open_file_to_change(&name)?;
+    let mut freed = 0;
+    for range in ranges {
+        let at = runs.partition_point(|run| run.range.end <= range.start);
+        for run in runs[at..].iter().take_while(|run| run.range.start < range.end) {
+            let (start, end) = (run.range.start.max(range.start), run.range.end.min(range.end));
+            sys::fd::punch(&file, run.offset + (start - run.range.start), end - start).map_err(|error| {
+                error.on(Object::Path(name.clone()), "free pages that a newer folder has")
+            })?;
+            freed += (end - start) / PAGE;
+        }
+    }
+    Ok(freed)
+}
+
 /// Replaces runs that are stored at `place` by those that are there. Both are sorted.
 ///
 /// Another process may lack a page that is said to be the same: it was zero, and not stored at all.
@@ -216,6 +278,37 @@ mod tests {
         let (both, rest) = split(runs, |is_clean| is_clean, &known);
         assert_eq!(both, [2 * PAGE..4 * PAGE]);
         assert_eq!(rest, [(0..2 * PAGE, true), (4 * PAGE..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)]);
+    }
+
+    #[test]
+    fn pages_that_a_newer_folder_has_are_freed_and_others_stay() {
+        use std::os::unix::fs::MetadataExt;
+        let path = std::env::temp_dir().join(format!("crtools-dedup-{}", std::process::id()));
+        let folder = |name: &str, runs: &[Run], parent: Option<&str>| {
+            let path = path.join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let dir = Dir::open(&path).unwrap();
+            dir.write("pagemap-5.img", &Pagemap { pages_id: 1, runs: runs.to_vec() }.encode()).unwrap();
+            let pages = runs.iter().filter(|run| run.flags & PRESENT != 0).map(Run::len).sum::<u64>();
+            std::fs::write(path.join("pages-1.img"), vec![7; pages as usize]).unwrap();
+            if let Some(parent) = parent {
+                std::os::unix::fs::symlink(format!("../{parent}"), path.join(PARENT_LINK)).unwrap();
+            }
+            dir
+        };
+        folder("1", &[run(0..8, PRESENT, 0, 0), run(20..24, PRESENT, 8, 0)], None);
+        folder("2", &[run(2..4, PRESENT, 0, 0)], Some("1"));
+        let newest = folder("3", &[run(3..5, PRESENT, 0, 0), run(23..24, PRESENT, 2, 0)], Some("2"));
+        // Of the second its page 3; of the first its pages 2 to 4, and 23.
+        assert_eq!(dedup(&newest).unwrap(), 1 + 3 + 1);
+        let first = std::fs::read(path.join("1/pages-1.img")).unwrap();
+        let is_kept = |page: usize| first[page * 4096] == 7;
+        let blocks = std::fs::metadata(path.join("1/pages-1.img")).unwrap().blocks();
+        let kept: Vec<bool> = (0..12).map(is_kept).collect();
+        std::fs::remove_dir_all(&path).unwrap();
+        let wanted = [true, true, false, false, false, true, true, true, true, true, true, false];
+        assert_eq!((kept.as_slice(), first.len()), (wanted.as_slice(), 12 * 4096));
+        assert!(blocks <= 8 * 8 + 8, "{blocks} blocks are still taken");
     }
 
     #[test]

@@ -398,6 +398,14 @@ pub fn poll(fds: &[BorrowedFd], timeout_ms: i32) -> Result<Vec<bool>, Errno> {
     }
 }
 
+/// Makes a hole in a file, whose length stays. Source: fallocate(2) FALLOC_FL_PUNCH_HOLE.
+pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> Result<(), Errno> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: integers only.
+    let result = unsafe { libc::fallocate(fd.as_fd().as_raw_fd(), mode, offset as i64, len as i64) };
+    check("fallocate", result.into()).map(drop)
+}
+
 /// ftruncate(2).
 pub fn truncate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
     // SAFETY: integers only.

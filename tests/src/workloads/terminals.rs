@@ -647,7 +647,7 @@ fn session_whose_terminal_is_passed_in_has_it_again(t: &Trial) {
     pty::take(&slave);
     t.checkpoint();
     assert_eq!(tcgetpgrp(&slave), Ok(getpgrp()));
-    nix::unistd::write(&pty::open("/dev/tty", 0), b"from inside").expect("write");
+    nix::unistd::write(pty::open("/dev/tty", 0), b"from inside").expect("write");
 }
 
 /// Passes a terminal in that is somebody's.

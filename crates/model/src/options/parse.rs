@@ -114,6 +114,10 @@ pub fn find_long(name: &str) -> Result<(&'static OptionSpec, bool), UsageError> 
             }
         }
     }
+    // An abbreviation means what it means to CRIU, whatever options of our own begin so.
+    if found.iter().any(|(spec, ..)| !spec.own) {
+        found.retain(|(spec, ..)| !spec.own);
+    }
     let Some((spec, on, _)) = found.first() else {
         return Err(UsageError::new(format!("no option --{name}")));
     };

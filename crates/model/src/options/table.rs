@@ -204,15 +204,13 @@ specs! {
         .help("print what would be done, in order, and do nothing")
         .sets(store!(dry_run));
     COPY_ON_WRITE = Row::flag("copy-on-write").negatable().section(Section::Memory).of(DUMPS).own()
-        .help("with --leave-running: the tree runs on while its memory is read from copies of its processes \
-               (so by default, unless a script follows the steps)")
+        .help("let the tree run on while its memory is read from copies; so by default, unless a script is told the steps")
         .sets(|options, given| {
             options.copy_on_write = Some(given.on);
             Ok(())
         });
     SHARE_PAGES = Row::flag("share-pages").negatable().section(Section::Memory).of(DUMPS).own()
-        .help("store pages once that relatives share, if they are many (so by default); \
-               without it CRIU can read the images")
+        .help("store pages once that relatives share, if they are many; so by default. CRIU cannot read that")
         .sets(store!(share_pages));
     PROGRESS = Row::required("progress", "WHEN").default("auto").own().of(BOTH)
         .help("draw progress: auto (on a terminal, when it takes long), always, never")
@@ -384,7 +382,8 @@ specs! {
         .sets(store!(track_mem));
     AUTO_DEDUP = Row::flag("auto-dedup").negatable().section(Section::Memory)
         .of(BOTH | PRE_DUMP | PAGE_SERVER_CMD | DEDUP)
-        .help("drop pages from parent images as soon as newer ones are written");
+        .help("free pages in parent images that newer ones have, when these are written")
+        .sets(store!(auto_dedup));
     PRE_DUMP_MODE = Row::required("pre-dump-mode", "MODE").default("splice").section(Section::Memory)
         .of(PRE_DUMP)
         .help("splice or read, the two ways of CRIU; here memory is taken in one way, from copies")
