@@ -3,8 +3,8 @@
 
 mod exec;
 mod held;
-pub mod lazy;
-mod load;
+mod lazy;
+pub mod load;
 mod memory;
 pub mod plan;
 mod run;
