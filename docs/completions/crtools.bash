@@ -14,6 +14,7 @@ _crtools() {
         --config) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         --progress) mapfile -t COMPREPLY < <(compgen -W "auto always never" -- "$word"); return ;;
         -r|--root) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        --irmap-scan-path) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         --file-validation) mapfile -t COMPREPLY < <(compgen -W "filesize buildid" -- "$word"); return ;;
         --network-lock) mapfile -t COMPREPLY < <(compgen -W "iptables nftables skip none" -- "$word"); return ;;
         --manage-cgroups) mapfile -t COMPREPLY < <(compgen -W "ignore none" -- "$word"); return ;;

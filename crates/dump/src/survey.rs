@@ -129,6 +129,9 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
     let observed = observe_all(tree, depth);
     survey.objects = objects(tree)?;
     survey.all_descriptors(tree)?;
+    if survey.cx.ends_here {
+        return Err(survey.failures);
+    }
     for (at, observed) in observed.into_iter().enumerate() {
         let pid = tree.processes[at].pid;
         let alive = match observed {

@@ -182,6 +182,8 @@ pub struct DumpCx<'o> {
     pub people: BTreeMap<i32, Person>,
     /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
     pub contents: Vec<(u64, OwnedFd)>,
+    /// The survey reads no further: what comes next could wait for the frozen tree without end.
+    pub ends_here: bool,
     last_id: u32,
 }
 
@@ -197,6 +199,7 @@ impl<'o> DumpCx<'o> {
             pids,
             people: BTreeMap::new(),
             contents: Vec::new(),
+            ends_here: false,
             last_id: 0,
         }
     }
@@ -304,6 +307,11 @@ pub trait FdKind: Sync {
         Ok(Vec::new())
     }
 
+    /// Other files that the object is made of or with.
+    fn needs(&self, _entry: &Self::Entry) -> Vec<u32> {
+        Vec::new()
+    }
+
     /// Makes the object.
     fn open(&self, entry: &Self::Entry, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
 
@@ -323,8 +331,13 @@ pub trait FdKind: Sync {
         None
     }
 
-    /// Sets going what must not run before everything is there.
-    fn arm(&self, _entry: &Self::Entry, _fd: &OwnedFd) -> Result<(), Failure> {
+    /// Sets going what must not run before everything is there; `files` are those that are open, by id.
+    fn arm(
+        &self,
+        _entry: &Self::Entry,
+        _fd: &OwnedFd,
+        _files: &HashMap<u32, OwnedFd>,
+    ) -> Result<(), Failure> {
         Ok(())
     }
 }
@@ -352,7 +365,8 @@ pub trait AnyFdKind: Sync {
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
-    fn arm(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure>;
+    fn needs(&self, entry: &dyn Any) -> Vec<u32>;
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, files: &HashMap<u32, OwnedFd>) -> Result<(), Failure>;
 }
 
 fn typed<K: FdKind>(entry: &dyn Any) -> &K::Entry {
@@ -437,8 +451,12 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::owner(self, typed::<K>(entry))
     }
 
-    fn arm(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure> {
-        FdKind::arm(self, typed::<K>(entry), fd)
+    fn needs(&self, entry: &dyn Any) -> Vec<u32> {
+        FdKind::needs(self, typed::<K>(entry))
+    }
+
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
+        FdKind::arm(self, typed::<K>(entry), fd, files)
     }
 }
 
@@ -545,6 +563,13 @@ impl FileTable {
     /// Every record of one kind.
     pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = &K::Entry> {
         self.files.values().filter_map(|(_, entry)| entry.downcast_ref())
+    }
+
+    /// What all files need of others, without an end at what these need in turn.
+    pub fn needs(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.files
+            .iter()
+            .flat_map(|(id, (kind, entry))| kind.needs(&**entry).into_iter().map(move |needed| (*id, needed)))
     }
 
     /// The record of a file that must be of one kind.

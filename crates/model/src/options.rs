@@ -337,6 +337,8 @@ pub struct Options {
     pub file_locks: bool,
     /// Bytes that a file without a name may have allocated to be stored.
     pub ghost_limit: u64,
+    pub force_irmap: bool,
+    pub irmap_scan_paths: Vec<PathBuf>,
     pub skip_file_rwx_check: bool,
     pub file_validation: FileValidation,
     pub cpu_cap: CpuCap,
@@ -383,6 +385,8 @@ impl Default for Options {
             link_remap: false,
             file_locks: false,
             ghost_limit: 1 << 20,
+            force_irmap: false,
+            irmap_scan_paths: Vec::new(),
             ext_unix_sk: None,
             external: Vec::new(),
             inherit_fd: Vec::new(),

@@ -47,7 +47,7 @@ pub struct Checkpoint {
     pub files: FileTable,
     /// Descriptors by the id of their table.
     pub tables: HashMap<u32, Vec<FdinfoEntry>>,
-    /// Files that are in queues.
+    /// Files that are in queues, or that others need.
     pub in_flight: Vec<u32>,
     pub locks: Vec<FileLockEntry>,
     pub chains: SeccompEntry,
@@ -184,6 +184,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     match files {
         Err(more) => failures.extend(more),
         Ok(files) => {
+            in_flight.extend(needed(&files, &tables, &in_flight));
             check_files(&tasks, &files, &tables, &in_flight, &mut failures);
             for core in tasks.iter().flat_map(|task| &task.cores).filter_map(|core| core.thread_core.as_ref())
             {
@@ -195,6 +196,23 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         }
     }
     Err(failures)
+}
+
+/// Files that others need, which tasks have or which are in queues.
+fn needed(files: &FileTable, tables: &HashMap<u32, Vec<FdinfoEntry>>, in_flight: &[u32]) -> Vec<u32> {
+    let needs: HashMap<u32, Vec<u32>> = files.needs().fold(HashMap::new(), |mut needs, (id, needed)| {
+        needs.entry(id).or_insert_with(Vec::new).push(needed);
+        needs
+    });
+    let mut open: Vec<u32> =
+        tables.values().flatten().map(|entry| entry.id).chain(in_flight.to_vec()).collect();
+    let mut known: HashSet<u32> = HashSet::new();
+    while let Some(id) = open.pop() {
+        for needed in needs.get(&id).into_iter().flatten().filter(|needed| known.insert(**needed)) {
+            open.push(*needed);
+        }
+    }
+    known.into_iter().collect()
 }
 
 /// Does the work on all processors when it is much; the results of each share are in the same order.
@@ -404,7 +422,7 @@ fn check_files(
         }
     }
     for id in in_flight {
-        need(*id, "in the queue of a socket".into(), None);
+        need(*id, "in the queue of a socket, or needed by another".into(), None);
     }
     let unfinished = |id: &&u32| files.get(**id).is_some_and(|(kind, _)| kind.needs_tasks());
     if let Some(id) = in_flight.iter().find(unfinished) {

@@ -111,7 +111,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         // Last of all: from here on nothing is done that a watch would see, or that takes time.
         for (id, fd) in &files {
             if let Some((kind, entry)) = checkpoint.files.get(*id) {
-                kind.arm(entry, fd)?;
+                kind.arm(entry, fd, &files)?;
             }
         }
         Ok(())

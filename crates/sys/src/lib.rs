@@ -6,6 +6,7 @@
 pub mod apart;
 mod call;
 pub mod clock;
+pub mod fanotify;
 pub mod fd;
 pub mod inherited;
 pub mod inotify;

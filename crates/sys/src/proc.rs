@@ -403,43 +403,125 @@ pub fn fdinfo_hex(text: &[u8], key: &str) -> Option<u64> {
     hex(value.strip_prefix(b"0x").unwrap_or(value))
 }
 
+/// A file that is watched, as the kernel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    pub inode: u64,
+    /// As the kernel has it: the minor number in the low 20 bits.
+    pub device: u32,
+    pub handle_type: u32,
+    /// Empty where the file system has none.
+    pub handle: Vec<u8>,
+}
+
 /// One watch of an inotify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InotifyWatch {
     pub wd: i32,
-    pub inode: u64,
-    /// As the kernel has it: the minor number in the low 20 bits.
-    pub device: u32,
     pub mask: u32,
     pub ignored_mask: u32,
-    pub handle_type: u32,
-    pub handle: Vec<u8>,
+    pub file: Watched,
+}
+
+/// The hexadecimal value behind `key:` in a line of words.
+fn hex_word(line: &str, key: &str) -> Option<u64> {
+    let value = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))?;
+    hex(value.as_bytes())
+}
+
+fn small_word(line: &str, key: &str) -> Option<u32> {
+    u32::try_from(hex_word(line, key)?).ok()
+}
+
+/// Source: fs/notify/fdinfo.c, show_mark_fhandle.
+fn parse_watched(line: &str) -> Option<Watched> {
+    let text = line.split(' ').find_map(|word| word.strip_prefix("f_handle:")).unwrap_or_default();
+    let bytes = text.as_bytes().chunks(2);
+    let handle = bytes.map(|byte| hex(byte).map(|byte| byte as u8)).collect::<Option<Vec<_>>>()?;
+    (handle.len() == small_word(line, "fhandle-bytes").unwrap_or(0) as usize).then_some(Watched {
+        inode: hex_word(line, "ino")?,
+        device: small_word(line, "sdev")?,
+        handle_type: small_word(line, "fhandle-type").unwrap_or(0),
+        handle,
+    })
+}
+
+/// The lines of `fdinfo` that begin with a word, without it.
+fn lines_of<'t>(text: &'t [u8], word: &'t [u8]) -> impl Iterator<Item = Option<&'t str>> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(move |line| line.strip_prefix(word));
+    lines.map(|line| std::str::from_utf8(line).ok())
 }
 
 /// The `inotify` lines of `fdinfo`. Source: fs/notify/fdinfo.c, inotify_fdinfo.
 pub fn parse_inotify(text: &[u8]) -> Option<Vec<InotifyWatch>> {
-    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"inotify "));
-    lines
-        .map(|line| {
-            let line = std::str::from_utf8(line).ok()?;
-            let value =
-                |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
-            let number = |key: &str| hex(value(key)?.as_bytes());
-            let small = |key: &str| u32::try_from(number(key)?).ok();
-            let text = value("f_handle")?.as_bytes();
-            let handle =
-                text.chunks(2).map(|byte| hex(byte).map(|byte| byte as u8)).collect::<Option<Vec<_>>>()?;
-            (handle.len() == small("fhandle-bytes")? as usize).then_some(InotifyWatch {
-                wd: i32::try_from(number("wd")?).ok()?,
-                inode: number("ino")?,
-                device: small("sdev")?,
-                mask: small("mask")?,
-                ignored_mask: small("ignored_mask")?,
-                handle_type: small("fhandle-type")?,
-                handle,
-            })
+    let watch = |line: Option<&str>| {
+        let line = line?;
+        Some(InotifyWatch {
+            wd: i32::try_from(hex_word(line, "wd")?).ok()?,
+            mask: small_word(line, "mask")?,
+            ignored_mask: small_word(line, "ignored_mask")?,
+            file: parse_watched(line)?,
         })
-        .collect()
+    };
+    lines_of(text, b"inotify ").map(watch).collect()
+}
+
+/// What a fanotify mark is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Marked {
+    File(Watched),
+    /// By its id.
+    Mount(u32),
+    /// By its device.
+    Filesystem(u32),
+    /// A mount namespace, which is named by its inode.
+    Namespace,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FanotifyMark {
+    pub on: Marked,
+    pub flags: u32,
+    pub mask: u32,
+    pub ignored_mask: u32,
+}
+
+/// A fanotify group: the flags that it and its events were made with, and its marks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fanotify {
+    pub flags: u32,
+    pub event_flags: u32,
+    pub marks: Vec<FanotifyMark>,
+}
+
+/// The `fanotify` lines of `fdinfo`. Source: fs/notify/fdinfo.c, fanotify_show_fdinfo.
+pub fn parse_fanotify(text: &[u8]) -> Option<Fanotify> {
+    let mut lines = lines_of(text, b"fanotify ");
+    let first = lines.next()??;
+    let mark = |line: Option<&str>| {
+        let line = line?;
+        let on = match line.split(':').next()? {
+            "ino" => Marked::File(parse_watched(line)?),
+            "mnt_id" => Marked::Mount(small_word(line, "mnt_id")?),
+            "sdev" => Marked::Filesystem(small_word(line, "sdev")?),
+            "mnt_ns" => Marked::Namespace,
+            _ => return None,
+        };
+        let (flags, mask) = (small_word(line, "mflags")?, small_word(line, "mask")?);
+        Some(FanotifyMark { on, flags, mask, ignored_mask: small_word(line, "ignored_mask")? })
+    };
+    Some(Fanotify {
+        flags: small_word(first, "flags")?,
+        event_flags: small_word(first, "event-flags")?,
+        marks: lines.map(mark).collect::<Option<_>>()?,
+    })
+}
+
+/// Where a mount of `mountinfo` is. Source: proc_pid_mountinfo(5).
+pub fn mount_point(mountinfo: &[u8], id: u32) -> Option<Vec<u8>> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let mut mounts = lines.map(|line| line.split(|byte| *byte == b' '));
+    mounts.find_map(|mut words| (decimal::<u32>(words.next()?)? == id).then(|| words.nth(3).map(unescape))?)
 }
 
 /// Where file systems of a device, as the kernel has its number, are mounted. Source: proc_pid_mountinfo(5).
@@ -633,6 +715,8 @@ mod tests {
             parse_stat(text);
             parse_timers(text);
             parse_epoll(text);
+            parse_inotify(text);
+            parse_fanotify(text);
             unescape(text);
         }
     }
@@ -671,11 +755,27 @@ mod tests {
         let text = b"pos:\t0\nflags:\t00\ninotify wd:1a ino:9e7e sdev:800013 mask:800afce ignored_mask:0 \
             fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d\n";
         let watches = parse_inotify(text).unwrap();
-        assert_eq!((watches[0].wd, watches[0].inode, watches[0].device), (0x1a, 0x9e7e, 0x80_0013));
-        assert_eq!(watches[0].handle, [0x7e, 0x9e, 0, 0, 0x64, 0x0d, 0x1b, 0x6d]);
+        let file = &watches[0].file;
+        assert_eq!((watches[0].wd, file.inode, file.device), (0x1a, 0x9e7e, 0x80_0013));
+        assert_eq!(file.handle, [0x7e, 0x9e, 0, 0, 0x64, 0x0d, 0x1b, 0x6d]);
         assert_eq!(parse_inotify(b"inotify wd:1"), None);
         let mounts = b"36 35 98:0 /mnt1 /mnt\\0402 rw - ext3 /dev/root rw\n37 35 8:19 / /a rw - ext4 x rw\n";
         assert_eq!(mounts_of(mounts, 98 << 20), [b"/mnt 2"]);
         assert_eq!(mounts_of(mounts, 0x80_0013), [b"/a"]);
+        assert_eq!((mount_point(mounts, 36), mount_point(mounts, 9)), (Some(b"/mnt 2".to_vec()), None));
+    }
+
+    #[test]
+    fn fanotify_marks_are_read() {
+        let text = b"pos:\t0\nfanotify flags:10 event-flags:8000\n\
+            fanotify ino:4f969 sdev:800013 mflags:0 mask:3b ignored_mask:40000000 fhandle-bytes:2 \
+            fhandle-type:1 f_handle:69f9\n\
+            fanotify mnt_id:12 mflags:40 mask:20 ignored_mask:0\nfanotify sdev:1a mflags:0 mask:1 ignored_mask:0\n";
+        let group = parse_fanotify(text).unwrap();
+        assert_eq!((group.flags, group.event_flags, group.marks.len()), (0x10, 0x8000, 3));
+        assert!(matches!(&group.marks[0].on, Marked::File(file) if file.handle == [0x69, 0xf9]));
+        assert_eq!((&group.marks[1].on, group.marks[1].flags), (&Marked::Mount(0x12), 0x40));
+        assert_eq!((&group.marks[2].on, group.marks[2].mask), (&Marked::Filesystem(0x1a), 1));
+        assert_eq!(parse_fanotify(b"fanotify mnt_id:12"), None);
     }
 }

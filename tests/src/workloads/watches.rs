@@ -15,7 +15,12 @@ pub const CASES: &[Case] = &[
     case!(watch_of_a_file_that_was_moved_goes_on),
     case!(thousand_watches_survive),
     case!(inotify_without_watches_and_with_flags_survives).exchange(),
-    case!(watch_of_an_unlinked_file_is_refused).refused(&["fd", "watch", "unlinked"]).peer_cannot("it dumps this"),
+    case!(watch_of_an_unlinked_file_goes_on).peer_cannot("it loses the file"),
+    case!(events_that_were_lost_are_told_of).peer_cannot("it does not tell"),
+    case!(watch_without_a_handle_is_refused).refused(&["watch", "handle", "--force-irmap"])
+        .peer_cannot("it always searches"),
+    case!(watch_without_a_handle_is_found_by_a_search).options(&["--irmap-scan-path=/run/searched"])
+        .peer_cannot("its search is another"),
 ];
 
 fn names(inotify: &Inotify) -> Vec<(WatchDescriptor, AddWatchFlags, String)> {
@@ -111,13 +116,63 @@ fn inotify_without_watches_and_with_flags_survives(t: &Trial) {
     assert_eq!(names(&one).len(), 1);
 }
 
-fn watch_of_an_unlinked_file_is_refused(t: &Trial) {
+fn watch_of_an_unlinked_file_goes_on(t: &Trial) {
     let inotify = make();
     let file = File::create(t.path("file")).expect("create");
-    inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch");
+    let wd = inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch");
     fs::remove_file(t.path("file")).expect("unlink");
-    drop(file.try_clone().expect("dup"));
     t.checkpoint();
     assert_eq!(names(&inotify), []);
+    nix::unistd::write(&file, b"x").expect("write");
+    assert_eq!(names(&inotify), [(wd, AddWatchFlags::IN_MODIFY, String::new())]);
     drop(file);
+    let last = [AddWatchFlags::IN_IGNORED];
+    assert_eq!(names(&inotify).into_iter().map(|event| event.1).collect::<Vec<_>>(), last);
+}
+
+fn events_that_were_lost_are_told_of(t: &Trial) {
+    let inotify = make();
+    let file = File::create(t.path("file")).expect("create");
+    let wd = inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch");
+    nix::unistd::write(&file, b"x").expect("write");
+    t.checkpoint();
+    // A program that was only looked at has lost nothing.
+    let kept = (wd, AddWatchFlags::IN_MODIFY, String::new());
+    let told = names(&inotify);
+    let is_kept = told == [kept.clone()];
+    assert!(is_kept || told.len() == 1 && told[0].1 == AddWatchFlags::IN_Q_OVERFLOW, "{told:?}");
+    nix::unistd::write(&file, b"x").expect("write");
+    assert_eq!(names(&inotify), [kept]);
+    assert!(inotify.add_watch(t.directory(), AddWatchFlags::IN_CREATE).is_ok());
+}
+
+/// A file on a file system that opens no handle, watched.
+fn watched_without_a_handle(top: &std::path::Path) -> (Inotify, WatchDescriptor) {
+    use nix::mount::{MsFlags, mount};
+    let folders = ["lower", "upper", "work", "at"].map(|name| top.join(name));
+    folders.iter().for_each(|folder| fs::create_dir_all(folder).expect("mkdir"));
+    fs::write(top.join("lower/file"), b"x").expect("write");
+    let [lower, upper, work, at] = folders.map(|folder| folder.to_str().expect("text").to_owned());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    mount(Some("overlay"), &*at, Some("overlay"), MsFlags::empty(), Some(&*options)).expect("mount");
+    // Its inode is another one from the first write on.
+    fs::write(top.join("at/file"), b"y").expect("write");
+    let inotify = make();
+    let wd = inotify.add_watch(&top.join("at/file"), AddWatchFlags::IN_MODIFY).expect("watch");
+    (inotify, wd)
+}
+
+fn watch_without_a_handle_is_refused(t: &Trial) {
+    let (inotify, _) = watched_without_a_handle(std::path::Path::new("/run/unsearched"));
+    t.checkpoint();
+    assert_eq!(names(&inotify), []);
+}
+
+fn watch_without_a_handle_is_found_by_a_search(t: &Trial) {
+    let (inotify, wd) = watched_without_a_handle(std::path::Path::new("/run/searched"));
+    t.checkpoint();
+    assert_eq!(names(&inotify), []);
+    let file = fs::OpenOptions::new().write(true).open("/run/searched/at/file").expect("open");
+    nix::unistd::write(&file, b"z").expect("write");
+    assert_eq!(names(&inotify), [(wd, AddWatchFlags::IN_MODIFY, String::new())]);
 }

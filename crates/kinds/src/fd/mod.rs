@@ -10,12 +10,13 @@ macro_rules! kinds {
     };
 }
 
-kinds! { eventfd, eventpoll, fifo, inet, inotify, memfd, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
+kinds! { eventfd, eventpoll, fanotify, fifo, inet, inotify, memfd, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
 
 pub mod build_id;
 pub mod ghost;
 pub mod locks;
 pub mod socket_options;
+pub mod watched;
 
 /// The kind that an open file is of, if any carries it.
 pub fn kind_of(probe: &FdProbe) -> Option<&'static dyn AnyFdKind> {

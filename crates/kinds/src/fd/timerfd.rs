@@ -8,6 +8,7 @@
 use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 pub static KIND: Timerfd = Timerfd;
@@ -97,7 +98,12 @@ impl FdKind for Timerfd {
         Some(&entry.fown)
     }
 
-    fn arm(&self, entry: &TimerfdEntry, fd: &OwnedFd) -> Result<(), Failure> {
+    fn arm(
+        &self,
+        entry: &TimerfdEntry,
+        fd: &OwnedFd,
+        _files: &HashMap<u32, OwnedFd>,
+    ) -> Result<(), Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "arm it");
         if (entry.vsec, entry.vnsec) != (0, 0) {
             let (mut vsec, mut vnsec) = (entry.vsec, entry.vnsec);

@@ -346,9 +346,9 @@ mod tests {
 
     #[test]
     fn a_command_ignores_options_of_others() {
-        run_with("restore", &[("/env.conf", "force-irmap\ntree 5\nleave-running")]);
+        run_with("restore", &[("/env.conf", "enable-external-masters\ntree 5\nleave-running")]);
         run_with("check --tcp-established", &[]);
-        assert!(read_with("dump -t 1", &[("/env.conf", "force-irmap")]).is_err());
+        assert!(read_with("dump -t 1", &[("/env.conf", "enable-external-masters")]).is_err());
     }
 
     #[test]

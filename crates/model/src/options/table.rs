@@ -284,9 +284,14 @@ specs! {
         .help("accepted for compatibility; holes of removed files are always found and kept")
         .sets(|_, _| Ok(()));
     FORCE_IRMAP = Row::flag("force-irmap").negatable().section(Section::Files).of(DUMPS)
-        .help("search the file system for the paths of watched files");
+        .help("search the file system for the paths of watched files")
+        .sets(store!(force_irmap));
     IRMAP_SCAN_PATH = Row::required("irmap-scan-path", "PATH").repeatable().section(Section::Files)
-        .of(DUMPS).help("one more directory to search for watched files");
+        .of(DUMPS).help("one more directory to search for watched files")
+        .sets(|options, given| {
+            options.irmap_scan_paths.push(path(given)?);
+            Ok(())
+        });
     FILE_LOCKS = Row::flag("file-locks").short('l').negatable().section(Section::Files).of(BOTH)
         .help("carry file locks, whose owners must all be in the tree")
         .sets(store!(file_locks));
