@@ -54,19 +54,20 @@ pub struct Census<'o> {
 
 /// Numbers of the namespaces that the tree and this program share.
 pub fn namespace_ids() -> TaskKobjIdsEntry {
+    let id = |name| kinds::fd::namespace::by_name(name).map(|namespace| namespace.id);
     TaskKobjIdsEntry {
         vm_id: 0,
         files_id: 0,
         fs_id: 0,
         sighand_id: 0,
-        pid_ns_id: Some(1),
-        net_ns_id: Some(2),
-        ipc_ns_id: Some(3),
-        uts_ns_id: Some(4),
-        mnt_ns_id: Some(5),
-        user_ns_id: Some(6),
-        cgroup_ns_id: Some(7),
-        time_ns_id: Some(8),
+        pid_ns_id: id("pid"),
+        net_ns_id: id("net"),
+        ipc_ns_id: id("ipc"),
+        uts_ns_id: id("uts"),
+        mnt_ns_id: id("mnt"),
+        user_ns_id: id("user"),
+        cgroup_ns_id: id("cgroup"),
+        time_ns_id: id("time"),
     }
 }
 
@@ -112,9 +113,10 @@ pub struct Reading {
 /// Everything that cannot be asked. What is not carried is only noted.
 pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result<Survey<'o>, Failures> {
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
+    let tids = tree.processes.iter().flat_map(|process| &process.tids).chain(&pids).copied().collect();
     let mut survey = Survey {
         options,
-        cx: DumpCx::new(options, pids.clone()),
+        cx: DumpCx::new(options, pids.clone(), tids),
         failures: Failures::new(),
         own_namespaces: namespaces("self"),
         objects: Vec::new(),
@@ -587,10 +589,6 @@ impl<'o> Survey<'o> {
             let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
             files.add(Kcmp::File, one).map_err(explain)?;
             let id = match self.file(&probe, files.firsts()[&at], known) {
-                Ok(_) if kinds::fd::kind_of(&probe).is_some_and(|kind| kind.needs_tasks()) => {
-                    self.failures.push(probe.refuse("a descriptor of this kind is not carried in a queue"));
-                    0
-                }
                 Ok((id, _)) => id,
                 Err(failure) => {
                     self.failures.push(failure.of(pid));

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::fd::Texts;
+use sys::process::StandIn;
 
 /// The number of what no process has.
 const IN_FLIGHT: i32 = -1;
@@ -176,10 +177,11 @@ pub struct DumpCx<'o> {
     /// What was found in queues, with the process whose socket it is for; and the ids that it got, in this order.
     pub flying: Vec<(i32, OwnedFd)>,
     pub flown: Vec<u32>,
-    /// Every process of the tree.
+    /// Every process of the tree, and every thread.
     pub pids: Vec<i32>,
     /// The session and terminal of each that lives.
     pub people: BTreeMap<i32, Person>,
+    pub tids: HashSet<i32>,
     /// Contents that are stored as pages: the number in `pagemap-shmem-<n>.img`, and the file.
     pub contents: Vec<(u64, OwnedFd)>,
     /// The survey reads no further: what comes next could wait for the frozen tree without end.
@@ -188,7 +190,7 @@ pub struct DumpCx<'o> {
 }
 
 impl<'o> DumpCx<'o> {
-    pub fn new(options: &'o Options, pids: Vec<i32>) -> DumpCx<'o> {
+    pub fn new(options: &'o Options, pids: Vec<i32>, tids: HashSet<i32>) -> DumpCx<'o> {
         DumpCx {
             options,
             shelf: Shelf::default(),
@@ -198,6 +200,7 @@ impl<'o> DumpCx<'o> {
             flown: Vec::new(),
             pids,
             people: BTreeMap::new(),
+            tids,
             contents: Vec::new(),
             ends_here: false,
             last_id: 0,
@@ -235,6 +238,8 @@ pub struct OpenCx<'r> {
     pub opened: HashMap<u32, OwnedFd>,
     /// What sessions have, as it is made.
     pub terminals: Vec<Control>,
+    /// Stand-ins for processes that have ended, by id; they end with it.
+    pub stand_ins: HashMap<i32, StandIn>,
     /// Puts the content of `pagemap-shmem-<n>.img` into a file.
     pub fill: &'r dyn Fn(u64, &OwnedFd) -> Result<(), Failure>,
 }
@@ -268,8 +273,6 @@ pub trait FdKind: Sync {
     const TAG: u32;
     /// Are all other files there when those of this kind are opened?
     const COMES_LAST: bool = false;
-    /// Is it whole only when the processes are there, see [`FdKind::meet`]? Then it is not carried in a queue.
-    const NEEDS_TASKS: bool = false;
 
     /// Is this object mine? Exactly one kind says yes; the order in which they are asked means nothing.
     fn claims(&self, probe: &FdProbe) -> bool;
@@ -315,9 +318,9 @@ pub trait FdKind: Sync {
     /// Makes the object.
     fn open(&self, entry: &Self::Entry, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
 
-    /// Completes the object when all processes are there, before a task has a descriptor of it.
-    fn meet(&self, _entry: &Self::Entry, _fd: &OwnedFd) -> Result<(), Failure> {
-        Ok(())
+    /// Can it be opened only when all threads of the tree, which have these ids, are there?
+    fn is_late(&self, _entry: &Self::Entry, _files: &FileTable, _tids: &HashSet<i32>) -> bool {
+        false
     }
 
     /// What has to wait until the descriptors of a task are in place, or is bound to the task: links
@@ -359,8 +362,7 @@ pub trait AnyFdKind: Sync {
     fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String>;
     fn inherited(&self, entry: &dyn Any, fd: &OwnedFd, cx: &mut OpenCx) -> Result<(), Failure>;
     fn comes_last(&self) -> bool;
-    fn needs_tasks(&self) -> bool;
-    fn meet(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure>;
+    fn is_late(&self, entry: &dyn Any, files: &FileTable, tids: &HashSet<i32>) -> bool;
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
@@ -427,12 +429,8 @@ impl<K: FdKind> AnyFdKind for K {
         K::COMES_LAST
     }
 
-    fn needs_tasks(&self) -> bool {
-        K::NEEDS_TASKS
-    }
-
-    fn meet(&self, entry: &dyn Any, fd: &OwnedFd) -> Result<(), Failure> {
-        FdKind::meet(self, typed::<K>(entry), fd)
+    fn is_late(&self, entry: &dyn Any, files: &FileTable, tids: &HashSet<i32>) -> bool {
+        FdKind::is_late(self, typed::<K>(entry), files, tids)
     }
 
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure> {
@@ -546,6 +544,16 @@ impl FileTable {
         self.remaps.get(&id)
     }
 
+    /// The process that has ended, of which a file that is not remapped is one more. CRIU notes but one.
+    pub fn ended(&self, path: &Path) -> Option<i32> {
+        let is_it = |remap: &Remap, pid: i32| *remap == Remap::Process(pid);
+        if !self.remaps.values().any(|remap| matches!(remap, Remap::Process(_))) {
+            return None;
+        }
+        let (pid, _) = crate::fd::process::of_path(path)?;
+        self.remaps.values().any(|remap| is_it(remap, pid)).then_some(pid)
+    }
+
     /// The files that something of this sort stands for.
     pub fn remapped(&self, is_it: impl Fn(&Remap) -> bool) -> impl Iterator<Item = u32> {
         self.remaps.iter().filter(move |(_, remap)| is_it(remap)).map(|(id, _)| *id)
@@ -555,7 +563,7 @@ impl FileTable {
     pub fn links(&self) -> HashSet<u32> {
         let link = |remap: &Remap| match remap {
             Remap::Link(id, _) => Some(*id),
-            Remap::Ghost(_) => None,
+            Remap::Ghost(_) | Remap::Process(_) => None,
         };
         self.remaps.values().filter_map(link).collect()
     }

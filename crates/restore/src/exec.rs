@@ -240,11 +240,16 @@ impl<'r> Exec<'r> {
             .collect()
     }
 
-    /// Brings the tree to life.
+    /// Brings the tree to life. `open_late` is for when all threads are there and none has a descriptor yet,
+    /// `arm` for when everything is.
     ///
     /// # Errors
     /// The first operation that failed; nothing of the tree is left then.
-    pub fn run(&self, arm: impl FnOnce() -> Result<(), Failure>) -> Result<RestoreStats, Failure> {
+    pub fn run(
+        &self,
+        open_late: Option<impl FnOnce() -> Result<(), Failure>>,
+        arm: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<RestoreStats, Failure> {
         let started = Instant::now();
         let root = &self.checkpoint.tasks[0];
         let hole = &self.plan.hole;
@@ -265,13 +270,13 @@ impl<'r> Exec<'r> {
         let open = self.make_processes(&own_vdso)?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
-        for (id, fd) in self.open.files {
-            if let Some((kind, entry)) = self.checkpoint.files.get(*id) {
-                kind.meet(entry, fd)?;
-            }
-        }
         self.aio_contexts()?;
-        self.place(&open)?;
+        let has_threads = open_late.is_some();
+        if let Some(open_late) = open_late {
+            self.make_threads()?;
+            open_late()?;
+        }
+        self.place(&open, has_threads)?;
         stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;
         self.set_own()?;
@@ -656,8 +661,25 @@ impl<'r> Exec<'r> {
         }
     }
 
-    /// Descriptors, groups, threads; and the final state of the memory, which nobody inherits any more.
-    fn place(&self, open: &[HashSet<u64>]) -> Result<(), Failure> {
+    fn clone_threads(&self, at: usize, ops: &mut TaskOps) -> Result<(), Failure> {
+        ops.list.label("make its threads");
+        let threads = self.checkpoint.tasks[at].tids.iter().zip(&self.slots[at]).skip(1);
+        threads.into_iter().try_for_each(|(tid, slot)| self.clone_op(*tid, CLONE_THREAD_FLAGS, 0, *slot, ops))
+    }
+
+    fn make_threads(&self) -> Result<(), Failure> {
+        let mut runs = Vec::new();
+        for (at, task) in self.tasks().filter(|(_, task)| task.tids.len() > 1 && !task.is_zombie()) {
+            let mut list = List::new();
+            self.clone_threads(at, &mut TaskOps { list: &mut list, area: &self.area })?;
+            runs.push((task.pid, self.area.start(self.slots[at][0], list).map_err(tree_error)?));
+        }
+        self.wait_all(runs)
+    }
+
+    /// Descriptors, groups, threads if there are none; and the final state of the memory, which nobody inherits
+    /// any more.
+    fn place(&self, open: &[HashSet<u64>], has_threads: bool) -> Result<(), Failure> {
         let (mut runs, mut later) = (Vec::new(), Vec::new());
         let mut tables = HashSet::new();
         for (at, task) in self.tasks() {
@@ -692,9 +714,8 @@ impl<'r> Exec<'r> {
                 if is_owner {
                     self.descriptors(task, ops)?;
                 }
-                ops.list.label("make its threads");
-                for (tid, slot) in task.tids.iter().zip(&self.slots[at]).skip(1) {
-                    self.clone_op(*tid, CLONE_THREAD_FLAGS, 0, *slot, ops)?;
+                if !has_threads {
+                    self.clone_threads(at, ops)?;
                 }
             }
             match is_owner {

@@ -424,11 +424,6 @@ fn check_files(
     for id in in_flight {
         need(*id, "in the queue of a socket, or needed by another".into(), None);
     }
-    let unfinished = |id: &&u32| files.get(**id).is_some_and(|(kind, _)| kind.needs_tasks());
-    if let Some(id) = in_flight.iter().find(unfinished) {
-        let object = Object::Named(format!("file {id}"));
-        failures.push(Failure::unsupported(object, "is in a queue, which is not carried for this kind"));
-    }
     for (table, entries) in tables {
         for entry in entries {
             need(entry.id, format!("fd {} of fdinfo-{table}.img", entry.fd), Some(entry.r#type));

@@ -4,22 +4,26 @@ use crate::exec::{Exec, Open};
 use crate::lazy::Server;
 use crate::load::{Checkpoint, file_of, in_parallel, load};
 use crate::memory::Contents;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
 use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
+use kinds::fd::ghost::Remap;
 use kinds::fd::locks;
+use kinds::fd::regular::{self, Regular};
 use kinds::fd::tty::Control;
 use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::RestoreStats;
-use model::{Failure, Failures, Hooks, Object, Options};
+use model::{Errno, Failure, Failures, Hooks, Object, Options};
 use std::any::Any;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+use sys::process::StandIn;
 
 /// What a restore came to.
 #[derive(Debug)]
@@ -81,7 +85,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("files");
     let mut failures = Failures::new();
     failures.extend(sysv::judge(checkpoint.segments.values()));
-    let (files, terminals) = open_files(&checkpoint, options, &dir, &mut failures);
+    let opening = Opening { checkpoint: &checkpoint, options, dir: &dir };
+    let Opened { files, late, mut stand_ins, terminals } = opening.open_files(&mut failures);
+    failures.extend(keep_stand_ins(&mut stand_ins, &checkpoint, &plan));
     for lock in &checkpoint.locks {
         let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(&id));
         failures.extend(file.and_then(|file| locks::take(lock, file).err()));
@@ -101,7 +107,10 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let server = options.lazy_pages.then(|| Server::reach(options)).transpose()?;
     let open = Open { files: &files, mapped: &mapped, terminals: &terminals };
     let exec = Exec::new(checkpoint.clone(), &plan, options, open, pages, contents, server.as_ref())?;
-    let stats = exec.run(|| {
+    let has_late = late.iter().any(|ids| !ids.is_empty());
+    let open_late = has_late.then_some(|| opening.open_late(&late, &files));
+    let stats = exec.run(open_late, || {
+        drop(stand_ins);
         if let Some(path) = &options.pidfile {
             sys::pidfile::write(path, root)?;
         }
@@ -129,90 +138,187 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     Ok(Outcome::Resumed(Resumed { root }))
 }
 
-/// Opens every file that a task uses, by id; those that stand alone on all processors.
-fn open_files(
-    checkpoint: &Checkpoint,
-    options: &Options,
-    dir: &Dir,
-    failures: &mut Failures,
-) -> (HashMap<u32, OwnedFd>, Vec<Control>) {
-    let tasks = checkpoint.tasks.iter().filter(|task| !task.is_zombie());
-    let used: HashSet<u32> = checkpoint
-        .tables
-        .values()
-        .flatten()
-        .map(|entry| entry.id)
-        .chain(tasks.flat_map(|task| {
-            let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
-            [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
-        }))
-        .chain(checkpoint.in_flight.iter().copied())
-        .collect();
-    let mut used: Vec<u32> = used.into_iter().collect();
-    used.sort_unstable();
-    let is_alone = |id: &u32| {
-        checkpoint.files.get(*id).is_some_and(|(kind, entry)| kind.is_alone(entry, &checkpoint.files))
-    };
-    let (alone, together): (Vec<u32>, Vec<u32>) = used.iter().copied().partition(is_alone);
-    let comes_last = |id: &u32| checkpoint.files.get(*id).is_some_and(|(kind, _)| kind.comes_last());
-    let (last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
-    // What is made and nobody asked for is closed with the shelf: an end without an owner.
-    let open = |ids: &[u32], opened: &mut HashMap<u32, OwnedFd>, terminals: &mut Vec<Control>| {
-        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&checkpoint.chain, id, to);
+/// Every file that a task uses, by id.
+struct Opened {
+    files: HashMap<u32, OwnedFd>,
+    /// Those for which something else stands until the tasks are there, in the order of their turns.
+    late: [Vec<u32>; 2],
+    stand_ins: HashMap<i32, StandIn>,
+    terminals: Vec<Control>,
+}
+
+/// What is handed on from those that are opened to those that follow, see [`OpenCx`].
+#[derive(Default)]
+struct Handed {
+    opened: HashMap<u32, OwnedFd>,
+    stand_ins: HashMap<i32, StandIn>,
+    terminals: Vec<Control>,
+}
+
+type Results = Vec<(u32, Result<OwnedFd, Failure>)>;
+
+struct Opening<'r> {
+    checkpoint: &'r Checkpoint,
+    options: &'r Options,
+    dir: &'r Dir,
+}
+
+impl Opening<'_> {
+    /// Files that a task uses.
+    fn used(&self) -> Vec<u32> {
+        let checkpoint = self.checkpoint;
+        let tasks = checkpoint.tasks.iter().filter(|task| !task.is_zombie());
+        let used: HashSet<u32> = checkpoint
+            .tables
+            .values()
+            .flatten()
+            .map(|entry| entry.id)
+            .chain(tasks.flat_map(|task| {
+                let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
+                [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
+            }))
+            .chain(checkpoint.in_flight.iter().copied())
+            .collect();
+        let mut used: Vec<u32> = used.into_iter().collect();
+        used.sort_unstable();
+        used
+    }
+
+    /// Opens files, one after the other.
+    ///
+    /// What is made and nobody asked for is closed with the shelf: an end without an owner.
+    fn open(&self, ids: &[u32], handed: &mut Handed) -> Results {
+        let fill = |id: u64, to: &OwnedFd| pages::put::fill_file(&self.checkpoint.chain, id, to);
         let mut cx = OpenCx {
-            options,
-            images: dir,
+            options: self.options,
+            images: self.dir,
             shelf: Shelf::default(),
-            files: &checkpoint.files,
-            opened: std::mem::take(opened),
-            terminals: std::mem::take(terminals),
+            files: &self.checkpoint.files,
+            opened: std::mem::take(&mut handed.opened),
+            stand_ins: std::mem::take(&mut handed.stand_ins),
+            terminals: std::mem::take(&mut handed.terminals),
             fill: &fill,
         };
-        let found = ids.iter().filter_map(|id| Some((*id, checkpoint.files.get(*id)?)));
+        let found = ids.iter().filter_map(|id| Some((*id, self.checkpoint.files.get(*id)?)));
         let open = |(id, (kind, entry)): (u32, (&dyn AnyFdKind, &dyn Any))| {
-            let given = inherited(options, kind, entry, &checkpoint.files).map(|given| {
+            let given = inherited(self.options, kind, entry, &self.checkpoint.files).map(|given| {
                 let fd = given?;
                 kind.inherited(entry, &fd, &mut cx).map(|()| fd)
             });
             (id, given.unwrap_or_else(|| kind.open(entry, &mut cx)))
         };
         let results: Vec<_> = found.map(open).collect();
-        *opened = cx.opened;
-        *terminals = cx.terminals;
+        *handed = Handed { opened: cx.opened, stand_ins: cx.stand_ins, terminals: cx.terminals };
         results
-    };
-    let keys: HashSet<String> = match options.inherit_fd.is_empty() {
-        true => HashSet::new(),
-        false => used
-            .iter()
-            .filter_map(|id| checkpoint.files.get(*id))
-            .filter_map(|(kind, entry)| kind.key(entry, &checkpoint.files))
-            .collect(),
-    };
-    for (fd, key) in options.inherit_fd.iter().filter(|(_, key)| !keys.contains(key)) {
-        let object = Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
-        failures.push(Failure::conflict(object, "", "no file of the images has this key"));
     }
-    let mut files = HashMap::with_capacity(used.len());
-    let mut terminals = Vec::new();
-    let mut keep = |results: Vec<(u32, Result<OwnedFd, Failure>)>, files: &mut HashMap<u32, OwnedFd>| {
-        for (id, result) in results {
-            match result {
-                Ok(fd) => {
-                    files.insert(id, fd);
+
+    /// Opens every file that a task uses; those that stand alone on all processors.
+    fn open_files(&self, failures: &mut Failures) -> Opened {
+        let files_of = &self.checkpoint.files;
+        let used = self.used();
+        let tids: HashSet<i32> = self.checkpoint.tasks.iter().flat_map(|task| &task.tids).copied().collect();
+        let is = |id: &u32, what: &dyn Fn(&dyn AnyFdKind, &dyn Any) -> bool| {
+            files_of.get(*id).is_some_and(|(kind, entry)| what(kind, entry))
+        };
+        let is_late = |id: &u32| is(id, &|kind, entry| kind.is_late(entry, files_of, &tids));
+        let comes_last = |id: &u32| is(id, &|kind, _| kind.comes_last());
+        let (late, used): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_late);
+        let (alone, together): (Vec<u32>, Vec<u32>) =
+            used.iter().copied().partition(|id| is(id, &|kind, entry| kind.is_alone(entry, files_of)));
+        let (mut last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
+        let mut late = [late, Vec::new()];
+        if late[0].iter().any(|id| self.checkpoint.in_flight.contains(id)) {
+            // What holds them can be filled only then.
+            late[1] = std::mem::take(&mut last);
+        }
+        let keys: HashSet<String> = match self.options.inherit_fd.is_empty() {
+            true => HashSet::new(),
+            false => used
+                .iter()
+                .filter_map(|id| files_of.get(*id))
+                .filter_map(|(kind, entry)| kind.key(entry, files_of))
+                .collect(),
+        };
+        for (fd, key) in self.options.inherit_fd.iter().filter(|(_, key)| !keys.contains(key)) {
+            let object = Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
+            failures.push(Failure::conflict(object, "", "no file of the images has this key"));
+        }
+        let mut files = HashMap::with_capacity(used.len() + late[0].len());
+        let mut keep = |results: Results, files: &mut HashMap<u32, OwnedFd>| {
+            for (id, result) in results {
+                match result {
+                    Ok(fd) => {
+                        files.insert(id, fd);
+                    }
+                    Err(failure) => failures.push(failure),
                 }
-                Err(failure) => failures.push(failure),
+            }
+        };
+        let alone = in_parallel(&alone, |ids| self.open(ids, &mut Handed::default()));
+        alone.into_iter().for_each(|results| keep(results, &mut files));
+        let mut handed = Handed { opened: files, ..Handed::default() };
+        for ids in [together, last] {
+            let results = self.open(&ids, &mut handed);
+            keep(results, &mut handed.opened);
+        }
+        let Handed { opened: mut files, stand_ins, terminals } = handed;
+        let nothing = || {
+            let opened = sys::fd::open(Path::new("/dev/null"), libc::O_PATH);
+            opened.map_err(|error| error.on(Object::Tree, "keep a place for files to come"))
+        };
+        let places = late.iter().flatten().map(|id| (*id, nothing())).collect();
+        keep(places, &mut files);
+        Opened { files, late, stand_ins, terminals }
+    }
+
+    /// Opens the files that can be opened only when the tasks are there, in their places among `files`.
+    fn open_late(&self, late: &[Vec<u32>; 2], files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
+        let explain = |error: Errno| error.on(Object::Tree, "open what belongs to its processes");
+        for ids in late {
+            let mut handed = Handed::default();
+            for id in self.checkpoint.in_flight.iter().filter(|id| !ids.contains(id)) {
+                let Some(fd) = files.get(id) else { continue };
+                let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
+                handed.opened.insert(*id, fd);
+            }
+            for (id, result) in self.open(ids, &mut handed) {
+                sys::fd::replace(&files[&id], &result?).map_err(explain)?;
             }
         }
+        Ok(())
+    }
+}
+
+/// Lets those go that nobody works in; whoever does has to find them until it is there.
+fn keep_stand_ins(
+    stand_ins: &mut HashMap<i32, StandIn>,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+) -> Vec<Failure> {
+    let mut needed: HashMap<i32, i32> = HashMap::new();
+    for task in checkpoint.tasks.iter().filter(|task| !task.is_zombie()) {
+        for id in [task.fs.cwd_id, task.fs.root_id] {
+            let entry = checkpoint.files.entry::<Regular>(id);
+            let found = match (checkpoint.files.remap(id), entry) {
+                (Some(Remap::Process(pid)), _) => Some(*pid),
+                (None, Some(entry)) => checkpoint.files.ended(&regular::path_of(entry)),
+                _ => None,
+            };
+            needed.extend(found.map(|pid| (pid, task.pid)));
+        }
+    }
+    stand_ins.retain(|pid, _| needed.contains_key(pid));
+    let is_taken = |pid: i32| {
+        checkpoint.tasks.iter().any(|task| task.tids.contains(&pid))
+            || plan.stand_ins.iter().any(|stand_in| stand_in.id == pid)
     };
-    for results in in_parallel(&alone, |ids| open(ids, &mut HashMap::new(), &mut Vec::new())) {
-        keep(results, &mut files);
-    }
-    for ids in [together, last] {
-        let results = open(&ids, &mut files, &mut terminals);
-        keep(results, &mut files);
-    }
-    (files, terminals)
+    let taken = needed.iter().filter(|(pid, _)| is_taken(**pid));
+    taken
+        .map(|(pid, user)| {
+            let why = format!("works in the /proc of process {pid}, whose id somebody else needs now");
+            Failure::unsupported(Object::Task, why).of(*user)
+        })
+        .collect()
 }
 
 /// A duplicate of the descriptor of ours that `--inherit-fd` gives in the place of a file, if it does.

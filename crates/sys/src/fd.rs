@@ -48,6 +48,18 @@ fn stat_from(dir: i32, path: &Path, flags: i32) -> Result<libc::stat, Errno> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Is this folder the top of a `/proc`? Source: statfs(2), fs/proc/root.c.
+pub fn is_proc_root(path: &Path) -> bool {
+    const PROC_ROOT_INO: u64 = 1;
+    let Ok(c_path) = c_path(path) else { return false };
+    let mut found = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel reads the path and writes one statfs on this stack.
+    let result = unsafe { libc::statfs(c_path.as_ptr(), found.as_mut_ptr()) };
+    // SAFETY: zeroed integers, filled by the kernel.
+    let is_proc = result == 0 && unsafe { found.assume_init() }.f_type == libc::PROC_SUPER_MAGIC;
+    is_proc && stat_path(path, true).is_ok_and(|stat| stat.st_ino == PROC_ROOT_INO)
+}
+
 /// The id of the mount that `fd` was opened through, as in `mountinfo`. Source: statx(2) STATX_MNT_ID.
 pub fn mount_id(fd: impl AsFd) -> Result<i32, Errno> {
     let mut buf = MaybeUninit::<libc::statx>::zeroed();

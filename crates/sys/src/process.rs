@@ -18,33 +18,68 @@ pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// A pidfd of a process that has ended and has been waited for.
+/// A child, as after fork(2), with this id if it is not zero; what it does must be sound in a copy of one thread.
 ///
-/// # Errors
-/// Those of clone3(2) and waitid(2).
-pub fn pidfd_of_nobody() -> Result<OwnedFd, Errno> {
-    let mut pidfd = -1i32;
+/// # Safety
+/// `body` may not touch what another thread could have locked, and allocates nothing.
+unsafe fn fork_as(pid: i32, body: fn() -> !) -> Result<i32, Errno> {
+    let ids = [pid];
     // SAFETY: integers, for which zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64;
-    args.pidfd = &raw mut pidfd as u64;
-    // SAFETY: the kernel reads the arguments and writes one integer; the child, a copy as after fork(2), ends at
-    // once without a look at anything.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
-    if pid == 0 {
-        // SAFETY: does not return, and touches no memory.
-        unsafe { libc::_exit(0) };
+    if pid != 0 {
+        args.set_tid = ids.as_ptr() as u64;
+        args.set_tid_size = 1;
     }
-    check("clone3", pid)?;
-    // SAFETY: a descriptor that the kernel just made for us alone.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let how = libc::WEXITED | libc::__WALL;
-    // SAFETY: siginfo is integers, for which zero is valid.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes one siginfo on this stack.
-    let waited = unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as u32, &mut info, how) };
-    check("waitid", waited.into())?;
-    Ok(pidfd)
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: the kernel reads the arguments and one id, which live for the call.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {
+        0 => body(),
+        child => check("clone3", child).map(|child| child as i32),
+    }
+}
+
+/// A pidfd, with these flags, of a process that has ended and has been waited for.
+///
+/// # Errors
+/// Those of clone3(2), pidfd_open(2) and waitpid(2).
+pub fn pidfd_of_nobody(flags: u32) -> Result<OwnedFd, Errno> {
+    fn end() -> ! {
+        // SAFETY: does not return, and touches no memory.
+        unsafe { libc::_exit(0) }
+    }
+    // SAFETY: the child ends at once.
+    let pid = unsafe { fork_as(0, end) }?;
+    let pidfd = pidfd_open_with(pid, flags);
+    wait(pid, true)?;
+    pidfd
+}
+
+/// A process of ours that has a certain id and does nothing; dropping it ends it.
+#[derive(Debug)]
+pub struct StandIn(i32);
+
+impl StandIn {
+    /// # Errors
+    /// `EEXIST` when somebody has the id.
+    pub fn new(pid: i32) -> Result<StandIn, Errno> {
+        fn rest() -> ! {
+            // SAFETY: integers only. Should we be gone before this, nobody is left to wait for.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            loop {
+                // SAFETY: touches no memory.
+                unsafe { libc::pause() };
+            }
+        }
+        // SAFETY: the child makes two system calls.
+        unsafe { fork_as(pid, rest) }.map(StandIn)
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ = kill(self.0, libc::SIGKILL);
+        let _ = wait(self.0, true);
+    }
 }
 
 /// A duplicate of descriptor `fd` of the process, with close-on-exec set here.

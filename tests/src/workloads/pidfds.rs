@@ -15,7 +15,9 @@ pub const CASES: &[Case] = &[
     case!(pidfd_of_a_zombie_and_of_a_dead_process_survive),
     case!(pidfd_of_its_own_process_and_its_flags_are_kept).peer_cannot("it refuses flags"),
     case!(pidfd_of_a_process_outside_is_refused).refused(&["fd", "process 1", "outside"]),
-    case!(pidfd_in_a_queue_is_refused).refused(&["pidfd", "queue"]).peer_cannot("it dumps this"),
+    case!(pidfds_in_queues_arrive).peer_cannot("it loses them"),
+    case!(pidfd_of_a_thread_goes_on).peer_cannot("it refuses this"),
+    case!(pidfd_of_a_dead_thread_survives).peer_cannot("it refuses this"),
 ];
 
 fn open(pid: i32, flags: u32) -> OwnedFd {
@@ -93,14 +95,73 @@ fn pidfd_of_a_process_outside_is_refused(t: &Trial) {
     assert_eq!(signal(&pidfd, 0), Ok(()));
 }
 
-fn pidfd_in_a_queue_is_refused(t: &Trial) {
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+fn pidfds_in_queues_arrive(t: &Trial) {
+    use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
     let (a, b) = std::os::unix::net::UnixDatagram::pair().expect("pair");
-    let pidfd = open(Pid::this().as_raw(), 0);
-    let numbers = [pidfd.as_raw_fd()];
-    let control = [ControlMessage::ScmRights(&numbers)];
-    let parts = [std::io::IoSlice::new(b"x")];
-    sendmsg::<()>(a.as_raw_fd(), &parts, &control, MsgFlags::empty(), None).expect("sendmsg");
+    let child = waiting(t);
+    let pidfds = [open(Pid::this().as_raw(), 0), open(child.pid.as_raw(), 0)];
+    // One is open besides, the other is only in the queue.
+    for pidfd in &pidfds {
+        let numbers = [pidfd.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&numbers)];
+        let parts = [std::io::IoSlice::new(b"x")];
+        sendmsg::<()>(a.as_raw_fd(), &parts, &control, MsgFlags::empty(), None).expect("sendmsg");
+    }
+    let [kept, flying] = pidfds;
+    drop(flying);
     t.checkpoint();
-    assert_eq!(b.recv(&mut [0; 4]).ok(), Some(1));
+    let receive = || {
+        let mut bytes = [0; 4];
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        let mut room = nix::cmsg_space!([i32; 4]);
+        let got = recvmsg::<()>(b.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::empty()).expect("recvmsg");
+        let first = got.cmsgs().expect("whole messages").next();
+        let Some(ControlMessageOwned::ScmRights(numbers)) = first else { panic!("no descriptor came") };
+        // SAFETY: the kernel has just made this descriptor for the caller.
+        unsafe { OwnedFd::from_raw_fd(numbers[0]) }
+    };
+    let (own, of_child) = (receive(), receive());
+    assert_eq!((signal(&own, 0), signal(&kept, 0)), (Ok(()), Ok(())));
+    assert_eq!(signal(&of_child, libc::SIGKILL), Ok(()));
+    crate::case::until("the end of the child", || has_ended(&of_child));
+    child.wait();
+}
+
+/// A thread that ends when it is told to, and its id.
+fn thread() -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>, i32) {
+    let (end, told) = std::sync::mpsc::channel();
+    let (say, id) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        say.send(nix::unistd::gettid().as_raw()).expect("send");
+        told.recv().expect("the end");
+    });
+    let id = id.recv().expect("an id");
+    (end, thread, id)
+}
+
+fn pidfd_of_a_thread_goes_on(t: &Trial) {
+    let (end, thread, id) = thread();
+    let pidfd = open(id, libc::PIDFD_THREAD);
+    let leader = open(Pid::this().as_raw(), libc::PIDFD_THREAD);
+    t.checkpoint();
+    assert!(!has_ended(&pidfd) && !has_ended(&leader));
+    end.send(()).expect("send");
+    thread.join().expect("join");
+    crate::case::until("the end of the thread", || has_ended(&pidfd));
+    assert_eq!(signal(&pidfd, 0), Err(Errno::ESRCH));
+    assert_eq!(signal(&leader, 0), Ok(()));
+}
+
+fn pidfd_of_a_dead_thread_survives(t: &Trial) {
+    let (end, thread, id) = thread();
+    let pidfd = open(id, libc::PIDFD_THREAD);
+    end.send(()).expect("send");
+    thread.join().expect("join");
+    crate::case::until("the end of the thread", || has_ended(&pidfd));
+    let flags = || nix::fcntl::fcntl(&pidfd, nix::fcntl::FcntlArg::F_GETFL).expect("F_GETFL");
+    let before = flags();
+    t.checkpoint();
+    assert_eq!(flags(), before);
+    assert!(has_ended(&pidfd));
+    assert_eq!(signal(&pidfd, 0), Err(Errno::ESRCH));
 }

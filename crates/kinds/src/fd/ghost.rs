@@ -33,7 +33,7 @@ pub struct RemapFilePathEntry {
     pub handle: Option<Vec<u8>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum RemapType {
     Linked = 0,
@@ -172,6 +172,13 @@ pub fn find(
     let stat = seen.stat;
     let is_deleted = name.len() < seen.path.len();
     let is_dir = format(stat.st_mode) == libc::S_IFDIR;
+    if let Some(found) = super::process::of_path(path(name)) {
+        let pid = super::process::ended(path(name), found, &cx.tids).map_err(refuse)?;
+        let remap_type = Some(RemapType::Procfs.into());
+        let remap = RemapFilePathEntry { orig_id: id, remap_id: pid as u32, remap_type, handle: None };
+        cx.image("remap-fpath.img", kind::REMAP_FPATH).record(&remap);
+        return Ok(name.to_vec());
+    }
     if name.first() != Some(&b'/') || !is_deleted && stat.st_nlink != 0 {
         return Err(refuse(why).help(Remedy::Advice("what hides it, or took its name, has to go first")));
     }
@@ -376,14 +383,17 @@ pub enum Remap {
     Ghost(u32),
     /// The record of a link, and what finds the file if that is not there.
     Link(u32, Option<Vec<u8>>),
+    /// A process with this id, which has ended.
+    Process(i32),
 }
 
 impl Remap {
     /// Two files with the same are one.
-    fn key(&self) -> (bool, u32) {
+    fn key(&self) -> (RemapType, u32) {
         match self {
-            Remap::Ghost(number) => (true, *number),
-            Remap::Link(id, _) => (false, *id),
+            Remap::Ghost(number) => (RemapType::Ghost, *number),
+            Remap::Link(id, _) => (RemapType::Linked, *id),
+            Remap::Process(pid) => (RemapType::Procfs, *pid as u32),
         }
     }
 }
@@ -395,6 +405,7 @@ impl Remap {
 pub fn remaps(entries: Vec<RemapFilePathEntry>, files: &FileTable) -> Result<HashMap<u32, Remap>, Failures> {
     /// In images of an early version instead of the type.
     const GHOST_BIT: u32 = 1 << 31;
+    const PID_MAX: u32 = 1 << 22;
     let mut failures = Failures::new();
     let mut remaps = HashMap::new();
     for (index, entry) in entries.into_iter().enumerate() {
@@ -421,12 +432,9 @@ pub fn remaps(entries: Vec<RemapFilePathEntry>, files: &FileTable) -> Result<Has
                 failures.push(corrupt("is a link that is no file"));
                 continue;
             }
+            Ok(RemapType::Procfs) if (1..PID_MAX).contains(&remap_id) => Remap::Process(remap_id as i32),
             Ok(RemapType::Procfs) => {
-                let object = Object::Named(format!("file {orig_id}"));
-                failures.push(Failure::unsupported(
-                    object,
-                    "belongs to a dead process, which is not carried yet",
-                ));
+                failures.push(corrupt("belongs to a process that is none"));
                 continue;
             }
             Err(_) => {
@@ -453,13 +461,16 @@ struct Body {
 }
 
 #[derive(Debug, Default)]
-struct Made(HashMap<(bool, u32), Body>);
+struct Made(HashMap<(RemapType, u32), Body>);
 
 /// Opens a file that is not found by its name.
 ///
 /// # Errors
 /// Those of making it, or of finding what stands for it.
 pub fn open(entry: &RegFileEntry, flags: u32, remap: &Remap, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+    if let Remap::Process(pid) = remap {
+        return super::process::open(*pid, entry, open_flags(flags), cx);
+    }
     let key = remap.key();
     if !cx.shelf.of::<Made>().0.contains_key(&key) {
         let body = make(remap, cx)?;
@@ -488,6 +499,9 @@ fn make(remap: &Remap, cx: &OpenCx) -> Result<Body, Failure> {
             let mut image = Stream::open(kind::GHOST_FILE, &name, cx.images.open_file(&name)?)?;
             let ghost: GhostFileEntry = image.one()?;
             (create(&ghost, *number, &users, &mut names)?, Some((ghost, image)))
+        }
+        Remap::Process(_) => {
+            return Err(Failure::corrupt("remap-fpath.img", None, "is for no file of its own"));
         }
         Remap::Link(id, handle) => (find_linked(*id, handle.as_deref(), cx)?, None),
     };

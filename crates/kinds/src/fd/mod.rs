@@ -10,11 +10,12 @@ macro_rules! kinds {
     };
 }
 
-kinds! { eventfd, eventpoll, fanotify, fifo, inet, inotify, memfd, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
+kinds! { eventfd, eventpoll, fanotify, fifo, inet, inotify, memfd, namespace, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, unix }
 
 pub mod build_id;
 pub mod ghost;
 pub mod locks;
+pub mod process;
 pub mod socket_options;
 pub mod watched;
 

@@ -1,12 +1,13 @@
-//! pidfd: a process as a file.
+//! pidfd: a process, or a thread, as a file.
 //!
 //! Read from: `/proc/PID/fdinfo` (the process, -1 for one that has been waited for).
-//! Rebuilt by: pidfd_open(2), when all processes are there and no task has a descriptor yet; for a process that is
+//! Rebuilt by: pidfd_open(2), when all threads are there and no task has a descriptor yet; for a process that is
 //! gone one that was made to end.
-//! Refused: threads other than the leader, processes outside of the tree.
+//! Refused: processes outside of the tree.
 //! Not kept: how a process that is gone has ended.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx};
+use std::collections::HashSet;
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::os::fd::OwnedFd;
@@ -46,7 +47,6 @@ impl FdKind for Pidfd {
     const NAME: &'static str = "pidfd";
     const TYPE: FdTypes = FdTypes::Pidfd;
     const TAG: u32 = 22;
-    const NEEDS_TASKS: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
         // Since Linux 6.9 they are files of a file system of their own.
@@ -59,12 +59,9 @@ impl FdKind for Pidfd {
         let pid = sys::proc::fdinfo(probe.info(), "Pid")
             .and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok())
             .ok_or_else(|| probe.refuse("the kernel does not tell its process"))?;
-        let is_thread = probe.flags & PIDFD_THREAD != 0;
-        if pid != GONE && !cx.pids.contains(&pid) {
-            let why = match is_thread {
-                true => format!("is for thread {pid}, which is no process of the tree"),
-                false => format!("is for process {pid}, which is outside of the tree"),
-            };
+        if pid != GONE && !cx.tids.contains(&pid) {
+            let what = if probe.flags & PIDFD_THREAD != 0 { "thread" } else { "process" };
+            let why = format!("is for {what} {pid}, which is outside of the tree");
             return Err(probe.refuse(why).help(Remedy::Advice("it could not be found again")));
         }
         let ino = probe.stat.st_ino as u32;
@@ -81,25 +78,17 @@ impl FdKind for Pidfd {
     }
 
     fn open(&self, entry: &PidfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
-        let explain = |error: Errno| error.on(object(entry.nspid), "make it");
+        let explain = |error: Errno| error.on(object(entry.nspid), "open it");
+        let flags = entry.flags & FLAGS;
         match entry.nspid {
-            GONE => {
-                let fd = sys::process::pidfd_of_nobody().map_err(explain)?;
-                set_status(&fd, entry.flags).map_err(explain)?;
-                Ok(fd)
-            }
-            // Takes the place of what is to come.
-            _ => sys::fd::open(std::path::Path::new("/dev/null"), libc::O_RDONLY).map_err(explain),
+            GONE => sys::process::pidfd_of_nobody(flags),
+            pid => sys::process::pidfd_open_with(pid, flags),
         }
+        .map_err(explain)
     }
 
-    fn meet(&self, entry: &PidfdEntry, fd: &OwnedFd) -> Result<(), Failure> {
-        if entry.nspid == GONE {
-            return Ok(());
-        }
-        let explain = |error: Errno| error.on(object(entry.nspid), "open it");
-        let pidfd = sys::process::pidfd_open_with(entry.nspid, entry.flags & FLAGS).map_err(explain)?;
-        sys::fd::replace(fd, &pidfd).map_err(explain)
+    fn is_late(&self, entry: &PidfdEntry, _files: &FileTable, _tids: &HashSet<i32>) -> bool {
+        entry.nspid != GONE
     }
 
     fn owner<'e>(&self, entry: &'e PidfdEntry) -> Option<&'e FownEntry> {

@@ -162,7 +162,7 @@ impl FdKind for Regular {
     }
 
     fn is_alone(&self, entry: &RegFileEntry, files: &FileTable) -> bool {
-        files.remap(entry.id).is_none()
+        files.remap(entry.id).is_none() && files.ended(&path_of(entry)).is_none()
     }
 
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
@@ -180,6 +180,13 @@ impl FdKind for Regular {
             set_status(&fd, entry.flags).map_err(explain)?;
         }
         Ok(fd)
+    }
+
+    fn is_late(&self, entry: &RegFileEntry, files: &FileTable, tids: &HashSet<i32>) -> bool {
+        let is_there = |(pid, thread): (i32, Option<i32>)| {
+            tids.contains(&pid) && thread.is_none_or(|thread| tids.contains(&thread))
+        };
+        files.remap(entry.id).is_none() && super::process::of_path(&path_of(entry)).is_some_and(is_there)
     }
 
     fn link(&self, entries: &[(u32, &RegFileEntry)], _files: &FileTable) -> Failures {
@@ -211,7 +218,10 @@ fn open_with_stat(
     let explain = |error: Errno| error.on(object(), "open it again");
     let fd = match files.remap(entry.id) {
         Some(remap) => ghost::open(entry, flags, remap, cx)?,
-        None => sys::fd::open(&name, open_flags(flags)).map_err(explain)?,
+        None => match files.ended(&name) {
+            Some(pid) => super::process::open(pid, entry, open_flags(flags), cx)?,
+            None => sys::fd::open(&name, open_flags(flags)).map_err(explain)?,
+        },
     };
     let stat = sys::fd::stat(&fd).map_err(explain)?;
     let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
