@@ -988,6 +988,14 @@ impl<'r> Exec<'r> {
                     libc::SYS_fcntl,
                     &[number.into(), sys::fd::F_SETSIG.into(), u64::from(owner.signum).into()],
                 );
+                let flags = self.files.get(&entry.id).and_then(|fd| sys::fd::status_flags(fd).ok());
+                if let Some(flags) = flags.filter(|flags| flags & libc::O_ASYNC as u32 != 0) {
+                    // The signals tell the number under which they were asked for: not ours.
+                    for flags in [flags & !(libc::O_ASYNC as u32), flags] {
+                        let flags = u64::from(flags).into();
+                        ops.list.ok(libc::SYS_fcntl, &[number.into(), libc::F_SETFL.into(), flags]);
+                    }
+                }
             }
         }
         // To close a number lets record locks go, so they come last.

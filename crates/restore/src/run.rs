@@ -334,14 +334,11 @@ fn inherited(
     let key = kind.key(entry, files)?;
     let (fd, _) = options.inherit_fd.iter().find(|(_, given)| *given == key)?;
     let object = || Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
-    let wanted = match key.split(['[', ':']).next() {
-        Some("pipe") => libc::S_IFIFO,
-        Some("tty") => libc::S_IFCHR,
-        _ => libc::S_IFSOCK,
-    };
+    let wanted = [("pipe:", libc::S_IFIFO), ("socket:", libc::S_IFSOCK), ("tty[", libc::S_IFCHR)];
+    let wanted = wanted.iter().find(|(kind, _)| key.starts_with(kind)).map(|(_, format)| *format);
     let fd = sys::inherited::duplicate(*fd).and_then(|fd| sys::fd::stat(&fd).map(|stat| (fd, stat)));
     Some(match fd {
-        Ok((fd, stat)) if stat.st_mode & libc::S_IFMT == wanted => Ok(fd),
+        Ok((fd, stat)) if wanted.is_none_or(|format| stat.st_mode & libc::S_IFMT == format) => Ok(fd),
         Ok(_) => Err(Failure::conflict(object(), "", "the descriptor is of another kind")),
         Err(error) => Err(error.on(object(), "use the descriptor")),
     })

@@ -174,6 +174,37 @@ pub fn take(signals: &[i32]) -> Option<(i32, i32, usize)> {
 
 /// Installs an alternate stack of `length` bytes that stays for the life of the process.
 #[track_caller]
+/// Takes a pending signal of a file: its number, and the descriptor that it tells.
+pub fn take_of_file(signal: i32) -> Option<(i32, i32)> {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: sets and records are integers, for which zero is valid; all live for the calls.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, signal);
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let got = libc::sigtimedwait(&raw const set, &raw mut info, &raw const now);
+        // Three integers and a pad, the band, then the descriptor.
+        (got > 0).then(|| (got, (&raw const info).cast::<i32>().add(6).read()))
+    }
+}
+
+/// Has `fd` send `signal` when it becomes ready, to an owner of this kind (F_SETOWN_EX).
+pub fn send_for(fd: std::os::fd::BorrowedFd, kind: i32, id: i32, signal: i32) {
+    use std::os::fd::AsRawFd;
+    const F_SETOWN_EX: i32 = 15;
+    const F_SETSIG: i32 = 10;
+    let owner = [kind, id];
+    let number = fd.as_raw_fd();
+    // SAFETY: the kernel reads two integers of a live local.
+    super::call::check("F_SETOWN_EX", unsafe { libc::fcntl(number, F_SETOWN_EX, owner.as_ptr()) });
+    // SAFETY: takes integers.
+    super::call::check("F_SETSIG", unsafe { libc::fcntl(number, F_SETSIG, signal) });
+    // SAFETY: takes integers.
+    let flags = super::call::check("F_GETFL", unsafe { libc::fcntl(number, libc::F_GETFL) });
+    // SAFETY: takes integers.
+    super::call::check("F_SETFL", unsafe { libc::fcntl(number, libc::F_SETFL, flags | libc::O_ASYNC) });
+}
+
 pub fn alternate_stack(length: usize) -> usize {
     let map = super::memory::Map::private(length);
     let stack = libc::stack_t { ss_sp: map.address as *mut libc::c_void, ss_flags: 0, ss_size: length };

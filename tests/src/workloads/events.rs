@@ -40,6 +40,7 @@ pub const CASES: &[Case] = &[
     case!(timerfd_ticks_not_read_are_kept),
     case!(timerfd_interval_goes_on),
     case!(disarmed_timerfd_stays_disarmed),
+    case!(timerfds_of_every_clock_keep_time_interval_and_ticks).exchange(),
     case!(absolute_timerfd_of_the_real_time_clock_survives),
 ];
 
@@ -286,6 +287,47 @@ fn timerfd_interval_goes_on(t: &Trial) {
     timer.set(Expiration::Interval(every), TimerSetTimeFlags::empty()).expect("set");
     timer.wait().expect("wait");
     timer.wait().expect("wait");
+}
+
+fn timerfds_of_every_clock_keep_time_interval_and_ticks(t: &Trial) {
+    use ClockId::{
+        CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_REALTIME_ALARM,
+    };
+    let clocks =
+        [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM];
+    // Two ticks come at once, the third later.
+    let (soon, every) = (Duration::from_millis(1), Duration::from_secs(100));
+    let now = |clock| Duration::from(nix::time::clock_gettime(clock).expect("clock_gettime"));
+    let made: Vec<_> = clocks
+        .into_iter()
+        .flat_map(|clock| [(clock, false), (clock, true)])
+        .map(|(clock, is_absolute)| {
+            // An alarm needs a clock that can wake the machine; its time is that of the plain one.
+            let plain = match clock {
+                CLOCK_REALTIME | CLOCK_REALTIME_ALARM => nix::time::ClockId::CLOCK_REALTIME,
+                CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM => nix::time::ClockId::CLOCK_BOOTTIME,
+                _ => nix::time::ClockId::CLOCK_MONOTONIC,
+            };
+            let timer = TimerFd::new(clock, TimerFlags::TFD_NONBLOCK).expect("timerfd");
+            let mut flags = TimerSetTimeFlags::empty();
+            let mut first = soon;
+            if is_absolute {
+                flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
+                first = now(plain) - every + soon;
+            }
+            timer.set(Expiration::IntervalDelayed(first.into(), every.into()), flags).expect("set");
+            (timer, if is_absolute { 2 } else { 1 })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(20));
+    t.checkpoint();
+    for (timer, expected) in &made {
+        let mut ticks = [0; 8];
+        assert_eq!(nix::unistd::read(timer, &mut ticks), Ok(8));
+        assert_eq!(u64::from_ne_bytes(ticks), *expected);
+        let left = left(timer).expect("armed");
+        assert!(left <= every && left > every - Duration::from_secs(60), "{left:?}");
+    }
 }
 
 fn disarmed_timerfd_stays_disarmed(t: &Trial) {

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::stat::{Mode, umask};
 
 use crate::case;
-use crate::case::{Case, Trial};
+use crate::case::{Case, Moment, Outside, Trial};
 use crate::sys::call::{KCMP_FILES, KCMP_FS, is_same, is_same_file};
 use crate::sys::process::{clone_sharing, fork};
 
@@ -34,10 +34,15 @@ pub const CASES: &[Case] = &[
     case!(threads_keep_one_working_directory_and_umask),
     case!(processes_with_one_fs_struct_keep_it).not_yet("processes that share their working directory").peer_cannot("it refuses processes that share an fs struct"),
     case!(file_size_and_position_beyond_the_end_are_kept),
-    case!(deleted_file_keeps_content_and_position).not_yet("unlinked files"),
-    case!(deleted_file_shared_by_parent_and_child_stays_one_file).not_yet("unlinked files"),
+    case!(deleted_file_keeps_content_and_position).exchange(),
+    case!(deleted_file_shared_by_parent_and_child_stays_one_file).exchange(),
     case!(own_executable_open_at_an_offset_survives),
-    case!(file_under_proc_self_survives).not_yet("files of /proc/PID"),
+    case!(file_under_proc_self_survives).exchange(),
+    case!(signals_of_a_pipe_go_to_whom_they_went).exchange(),
+    case!(signals_of_a_socket_go_to_one_thread),
+    case!(file_from_outside_is_passed_in).outside(file_passed_in).restless(),
+    case!(file_from_outside_that_is_not_passed_in_is_refused).outside(file_not_passed_in).restless()
+        .restore_refused(&["file[", "--inherit-fd"]).peer_cannot("its message is another"),
     case!(file_renamed_after_opening_is_found_under_its_new_name),
 ];
 
@@ -399,6 +404,110 @@ fn file_under_proc_self_survives(t: &Trial) {
     let mut text = String::new();
     file.read_to_string(&mut text).expect("read");
     assert_eq!(text, "workload\n");
+}
+
+/// The signal that waits, and its number of a descriptor.
+fn waiting_signal(signal: i32) -> Option<(i32, i32)> {
+    crate::sys::signal::take_of_file(signal)
+}
+
+fn ask_for_signals(fd: impl AsFd, kind: i32, id: i32, signal: i32) {
+    crate::sys::signal::block_number(signal);
+    crate::sys::signal::send_for(fd.as_fd(), kind, id, signal);
+}
+
+fn signals_of_a_pipe_go_to_whom_they_went(t: &Trial) {
+    const F_OWNER_PID: i32 = 1;
+    let (mut reader, mut writer) = std::io::pipe().expect("pipe");
+    ask_for_signals(&reader, F_OWNER_PID, pid(), libc::SIGUSR2);
+    t.checkpoint();
+    assert_eq!(waiting_signal(libc::SIGUSR2), None);
+    writer.write_all(b"x").expect("write");
+    assert_eq!(waiting_signal(libc::SIGUSR2), Some((libc::SIGUSR2, reader.as_raw_fd())));
+    reader.read_exact(&mut [0]).expect("read");
+}
+
+fn signals_of_a_socket_go_to_one_thread(t: &Trial) {
+    const F_OWNER_TID: i32 = 0;
+    let (one, mut other) = std::os::unix::net::UnixStream::pair().expect("pair");
+    let (say, id) = std::sync::mpsc::channel();
+    crate::sys::signal::block_number(libc::SIGUSR1);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            say.send(nix::unistd::gettid().as_raw()).expect("send");
+            t.await_mark("sent");
+            waiting_signal(libc::SIGUSR1)
+        });
+        let id = id.recv().expect("an id");
+        ask_for_signals(&one, F_OWNER_TID, id, libc::SIGUSR1);
+        t.checkpoint();
+        other.write_all(b"x").expect("write");
+        assert_eq!(waiting_signal(libc::SIGUSR1), None);
+        t.mark("sent");
+        assert_eq!(thread.join().expect("join"), Some((libc::SIGUSR1, one.as_raw_fd())));
+    });
+}
+
+/// The descriptor that the harness gives to the tool.
+const GIVEN: i32 = 101;
+
+/// The file that the workload has open and that is none of the tree's: its key.
+fn name_it(o: &Outside) -> String {
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/3", o.pid)).expect("fdinfo");
+    let value = |key: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+        line.trim().parse::<u64>().expect("a number")
+    };
+    format!("file[{:x}:{:x}]", value("mnt_id:"), value("ino:"))
+}
+
+fn leave_it_out(o: &mut Outside) {
+    let key = name_it(o);
+    o.dump = vec![format!("--external={key}")];
+    o.restore = vec![format!("--inherit-fd=fd[{GIVEN}]:{key}")];
+}
+
+fn file_passed_in(o: &mut Outside, moment: Moment) {
+    match moment {
+        Moment::Ready | Moment::Back => leave_it_out(o),
+        Moment::Away => {
+            let other = o.directory.join("other");
+            fs::write(&other, b"another one").expect("write");
+            let mut file = File::open(&other).expect("open");
+            file.seek(SeekFrom::Start(8)).expect("seek");
+            // SAFETY: nobody else uses this number; without close-on-exec the tool inherits it.
+            assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), GIVEN) }, GIVEN);
+        }
+        _ => {}
+    }
+}
+
+fn file_from_outside_is_passed_in(t: &Trial) {
+    fs::write(t.path("file"), b"some text").expect("write");
+    let mut file = File::open(t.path("file")).expect("open");
+    file.seek(SeekFrom::Start(5)).expect("seek");
+    t.checkpoint();
+    let mut rest = String::new();
+    file.read_to_string(&mut rest).expect("read");
+    assert_eq!(rest, if t.path("other").exists() { "one" } else { "text" });
+}
+
+fn file_not_passed_in(o: &mut Outside, moment: Moment) {
+    match moment {
+        Moment::Ready => {
+            leave_it_out(o);
+            fs::write(o.directory.join("key"), o.restore.remove(0)).expect("write");
+        }
+        Moment::Mend => {
+            o.restore.push(fs::read_to_string(o.directory.join("key")).expect("read"));
+            file_passed_in(o, Moment::Away);
+        }
+        _ => {}
+    }
+}
+
+fn file_from_outside_that_is_not_passed_in_is_refused(t: &Trial) {
+    file_from_outside_is_passed_in(t);
 }
 
 fn file_renamed_after_opening_is_found_under_its_new_name(t: &Trial) {

@@ -11,7 +11,7 @@ use image::{FdTypes, FileEntry, FownEntry};
 use super::ghost::{self, FileAt};
 use super::build_id;
 use model::options::FileValidation;
-use model::{Errno, Failure, Failures, Object, Remedy};
+use model::{Errno, Failure, Failures, Object, Options, Remedy, options};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -129,6 +129,16 @@ fn entry(id: u32, path: &[u8], flags: u32, pos: u64, fown: FownEntry, stat: &lib
     }
 }
 
+/// The key by which `--external` names this file, if it does.
+fn external(probe: &FdProbe, options: &Options) -> Option<String> {
+    if options.external.is_empty() {
+        return None;
+    }
+    let mount: u32 = sys::proc::decimal(sys::proc::fdinfo(probe.info(), "mnt_id")?)?;
+    let key = format!("file[{mount:x}:{:x}]", probe.stat.st_ino);
+    options.external.contains(&key).then_some(key)
+}
+
 impl FdKind for Regular {
     type Entry = RegFileEntry;
     const NAME: &'static str = "regular file";
@@ -149,6 +159,11 @@ impl FdKind for Regular {
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<RegFileEntry, Failure> {
         let (dev, ino) = probe.inode();
+        if let Some(key) = external(probe, cx.options) {
+            let mut entry = entry(id, key.as_bytes(), probe.flags, probe.position, probe.owner()?, &probe.stat);
+            entry.ext = Some(true);
+            return Ok(entry);
+        }
         let key = (dev, ino, probe.link().to_vec());
         let mut name = probe.link().to_vec();
         if !cx.shelf.of::<Named>().0.contains(&key) {
@@ -165,7 +180,17 @@ impl FdKind for Regular {
         files.remap(entry.id).is_none() && files.ended(&path_of(entry)).is_none()
     }
 
+    fn key(&self, entry: &RegFileEntry, _files: &FileTable) -> Option<String> {
+        let name = entry.name.strip_prefix(b"/").unwrap_or(&entry.name);
+        String::from_utf8(name.to_vec()).ok()
+    }
+
     fn open(&self, entry: &RegFileEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        if entry.ext == Some(true) {
+            let name = String::from_utf8_lossy(&entry.name).into_owned();
+            let why = "was left out of the dump with --external";
+            return Err(Failure::policy(Object::Named(name), why, &options::INHERIT_FD));
+        }
         // Not to wait for the other end of a fifo, should there be one where the file was.
         let (fd, stat) = open_with_stat(entry, entry.flags | libc::O_NONBLOCK as u32, cx)?;
         let object = || Object::Path(String::from_utf8_lossy(&entry.name).into_owned());
@@ -212,7 +237,7 @@ fn open_with_stat(
     flags: u32,
     cx: &mut OpenCx,
 ) -> Result<(OwnedFd, libc::stat), Failure> {
-    let (files, options) = (cx.files, cx.options);
+    let (files, given) = (cx.files, cx.options);
     let name = path_of(entry);
     let object = || Object::Path(name.display().to_string());
     let explain = |error: Errno| error.on(object(), "open it again");
@@ -232,7 +257,7 @@ fn open_with_stat(
         let why = format!("had {size} bytes when it was dumped and has {} now", stat.st_size);
         return Err(Failure::conflict(object(), "", why));
     }
-    if !entry.build_id.is_empty() && is_file && options.file_validation == FileValidation::Buildid {
+    if !entry.build_id.is_empty() && is_file && given.file_validation == FileValidation::Buildid {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let now = current_build_id(Path::new(&link)).map(|id| build_id::words(&id)).unwrap_or_default();
         if now != entry.build_id {
@@ -245,7 +270,7 @@ fn open_with_stat(
     }
     if let Some(mode) = entry.mode
         && mode != stat.st_mode
-        && !options.skip_file_rwx_check
+        && !given.skip_file_rwx_check
     {
         let why = format!("had the mode {mode:o} when it was dumped and has {:o} now", stat.st_mode);
         return Err(Failure::conflict(object(), "", why));

@@ -232,29 +232,32 @@ specs! {
             Ok(())
         });
     EXTERNAL = Row::required("external", "RESOURCE").repeatable().section(Section::Files).of(BOTH)
-        .help("a resource from outside of the tree, by its key; for now unix[INODE] and tty[RDEV:DEV]")
+        .help("a resource from outside of the tree, by its key; for now unix[INODE], tty[RDEV:DEV], file[MOUNT:INODE]")
         .sets(|options, given| {
             let key = text(given)?;
             let (kind, rest) = key.split_once('[').unwrap_or_default();
             let inside = rest.strip_suffix(']').unwrap_or_default();
-            let is_hex = |number: &str| u32::from_str_radix(number, 16).is_ok();
+            let is_hex = |number: &str| u64::from_str_radix(number, 16).is_ok();
+            let is_pair = inside.split_once(':').is_some_and(|(one, other)| is_hex(one) && is_hex(other));
             match kind {
                 "unix" if inside.parse::<u32>().is_ok() => {}
                 "unix" => return Err("is unix[] without the number of an inode".into()),
-                "tty" if inside.split_once(':').is_some_and(|(rdev, dev)| is_hex(rdev) && is_hex(dev)) => {}
+                "tty" | "file" if is_pair => {}
                 "tty" => return Err("is not tty[RDEV:DEV] with two hexadecimal numbers of devices".into()),
-                _ => return Err("only unix[INODE] and tty[RDEV:DEV] are supported yet".into()),
+                "file" => return Err("is not file[MOUNT:INODE] with two hexadecimal numbers".into()),
+                _ => return Err("only unix[INODE], tty[RDEV:DEV] and file[MOUNT:INODE] are supported yet".into()),
             }
             options.external.push(key.to_owned());
             Ok(())
         });
     INHERIT_FD = Row::required("inherit-fd", "fd[N]:KEY").repeatable().section(Section::Files)
-        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE], tty[RDEV:DEV]")
+        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE], \
+            tty[RDEV:DEV], file[MOUNT:INODE], or a path without the first slash")
         .sets(|options, given| {
             let (fd, key) = text(given)?.split_once("]:").ok_or("is not fd[N]:KEY")?;
             let fd = fd.strip_prefix("fd[").and_then(|fd| fd.parse().ok()).ok_or("is not fd[N]:KEY")?;
-            if !["socket:[", "pipe:[", "tty["].iter().any(|kind| key.starts_with(kind)) {
-                return Err("only the keys socket:[INODE], pipe:[INODE] and tty[RDEV:DEV] are supported yet".into());
+            if key.is_empty() {
+                return Err("is fd[N]: without a key".into());
             }
             options.inherit_fd.push((fd, key.to_owned()));
             Ok(())
