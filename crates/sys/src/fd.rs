@@ -376,6 +376,14 @@ pub fn timerfd_set(fd: impl AsFd, flags: i32, value: (u64, u64), interval: (u64,
     check("timerfd_settime", result.into()).map(drop)
 }
 
+/// Has the kernel count the expirations so far. Source: timerfd_gettime(2).
+pub fn timerfd_get(fd: impl AsFd) -> Result<(), Errno> {
+    let mut left = MaybeUninit::<libc::itimerspec>::zeroed();
+    // SAFETY: the kernel writes one itimerspec on this stack.
+    let result = unsafe { libc::timerfd_gettime(fd.as_fd().as_raw_fd(), left.as_mut_ptr()) };
+    check("timerfd_gettime", result.into()).map(drop)
+}
+
 /// Is nobody at the other end of this pipe, fifo or socket? Source: poll(2) POLLHUP, POLLERR.
 pub fn hung_up(fd: impl AsFd) -> bool {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: 0, revents: 0 };

@@ -7,9 +7,9 @@
 
 use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
-use model::{Failure, Object};
+use model::{Errno, Failure, Object};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 pub static KIND: Timerfd = Timerfd;
 
@@ -65,7 +65,16 @@ impl FdKind for Timerfd {
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<TimerfdEntry, Failure> {
-        let text = |key: &str| sys::proc::fdinfo(probe.info(), key);
+        let mut info = std::borrow::Cow::Borrowed(probe.info());
+        let is = |info: &[u8], key: &str| sys::proc::fdinfo(info, key).and_then(parse_time) != Some((0, 0));
+        if !is(&info, "it_value") && is(&info, "it_interval") {
+            // It has expired and waits for a reader to count how often; to ask for the time left does as well.
+            let explain = |error: Errno| probe.fail(error, "count its expirations");
+            sys::fd::timerfd_get(&probe.fd).map_err(explain)?;
+            let texts = sys::fd::Texts::of(std::process::id() as i32).map_err(explain)?;
+            info = texts.info(probe.fd.as_raw_fd()).map_err(explain)?.into();
+        }
+        let text = |key: &str| sys::proc::fdinfo(&info, key);
         let missing = || probe.refuse("the kernel does not tell its state (CONFIG_CHECKPOINT_RESTORE)");
         let number = |key: &str| text(key).and_then(sys::proc::decimal::<u64>).ok_or_else(missing);
         let time = |key: &str| text(key).and_then(parse_time).ok_or_else(missing);
@@ -105,12 +114,22 @@ impl FdKind for Timerfd {
         _files: &HashMap<u32, OwnedFd>,
     ) -> Result<(), Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "arm it");
-        if (entry.vsec, entry.vnsec) != (0, 0) {
-            let (mut vsec, mut vnsec) = (entry.vsec, entry.vnsec);
+        let (mut vsec, mut vnsec) = (entry.vsec, entry.vnsec);
+        if (vsec, vnsec) == (0, 0) && entry.ticks != 0 {
+            // In images of CRIU one that has expired before anybody read it.
+            (vsec, vnsec) = (entry.isec, entry.insec);
+        }
+        if (vsec, vnsec) != (0, 0) {
             let is_absolute = entry.settime_flags & ABSOLUTE != 0;
             if is_absolute {
                 // The clock has gone on meanwhile; the timer takes up where it was, as a relative one does.
-                let due = sys::clock::now_ns(entry.clockid as i32)
+                // Alarms have the time of the clock without; the kernel tells theirs only where it could sleep.
+                let clock = match entry.clockid as i32 {
+                    libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+                    libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+                    clock => clock,
+                };
+                let due = sys::clock::now_ns(clock)
                     .saturating_add(vsec.saturating_mul(NSEC))
                     .saturating_add(vnsec);
                 (vsec, vnsec) = (due / NSEC, due % NSEC);
