@@ -7,6 +7,7 @@ use agent::inject::{BATCH, Door, Host};
 use agent::{List, Watch};
 use image::*;
 use kinds::contract::FdProbe;
+use kinds::fd::uring;
 use kinds::task::{Answers, Ask, attributes, creds, limits, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::{Errno, Failure, Object};
@@ -52,6 +53,8 @@ pub struct Look {
     pub oom_score_adj: Option<i32>,
     /// Where the process has a `syscall` instruction.
     pub instruction: u64,
+    /// Descriptors of rings that it has mapped.
+    pub rings: Vec<i32>,
 }
 
 /// What a thread tells.
@@ -62,6 +65,7 @@ pub struct Seen {
     /// The programs of those, oldest first.
     pub filters: Vec<Vec<u8>>,
     pub umask: Option<u32>,
+    pub rings: Option<uring::Told>,
     /// Of the leader alone.
     pub process: Option<attributes::ProcessAttributes>,
     pub failures: Vec<Failure>,
@@ -118,6 +122,8 @@ pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
     };
     let timers = read(format!("/proc/{pid}/timers"))?;
     let status = status(pid, pid)?;
+    let rings = memory.maps.iter().filter(|(map, _)| *map.name == *uring::NAME);
+    let rings: Vec<u64> = rings.map(|(map, _)| map.inode).collect();
     Ok(Look {
         private_bytes: status.anonymous_kb * 1024,
         is_locked: status.locked_kb != 0,
@@ -131,6 +137,7 @@ pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
             .ok_or_else(|| not_understood(Object::Task, "read its timers"))?,
         oom_score_adj: sys::proc::decimal(read(format!("/proc/{pid}/oom_score_adj"))?.trim_ascii()),
         instruction: find_instruction(pid, &memory.maps)?,
+        rings: uring::numbers(pid, &rings),
         memory,
     })
 }
@@ -326,6 +333,7 @@ pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
 #[derive(Debug)]
 pub struct Questions {
     pub instruction: u64,
+    pub rings: Vec<i32>,
     pub stat: Stat,
     pub timers: Vec<Timer>,
 }
@@ -335,6 +343,7 @@ struct Guest {
     part: Part,
     stat: Stat,
     timers: Option<Vec<Timer>>,
+    rings: Vec<i32>,
     instruction: u64,
     /// None when the agent could not enter.
     host: Option<Host>,
@@ -349,6 +358,7 @@ struct Asked {
     list: List,
     creds: creds::Asked,
     own: attributes::AskedThread,
+    rings: Option<uring::Asked>,
     whole: Option<(attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked)>,
 }
 
@@ -366,6 +376,7 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
             part: tracer.take(pid),
             stat: questions.stat,
             timers: Some(questions.timers),
+            rings: questions.rings,
             instruction: questions.instruction,
             host: None,
             next: 0,
@@ -515,7 +526,11 @@ impl Guest {
                 )),
                 None => None,
             };
-            all.push(Asked { list, creds, own, whole });
+            let rings = match self.rings.is_empty() {
+                true => None,
+                false => Some(uring::ask(&self.rings, &mut Ask { list: &mut list, area: host.area() })?),
+            };
+            all.push(Asked { list, creds, own, rings, whole });
         }
         Ok(all)
     }
@@ -531,6 +546,7 @@ impl Guest {
             let answers = Answers { ops, area: host.area() };
             let own = asked.own.answer(answers);
             let mut seen = see(pid, thread, &status, &own)?;
+            seen.rings = asked.rings.map(|rings| rings.answer(answers));
             if let Some(thread_core) = &mut seen.core.thread_core {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
             }
@@ -633,7 +649,7 @@ fn see(
         thread_core: Some(core),
         ..CoreEntry::default()
     };
-    Ok(Seen { tid, core, filters, umask: status.umask, process: None, failures })
+    Ok(Seen { tid, core, filters, umask: status.umask, rings: None, process: None, failures })
 }
 
 fn read_filters(thread: &sys::ptrace::Stopped) -> Result<Vec<Vec<u8>>, Errno> {

@@ -128,7 +128,14 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
     survey.check_tree(tree);
     let alive = tree.processes.iter().filter(|process| process.state != State::Zombie);
     survey.cx.people = alive.map(|process| (process.pid, person(&process.stat))).collect();
-    let observed = observe_all(tree, depth);
+    let mut observed = observe_all(tree, depth);
+    for (process, observed) in tree.processes.iter().zip(&mut observed) {
+        let Some(Ok((_, seen))) = observed else { continue };
+        for told in seen.iter_mut().filter_map(|seen| seen.rings.take()) {
+            let objection = kinds::fd::uring::keep(process.pid, told, &mut survey.cx);
+            survey.failures.extend(objection);
+        }
+    }
     survey.objects = objects(tree)?;
     survey.all_descriptors(tree)?;
     if survey.cx.ends_here {
@@ -211,7 +218,8 @@ fn observe_all(tree: &mut Tree, depth: Depth) -> Vec<Option<Observed>> {
             .filter_map(|(process, look)| {
                 let look = look.as_ref().ok()?;
                 let (stat, timers) = (look.stat.clone(), look.timers.clone());
-                Some((process.pid, Questions { instruction: look.instruction, stat, timers }))
+                let rings = look.rings.clone();
+                Some((process.pid, Questions { instruction: look.instruction, rings, stat, timers }))
             })
             .collect();
         let mut rest = of_member.into_iter().peekable();

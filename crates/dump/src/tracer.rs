@@ -21,6 +21,8 @@ pub struct Thread {
 pub struct Part {
     pub pid: i32,
     pub threads: Vec<Thread>,
+    /// Threads of the kernel, which are not held; see [`is_of_kernel`].
+    workers: Vec<i32>,
 }
 
 /// All that one tracer holds. Dropping it lets every thread run on as it was.
@@ -70,13 +72,13 @@ impl Tracer {
     pub fn take(&mut self, pid: i32) -> Part {
         match self.parts.iter().position(|part| part.pid == pid) {
             Some(at) => self.parts.swap_remove(at),
-            None => Part { pid, threads: Vec::new() },
+            None => Part::of(pid),
         }
     }
 
     fn part(&mut self, pid: i32) -> &mut Part {
         let at = self.parts.iter().position(|part| part.pid == pid).unwrap_or_else(|| {
-            self.parts.push(Part { pid, threads: Vec::new() });
+            self.parts.push(Part::of(pid));
             self.parts.len() - 1
         });
         &mut self.parts[at]
@@ -101,7 +103,11 @@ impl Tracer {
             if tids.len() > limit {
                 return Ok(Seized::Many);
             }
-            let is_new = |tid: &i32| share.has(*tid) && part.threads.iter().all(|thread| thread.tid != *tid);
+            let is_new = |tid: &i32| {
+                share.has(*tid)
+                    && !part.workers.contains(tid)
+                    && part.threads.iter().all(|thread| thread.tid != *tid)
+            };
             let new: Vec<i32> = tids.into_iter().filter(is_new).collect();
             if new.is_empty() {
                 let tids = part.threads[before..].iter().map(|thread| thread.tid).collect();
@@ -117,6 +123,9 @@ impl Tracer {
                         stopping.push(running);
                     }
                     Err(error) if error.code == libc::ESRCH => {}
+                    Err(error) if error.code == libc::EPERM && is_of_kernel(pid, tid) => {
+                        part.workers.push(tid);
+                    }
                     Err(error) => {
                         refused = Some((tid, error));
                         break;
@@ -138,20 +147,30 @@ impl Tracer {
     /// Waits for the end of every thread: their processes were killed.
     pub fn reap(&mut self) {
         // A leader's end is told when that of all its threads was, to whomever.
-        let threads: Vec<(bool, Thread)> = self
+        let threads: Vec<(bool, i32)> = self
             .parts
             .drain(..)
             .flat_map(|part| {
                 let pid = part.pid;
-                part.threads.into_iter().map(move |thread| (thread.tid == pid, thread))
+                part.threads.into_iter().map(move |thread| (thread.tid == pid, thread.tid))
             })
             .collect();
         for is_leader in [false, true] {
-            for (_, thread) in threads.iter().filter(|(leads, _)| *leads == is_leader) {
-                let _ = sys::process::wait(thread.tid, true);
+            for (_, tid) in threads.iter().filter(|(leads, _)| *leads == is_leader) {
+                let _ = sys::process::wait(*tid, true);
             }
         }
     }
+}
+
+/// Is this a thread of the kernel that works for the process, on its io_uring requests? It runs no code of the
+/// process. Some kernels let nobody attach to it.
+fn is_of_kernel(pid: i32, tid: i32) -> bool {
+    const PF_IO_WORKER: u32 = 0x10;
+    const PF_USER_WORKER: u32 = 0x4000;
+    let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/stat")).ok();
+    let stat = text.and_then(|text| sys::proc::parse_stat(&text));
+    stat.is_some_and(|stat| stat.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0)
 }
 
 /// The children that a process has, by any of these threads.
@@ -181,6 +200,10 @@ fn explain_seize(pid: i32, tid: i32, error: Errno) -> Failure {
 }
 
 impl Part {
+    fn of(pid: i32) -> Part {
+        Part { pid, threads: Vec::new(), workers: Vec::new() }
+    }
+
     /// Waits for the threads that were told to stop.
     fn finish_stopping(
         &mut self,
@@ -210,6 +233,11 @@ impl Part {
                 }
             };
             match Context::read(&stopped) {
+                // Whoever never was outside of the kernel has no place to go on there.
+                Ok(context) if context.registers.ip == 0 && is_of_kernel(pid, tid) => {
+                    let _ = stopped.detach();
+                    self.workers.push(tid);
+                }
                 Ok(context) => self.threads.push(Thread { tid, context, stopped: Some(stopped) }),
                 Err(error) if error.code == libc::ENOSYS => {
                     let _ = stopped.detach();

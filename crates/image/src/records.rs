@@ -473,6 +473,9 @@ pub struct VmaEntry {
     /// Ours: locked as pages are touched, MLOCK_ONFAULT.
     #[prost(bool, optional, tag = "1002")]
     pub is_locked_on_fault: Option<bool>,
+    /// Ours: the ring of an io_uring, which the kernel places itself.
+    #[prost(bool, optional, tag = "1003")]
+    pub is_io_uring: Option<bool>,
 }
 
 /// First record of a `pagemap-*.img`: names its `pages-<pages_id>.img`.
@@ -550,6 +553,8 @@ pub enum FdTypes {
     Memfd = 18,
     Bpfmap = 19,
     Pidfd = 20,
+    /// Ours.
+    IoUring = 1000,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }

@@ -25,6 +25,7 @@ pub fn is_inherited(parent: &Task, child: &VmaEntry) -> bool {
             == (child.start, child.end, child.flags, child.status, child.shmid, child.pgoff)
             && vma.prot == child.prot
     }) && !vma::is_special(child)
+        && !vma::is_ring(child)
 }
 
 /// The vdso of this kernel: its bytes, and the size of the data that the kernel maps before it.
@@ -255,10 +256,15 @@ pub fn build(
     {
         map_vdso(task, whole, code, sources, ops)?;
     }
+    let kept = task.mm.vmas.iter().filter(|entry| inherited(entry)).map(|entry| entry.start..entry.end);
+    map_rings(task, kept.chain(vdso_range(task).map(|(whole, _)| whole)).collect(), sources, ops)?;
     ops.list.label("map the memory");
     let mut difference = Difference::default();
     sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops);
-    for entry in task.mm.vmas.iter().filter(|entry| !vma::is_special(entry) && !sysv::is_attached(entry)) {
+    let is_placed = |entry: &VmaEntry| {
+        vma::is_special(entry) || sysv::is_attached(entry) || vma::is_ring(entry)
+    };
+    for entry in task.mm.vmas.iter().filter(|entry| !is_placed(entry)) {
         if inherited(entry) {
             if let Some(parent) = parent
                 && vma::content(entry) == Content::Private
@@ -344,6 +350,67 @@ pub fn read(task: &Task, runs: &mut [Run], sources: &Sources, ops: &mut TaskOps)
         let fd = sources.reach.fetch(pages_fd, ops);
         pages::put::read_runs(&pages::put::split(runs), Arg::Result(fd), ops.list, put)?;
         ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+    }
+    Ok(())
+}
+
+/// Maps the rings of io_urings where they were. The kernel takes no wish for their addresses, so everything else is
+/// taken for a moment, and it has no choice. `taken` is what is mapped besides the agent.
+fn map_rings(
+    task: &Task,
+    mut taken: Vec<Range<u64>>,
+    sources: &Sources,
+    ops: &mut TaskOps,
+) -> Result<(), Failure> {
+    /// Nothing is mapped above without being told to.
+    const TOP: u64 = (1 << 47) - PAGE;
+    let rings: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| vma::is_ring(entry)).collect();
+    if rings.is_empty() {
+        return Ok(());
+    }
+    ops.list.label("map the rings of an io_uring");
+    let hole = sources.hole;
+    // What may be there or not is taken alone.
+    let redirected = hole.end.next_multiple_of(1 << 16);
+    let redirected = redirected..redirected + sources.own.len();
+    taken.extend([hole.start..hole.start + PAGE, hole.start + agent::puppet::PAGES..hole.end]);
+    taken.extend([redirected.clone(), TOP..u64::MAX]);
+    taken.extend(rings.iter().map(|entry| entry.start..entry.end));
+    taken.sort_unstable_by_key(|range| (range.start, range.end));
+    let mut free = vec![redirected];
+    let mut at = PAGE;
+    for range in taken {
+        if range.start > at {
+            free.push(at..range.start);
+        }
+        at = at.max(range.end);
+    }
+    let take = |range: &Range<u64>, ops: &mut TaskOps| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        let (start, len) = (range.start.into(), (range.end - range.start).into());
+        let args = [start, len, libc::PROT_NONE.into(), flags.into(), Arg::Value(u64::MAX), Arg::Value(0)];
+        ops.list.call(libc::SYS_mmap, &args, agent::Judge::OkOr(libc::EEXIST))
+    };
+    let filled: Vec<(usize, u64)> =
+        free.iter().map(|range| (take(range, ops), range.end - range.start)).collect();
+    for entry in &rings {
+        take(&(entry.start..entry.end), ops);
+    }
+    for entry in rings {
+        let len = entry.end - entry.start;
+        let id = vma::file_id(entry).unwrap_or(0);
+        let fd = (sources.files)(id, libc::O_RDWR as u32).ok_or_else(|| {
+            Failure::corrupt(format!("mm-{}.img", task.pid), None, format!("maps file {id}, which is none"))
+        })?;
+        let fd = sources.reach.fetch(fd, ops);
+        ops.list.ok(libc::SYS_munmap, &[entry.start.into(), len.into()]);
+        let (prot, flags) = (u64::from(entry.prot).into(), libc::MAP_SHARED.into());
+        let args = [Arg::Value(0), len.into(), prot, flags, Arg::Result(fd), entry.pgoff.into()];
+        ops.list.call(libc::SYS_mmap, &args, agent::Judge::Equal(entry.start as i64));
+        ops.list.ok(libc::SYS_close, &[Arg::Result(fd)]);
+    }
+    for (start, len) in filled {
+        ops.list.any(libc::SYS_munmap, &[Arg::Result(start), len.into()]);
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ pub mod socket;
 pub mod stand_in;
 pub mod tty;
 pub mod unix_diag;
+pub mod uring;
 pub mod userfault;
 
 pub use call::{check, syscall};

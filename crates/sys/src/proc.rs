@@ -524,6 +524,87 @@ pub fn mount_point(mountinfo: &[u8], id: u32) -> Option<Vec<u8>> {
     mounts.find_map(|mut words| (decimal::<u32>(words.next()?)? == id).then(|| words.nth(3).map(unescape))?)
 }
 
+/// What `fdinfo` tells of an io_uring.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uring {
+    pub sq_entries: u32,
+    pub cq_entries: u32,
+    pub sq_tail: u32,
+    pub cq_head: u32,
+    /// How many requests the kernel has taken, and how many completions it has told, as numbers that wrap around.
+    pub taken: u32,
+    pub told: u32,
+    /// -1 where no thread of the kernel looks for requests.
+    pub sq_thread: i32,
+    /// Lines of requests and completions that are in the rings, and whether the latter have more words.
+    pub has_sqe_lines: bool,
+    pub has_cqe_lines: bool,
+    pub has_large_cqes: bool,
+    /// Registered files by index, and the size of the table.
+    pub files: Vec<(u32, Vec<u8>)>,
+    pub file_count: u32,
+    /// Registered buffers: address and length.
+    pub buffers: Vec<Option<(u64, u64)>>,
+    /// Operations that wait for a file to become ready.
+    pub polls: Vec<u32>,
+    pub has_overflow: bool,
+}
+
+/// Source: io_uring/fdinfo.c.
+pub fn parse_uring(text: &[u8]) -> Option<Uring> {
+    let number = |key: &str| decimal::<u32>(fdinfo(text, key)?);
+    let mask = |key: &str| u32::try_from(fdinfo_hex(text, key)?).ok()?.checked_add(1);
+    let mut ring = Uring {
+        sq_entries: mask("SqMask")?,
+        cq_entries: mask("CqMask")?,
+        sq_tail: number("SqTail")?,
+        cq_head: number("CqHead")?,
+        taken: number("CachedSqHead")?,
+        told: number("CachedCqTail")?,
+        sq_thread: decimal(fdinfo(text, "SqThread")?)?,
+        file_count: number("UserFiles")?,
+        ..Uring::default()
+    };
+    let mut section: &[u8] = b"";
+    for line in text.split(|byte| *byte == b'\n') {
+        if line.first() != Some(&b' ') {
+            section = line.split(|byte| *byte == b':').next()?;
+            continue;
+        }
+        let line = line.trim_ascii_start();
+        let indexed =
+            || split_once(line, b':').and_then(|(index, rest)| Some((decimal::<u32>(index)?, &rest[1..])));
+        match section {
+            b"SQEs" => ring.has_sqe_lines = true,
+            b"CQEs" => {
+                ring.has_cqe_lines = true;
+                ring.has_large_cqes |= line.windows(7).any(|word| word == b"extra1:");
+            }
+            b"UserFiles" => {
+                let (index, name) = indexed()?;
+                ring.files.push((index, unescape(name)));
+            }
+            b"UserBufs" => {
+                let (_, range) = indexed()?;
+                ring.buffers.push(match range {
+                    b"<none>" => None,
+                    range => {
+                        let (address, len) = split_once(range, b'/')?;
+                        Some((hex(address.strip_prefix(b"0x")?)?, decimal(len)?))
+                    }
+                });
+            }
+            b"PollList" => {
+                let op = line.strip_prefix(b"op=")?.split(|byte| *byte == b',').next()?;
+                ring.polls.push(decimal(op)?);
+            }
+            b"CqOverflowList" => ring.has_overflow = true,
+            _ => {}
+        }
+    }
+    Some(ring)
+}
+
 /// Where file systems of a device, as the kernel has its number, are mounted. Source: proc_pid_mountinfo(5).
 pub fn mounts_of(mountinfo: &[u8], device: u32) -> Vec<Vec<u8>> {
     let (major, minor) = (device >> 20, device & 0xf_ffff);
@@ -717,6 +798,7 @@ mod tests {
             parse_epoll(text);
             parse_inotify(text);
             parse_fanotify(text);
+            parse_uring(text);
             unescape(text);
         }
     }
@@ -763,6 +845,22 @@ mod tests {
         assert_eq!(mounts_of(mounts, 98 << 20), [b"/mnt 2"]);
         assert_eq!(mounts_of(mounts, 0x80_0013), [b"/a"]);
         assert_eq!((mount_point(mounts, 36), mount_point(mounts, 9)), (Some(b"/mnt 2".to_vec()), None));
+    }
+
+    #[test]
+    fn rings_are_read() {
+        let text = b"SqMask:\t0x7\nSqHead:\t1\nSqTail:\t2\nCachedSqHead:\t1\nCqMask:\t0xf\nCqHead:\t4294967295\n\
+            CqTail:\t0\nCachedCqTail:\t0\nSQEs:\t1\n    0: opcode:NOP, fd:0\nCQEs:\t1\n   15: user_data:0, extra1:0\n\
+            SqThread:\t-1\nUserFiles:\t4\n    0: /dev/null\n    2: pipe:[8]\nUserBufs:\t2\n    0: 0x5000/50\n\
+            \x20   1: <none>\nPollList:\n  op=22, task_works=0\nCqOverflowList:\nNAPI:\tdisabled\n";
+        let ring = parse_uring(text).unwrap();
+        assert_eq!((ring.sq_entries, ring.cq_entries, ring.taken, ring.told), (8, 16, 1, 0));
+        assert_eq!((ring.sq_tail, ring.cq_head, ring.sq_thread), (2, u32::MAX, -1));
+        assert!(ring.has_sqe_lines && ring.has_cqe_lines && ring.has_large_cqes && !ring.has_overflow);
+        assert_eq!(ring.files, [(0, b"/dev/null".to_vec()), (2, b"pipe:[8]".to_vec())]);
+        assert_eq!((ring.file_count, ring.polls), (4, vec![22]));
+        assert_eq!(ring.buffers, [Some((0x5000, 50)), None]);
+        assert_eq!(parse_uring(b"SqMask:\t0x7"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod signal;
 pub mod strange;
 pub mod thread;
 pub mod timer;
+pub mod uring;
 
 use std::time::Duration;
 

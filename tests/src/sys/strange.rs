@@ -65,8 +65,8 @@ pub fn has_userfaultfd() -> Result<(), String> {
 
 /// # Errors
 /// Why not.
-pub fn has_io_uring_and_userfaultfd() -> Result<(), String> {
-    has_io_uring().and_then(|()| has_userfaultfd())
+pub fn has_perf_and_userfaultfd() -> Result<(), String> {
+    has_perf_events().and_then(|()| has_userfaultfd())
 }
 
 /// # Errors

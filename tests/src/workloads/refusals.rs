@@ -12,7 +12,6 @@ use crate::sys::{call, exit_now, procfs, strange};
 
 /// From Linux 6.16 on the peer dumps no internet socket at all, so it refuses these too.
 pub const CASES: &[Case] = &[
-    case!(io_uring_is_refused).refused(&["io_uring"]).needs(strange::has_io_uring),
     case!(established_tcp_connection_is_refused).refused(&["tcp", "--tcp-established"]),
     case!(traced_child_is_refused).refused(&["traced"]),
     case!(child_in_its_own_pid_namespace_is_refused).refused(&["pid namespace"]).needs(strange::has_namespaces),
@@ -24,16 +23,10 @@ pub const CASES: &[Case] = &[
     case!(parent_in_vfork_is_refused).refused(&["vfork"]).peer_cannot("it waits ten seconds and leaves the child"),
     case!(processes_that_share_memory_are_refused).refused(&["share", "memory"]),
     case!(several_objections_are_reported_together)
-        .refused(&["io_uring", "userfaultfd", "tcp"])
-        .needs(strange::has_io_uring_and_userfaultfd),
+        .refused(&["perf", "userfaultfd", "tcp"])
+        .needs(strange::has_perf_and_userfaultfd),
     case!(dead_leader_with_living_threads_is_refused).refused(&["leader"]),
 ];
-
-fn io_uring_is_refused(t: &Trial) {
-    let ring = strange::io_uring().expect("io_uring");
-    t.checkpoint();
-    assert!(nix::fcntl::fcntl(&ring, nix::fcntl::FcntlArg::F_GETFD).is_ok());
-}
 
 fn connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -127,7 +120,7 @@ fn processes_that_share_memory_are_refused(t: &Trial) {
 }
 
 fn several_objections_are_reported_together(t: &Trial) {
-    let _ring = strange::io_uring().expect("io_uring");
+    let _event = strange::perf_event().expect("perf_event_open");
     let child = fork(|| {
         let _fd = strange::userfaultfd().expect("userfaultfd");
         let _connection = connection();

@@ -28,6 +28,10 @@ impl Ask<'_> {
     fn room(&self, len: usize) -> Result<u64, Failure> {
         self.area.room(len).map_err(no_room)
     }
+
+    pub(crate) fn put(&self, bytes: &[u8]) -> Result<u64, Failure> {
+        self.area.put(bytes).map_err(no_room)
+    }
 }
 
 /// The answers: the executed list, and the memory that its calls wrote to.
@@ -38,7 +42,7 @@ pub struct Answers<'a> {
 }
 
 impl Answers<'_> {
-    fn result(&self, index: usize) -> i64 {
+    pub(crate) fn result(&self, index: usize) -> i64 {
         List::result(self.ops, index)
     }
 

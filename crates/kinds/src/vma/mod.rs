@@ -3,7 +3,7 @@
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
 //! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
 //! madvise(2), mlock2(2), names and seals.
-//! Refused for now: huge pages, io_uring rings, packet rings, device memory,
+//! Refused for now: huge pages, packet rings, device memory,
 //! userfaultfd registrations, shadow stacks.
 
 pub mod aio;
@@ -12,7 +12,7 @@ pub mod sysv;
 
 use crate::contract::{DumpCx, TaskOps};
 use crate::fd::ghost::FileAt;
-use crate::fd::{memfd, regular};
+use crate::fd::{memfd, regular, uring};
 use agent::{Arg, Judge};
 use image::VmaEntry;
 use image::vma as status;
@@ -74,9 +74,7 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
         Some("consists of huge pages (hugetlb), which are not carried yet")
     } else if has("ss") {
         Some("is a shadow stack, which is not carried yet")
-    } else if is("anon_inode:[io_uring]") {
-        Some("is the ring of an io_uring, which is not carried yet")
-    } else if is("anon_inode:") || is("socket:[") {
+    } else if is("anon_inode:") && name != uring::NAME || is("socket:[") {
         Some("is memory of a device or a socket, which is not carried yet")
     } else if is("[uprobes]") {
         Some("belongs to uprobes set from outside")
@@ -102,6 +100,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
         is_sealed: has("sl").then_some(true),
         anon_name: None,
         is_locked_on_fault: has("lf").then_some(true),
+        is_io_uring: (*vma.name == *uring::NAME).then_some(true),
     };
     if has("gd") {
         entry.flags |= MAP_GROWSDOWN;
@@ -199,6 +198,13 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
         entry.shmid = (*id).into();
         return Ok(());
     }
+    if entry.is_io_uring == Some(true) {
+        let id = uring::by_inode(vma.inode, cx);
+        let refuse =
+            || Failure::unsupported(object(vma), "is the ring of an io_uring that is not carried, or closed");
+        entry.shmid = id.ok_or_else(refuse)?.into();
+        return Ok(());
+    }
     let explain = |error: Errno| error.on(object(vma), "open the mapped file");
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let fd = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
@@ -254,6 +260,11 @@ pub fn guard(start: u64, end: u64) -> VmaEntry {
 /// Is this a mapping that the kernel provides, rather than one to be made?
 pub fn is_special(entry: &VmaEntry) -> bool {
     entry.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD | status::AIO_RING) != 0
+}
+
+/// Is this the ring of an io_uring? The kernel takes no wish for its address.
+pub fn is_ring(entry: &VmaEntry) -> bool {
+    entry.is_io_uring == Some(true) && has_file(entry)
 }
 
 /// The id of the file behind a mapping.

@@ -1,0 +1,547 @@
+//! io_uring(7): rings through which a program and the kernel hand each other requests and completions.
+//!
+//! Read from: `fdinfo` (sizes, counters, registered files and buffers), the rings themselves, and what threads of the
+//! process are answered when they ask for what cannot be had.
+//! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
+//! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
+//! Refused: requests in flight, after some waiting; SQPOLL, IOPOLL, rings in the program's own memory or not enabled
+//! yet; a registered eventfd, provided buffers, registered descriptors of rings; registered files that are not found.
+//! Not kept: SUBMIT_ALL, COOP_TASKRUN, SINGLE_ISSUER and DEFER_TASKRUN, see `docs/decisions/0013-io-uring.md`;
+//! personalities, restrictions, rings of provided buffers with large numbers.
+
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
+use crate::task::{Answers, Ask, ZERO, words};
+use agent::Arg;
+use image::{FdTypes, FownEntry};
+use model::{Errno, Failure, Failures, Object, Remedy};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use sys::memory::SharedMap;
+use sys::uring::{self, Params, register, ring, setup};
+
+pub static KIND: IoUring = IoUring;
+
+#[derive(Debug)]
+pub struct IoUring;
+
+/// As the kernel names its mappings, too.
+pub const NAME: &[u8] = b"anon_inode:[io_uring]";
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IoUringEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    /// SQE128, CQE32, NO_SQARRAY.
+    #[prost(uint32, required, tag = "4")]
+    pub setup: u32,
+    #[prost(uint32, required, tag = "5")]
+    pub sq_entries: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub cq_entries: u32,
+    /// Requests taken, which is completions told.
+    #[prost(uint32, required, tag = "7")]
+    pub done: u32,
+    /// The rings as they are in memory: counters, completions, indices; and the requests.
+    #[prost(bytes = "vec", required, tag = "8")]
+    pub rings: Vec<u8>,
+    #[prost(bytes = "vec", required, tag = "9")]
+    pub requests: Vec<u8>,
+    /// Registered files: the number of a descriptor for each, -1 for none.
+    #[prost(sint32, repeated, tag = "10", packed = "false")]
+    pub files: Vec<i32>,
+    /// Registered buffers: address and length of each, zeros for none.
+    #[prost(uint64, repeated, tag = "11", packed = "false")]
+    pub buffers: Vec<u64>,
+}
+
+/// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
+/// would take a tenth of a second.
+const GROUPS: u16 = 16;
+const MANY_GROUPS: u16 = 1024;
+/// More entries no ring has. Source: io_uring/io_uring.h.
+const MAX_ENTRIES: u32 = 65536;
+const MAX_REGISTERED: usize = 1 << 15;
+
+// ------------------------------------------------------------------------------------------------ asking
+
+/// What a thread is asked about the rings of its process.
+#[derive(Debug)]
+pub struct Asked {
+    registered: Vec<usize>,
+    rings: Vec<AskedRing>,
+}
+
+#[derive(Debug)]
+struct AskedRing {
+    number: i32,
+    eventfd: usize,
+    napi: usize,
+    groups: Vec<usize>,
+}
+
+/// What it was answered.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// It has registered the descriptor of a ring, which only it may use.
+    has_registered: bool,
+    rings: Vec<ToldRing>,
+}
+
+#[derive(Debug, Clone)]
+struct ToldRing {
+    number: i32,
+    /// What was said to the registration of an eventfd that is none, and to busy polling.
+    eventfd: i64,
+    napi: i64,
+    has_groups: bool,
+}
+
+/// Descriptors of the rings with these inodes.
+pub fn numbers(pid: i32, inodes: &[u64]) -> Vec<i32> {
+    if inodes.is_empty() {
+        return Vec::new();
+    }
+    let folder = format!("/proc/{pid}/fd");
+    let is_ring = |number: &i32| {
+        sys::fd::stat_path(Path::new(&format!("{folder}/{number}")), true)
+            .is_ok_and(|stat| inodes.contains(&stat.st_ino))
+    };
+    sys::fd::numbers(&folder).unwrap_or_default().into_iter().filter(is_ring).collect()
+}
+
+/// Asks for what cannot be had: the argument lies nowhere.
+pub fn ask(numbers: &[i32], ask: &mut Ask) -> Result<Asked, Failure> {
+    const NOWHERE: u64 = 1;
+    const RINGFD_REG_MAX: i32 = 16;
+    const ENTER_REGISTERED_RING: u64 = 1 << 4;
+    ask.list.label("ask about its rings");
+    let enter = |index: i32, ask: &mut Ask| {
+        ask.list.any(
+            libc::SYS_io_uring_enter,
+            &[index.into(), ZERO, ZERO, ENTER_REGISTERED_RING.into(), ZERO, ZERO],
+        )
+    };
+    let registered = (0..RINGFD_REG_MAX).map(|index| enter(index, ask)).collect();
+    let mut rings = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let refused = |operation: u32, ask: &mut Ask| {
+            let args = [(*number).into(), u64::from(operation).into(), NOWHERE.into(), 1.into()];
+            ask.list.any(libc::SYS_io_uring_register, &args)
+        };
+        let (eventfd, napi) = (refused(register::EVENTFD, ask), refused(register::NAPI, ask));
+        let mut groups = Vec::new();
+        for group in 0..GROUPS {
+            let status = ask.put(&[&u32::from(group).to_ne_bytes()[..], &[0; 36]].concat())?;
+            let operation = u64::from(register::PBUF_STATUS).into();
+            let args = [(*number).into(), operation, status.into(), 1.into()];
+            groups.push(ask.list.any(libc::SYS_io_uring_register, &args));
+        }
+        rings.push(AskedRing { number: *number, eventfd, napi, groups });
+    }
+    Ok(Asked { registered, rings })
+}
+
+impl Asked {
+    pub fn answer(self, answers: Answers) -> Told {
+        let rings = self.rings.into_iter().map(|ring| ToldRing {
+            number: ring.number,
+            eventfd: answers.result(ring.eventfd),
+            napi: answers.result(ring.napi),
+            has_groups: ring.groups.iter().any(|group| answers.result(*group) == 0),
+        });
+        Told {
+            has_registered: self.registered.iter().any(|at| answers.result(*at) >= 0),
+            rings: rings.collect(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Answered(HashMap<(i32, i32), Vec<ToldRing>>);
+
+/// Rings by their inode.
+#[derive(Debug, Default)]
+struct Known(HashMap<u64, u32>);
+
+/// Keeps what threads of a process were answered.
+pub fn keep(pid: i32, told: Told, cx: &mut DumpCx) -> Option<Failure> {
+    for ring in told.rings {
+        cx.shelf.of::<Answered>().0.entry((pid, ring.number)).or_default().push(ring);
+    }
+    told.has_registered.then(|| {
+        let why = "has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS), which is not carried";
+        Failure::unsupported(Object::Task, why).of(pid)
+    })
+}
+
+/// The record of the ring with this inode, if it was seen.
+pub fn by_inode(inode: u64, cx: &mut DumpCx) -> Option<u32> {
+    cx.shelf.of::<Known>().0.get(&inode).copied()
+}
+
+// ------------------------------------------------------------------------------------------------ dump
+
+/// Lengths of the rings, and of the requests; and where the indices are.
+fn layout(setup: u32, sq_entries: u32, cq_entries: u32) -> (usize, usize, usize) {
+    let large = |bit: u32| usize::from(setup & bit != 0);
+    let (sq, cq) = (sq_entries as usize, cq_entries as usize);
+    // Where completions are large, the kernel doubles the head before them as well. Source: io_uring.c, rings_size.
+    let array = ((ring::CQES + cq * 16) << large(setup::CQE32)).next_multiple_of(64);
+    let indices = if setup & setup::NO_SQARRAY != 0 { 0 } else { sq * 4 };
+    (array + indices, (sq * 64) << large(setup::SQE128), array)
+}
+
+fn pages(len: usize) -> usize {
+    len.next_multiple_of(sys::memory::PAGE as usize)
+}
+
+/// Puts a word of a ring back.
+struct Word<'m> {
+    map: &'m SharedMap,
+    at: usize,
+    value: u32,
+}
+
+impl<'m> Word<'m> {
+    fn set(map: &'m SharedMap, at: usize, value: u32) -> Word<'m> {
+        Word { map, at, value: map.word(at).swap(value, Ordering::SeqCst) }
+    }
+}
+
+impl Drop for Word<'_> {
+    fn drop(&mut self) {
+        self.map.word(self.at).store(self.value, Ordering::SeqCst);
+    }
+}
+
+/// What `fdinfo` says while there is at least one request and one completion in the rings, which tells their sizes.
+fn look_closely(probe: &FdProbe, map: &SharedMap) -> Result<sys::proc::Uring, Failure> {
+    let explain = |error: Errno| probe.fail(error, "look at its rings");
+    let texts = sys::fd::Texts::of(probe.pid).map_err(explain)?;
+    let word = |at: usize| map.word(at).load(Ordering::SeqCst);
+    let (taken, told) = (word(ring::SQ_HEAD), word(ring::CQ_TAIL));
+    // Its program is stopped: nobody sees this.
+    let _tail = (word(ring::SQ_TAIL) == taken).then(|| Word::set(map, ring::SQ_TAIL, taken.wrapping_add(1)));
+    let _head = (word(ring::CQ_HEAD) == told).then(|| Word::set(map, ring::CQ_HEAD, told.wrapping_sub(1)));
+    let text = texts.info(probe.number).map_err(explain)?;
+    sys::proc::parse_uring(&text).ok_or_else(|| not_understood(probe))
+}
+
+fn not_understood(probe: &FdProbe) -> Failure {
+    probe.refuse("the kernel tells its state in a way not understood")
+}
+
+/// Refuses what a ring has that is not carried.
+fn check(probe: &FdProbe, told: &[ToldRing]) -> Result<(), Failure> {
+    let negated = |code: i32| -i64::from(code);
+    // From outside, where the ring answers us; otherwise by the thread that it is for.
+    let mut eventfd = negated(uring::refusal(&probe.fd, register::EVENTFD));
+    let mut napi = negated(uring::refusal(&probe.fd, register::NAPI));
+    let mut has_groups = false;
+    if eventfd == negated(libc::EEXIST) {
+        let Some(told) = told.iter().find(|told| told.eventfd != negated(libc::EEXIST)) else {
+            return Err(probe.refuse("is an io_uring for one thread (SINGLE_ISSUER), which has ended"));
+        };
+        (eventfd, napi, has_groups) = (told.eventfd, told.napi, told.has_groups);
+    } else {
+        has_groups |= (0..MANY_GROUPS).any(|group| uring::has_buffers(&probe.fd, group));
+    }
+    let refuse = |why: &str| Err(probe.refuse(format!("is an io_uring {why}, which is not carried")));
+    if eventfd == negated(libc::EBADFD) {
+        return refuse("that was not enabled yet (R_DISABLED)");
+    }
+    if eventfd == negated(libc::EBUSY) {
+        return refuse("with a registered eventfd");
+    }
+    if eventfd != negated(libc::EFAULT) {
+        return Err(not_understood(probe));
+    }
+    if napi == negated(libc::EINVAL) && knows_napi() {
+        return refuse("that polls for completions (IOPOLL)");
+    }
+    if has_groups {
+        return refuse("with a ring of provided buffers");
+    }
+    Ok(())
+}
+
+/// Does this kernel know busy polling at all? Linux 6.9.
+fn knows_napi() -> bool {
+    let mut params = Params { sq_entries: 1, ..Params::default() };
+    uring::new(&mut params).is_ok_and(|ring| uring::refusal(&ring, register::NAPI) == libc::EFAULT)
+}
+
+/// The numbers of the descriptors that are registered files.
+fn find_files(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<i32>, Failure> {
+    let mut files = vec![-1; known.file_count as usize];
+    if known.files.is_empty() {
+        return Ok(files);
+    }
+    let folder = format!("/proc/{}/fd", probe.pid);
+    let numbers = sys::fd::numbers(&folder).map_err(|error| probe.fail(error, "find its registered files"))?;
+    let mut by_name: HashMap<Vec<u8>, Vec<i32>> = HashMap::new();
+    for number in numbers {
+        use std::os::unix::ffi::OsStringExt;
+        if let Ok(link) = std::fs::read_link(format!("{folder}/{number}")) {
+            by_name.entry(link.into_os_string().into_vec()).or_default().push(number);
+        }
+    }
+    for (index, name) in &known.files {
+        let found = by_name.get(name).map(Vec::as_slice).unwrap_or_default();
+        let is_one = |number: &i32| {
+            let pair = ((probe.pid, found[0]), (probe.pid, *number));
+            sys::process::kcmp(sys::process::Kcmp::File, pair.0, pair.1).is_ok_and(|order| order.is_eq())
+        };
+        let shown = || String::from_utf8_lossy(name).into_owned();
+        match found.first() {
+            Some(first) if found.iter().all(is_one) => match files.get_mut(*index as usize) {
+                Some(place) => *place = *first,
+                None => return Err(not_understood(probe)),
+            },
+            Some(_) => {
+                let why = format!("is an io_uring whose registered file {index} is one of several called {}", shown());
+                return Err(probe.refuse(why));
+            }
+            None => {
+                let why = format!("is an io_uring whose registered file {index} ({}) nobody has open", shown());
+                return Err(probe.refuse(why).help(Remedy::Advice("the kernel gives registered files to nobody")));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Addresses and lengths of the registered buffers, which have to be in memory still.
+fn buffers(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<u64>, Failure> {
+    for (address, len) in known.buffers.iter().flatten() {
+        let mut byte = [0];
+        let mut is_there = |at: u64| sys::memory::read_remote(probe.pid, at, &mut byte).is_ok_and(|count| count == 1);
+        if !(is_there(*address) && len.checked_sub(1).is_none_or(|last| is_there(address.saturating_add(last)))) {
+            let why = format!("is an io_uring with a registered buffer at {address:#x}, which is unmapped");
+            return Err(probe.refuse(why));
+        }
+    }
+    Ok(known.buffers.iter().flat_map(|buffer| buffer.map_or([0, 0], |(address, len)| [address, len])).collect())
+}
+
+impl FdKind for IoUring {
+    type Entry = IoUringEntry;
+    const NAME: &'static str = "io_uring";
+    const TYPE: FdTypes = FdTypes::IoUring;
+    const TAG: u32 = 1000;
+
+    fn claims(&self, probe: &FdProbe) -> bool {
+        probe.link() == NAME
+    }
+
+    fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<IoUringEntry, Failure> {
+        // Objections to it are not repeated for its mappings.
+        cx.shelf.of::<Known>().0.insert(probe.stat.st_ino, id);
+        let known = sys::proc::parse_uring(probe.info()).ok_or_else(|| not_understood(probe))?;
+        if known.sq_thread != -1 {
+            return Err(probe.refuse("is an io_uring with a thread of the kernel (SQPOLL), which is not carried"));
+        }
+        let told = cx.shelf.of::<Answered>().0.remove(&(probe.pid, probe.number)).unwrap_or_default();
+        check(probe, &told)?;
+        if known.taken != known.told || !known.polls.is_empty() || known.has_overflow {
+            let mut why = format!(
+                "is an io_uring with requests in flight: {} were taken, {} completed",
+                known.taken, known.told
+            );
+            if !known.polls.is_empty() {
+                let polls: Vec<String> = known.polls.iter().map(u32::to_string).collect();
+                why += &format!("; operations that wait for a file: {}", polls.join(", "));
+            }
+            if known.has_overflow {
+                why += "; completions for which there is no room";
+            }
+            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
+            return Err(probe.refuse(why).help(advice).passes());
+        }
+        if !can_wind(known.taken, known.sq_entries) {
+            let why = format!("is an io_uring that has taken {} requests, too many to do again", known.taken);
+            return Err(probe.refuse(why));
+        }
+        let explain = |error: Errno| match error.code {
+            libc::EINVAL => probe.refuse("is an io_uring in its program's own memory (NO_MMAP), which is not carried"),
+            _ => probe.fail(error, "map its rings"),
+        };
+        // As much as there is at least, to find out how much there is.
+        let (sq, cq) = (known.sq_entries, known.cq_entries);
+        let map = |offset: u64, len: usize| SharedMap::new(&probe.fd, offset, pages(len)).map_err(explain);
+        let closely = look_closely(probe, &map(uring::RINGS_AT, ring::CQES)?)?;
+        if !closely.has_cqe_lines {
+            return Err(not_understood(probe));
+        }
+        let mut setup = 0;
+        if closely.has_large_cqes {
+            setup |= setup::CQE32;
+        }
+        if has_large_requests(probe, sq).map_err(explain)? {
+            setup |= setup::SQE128;
+        }
+        // Of large requests the kernel tells none. Without indices in memory it makes no difference.
+        let has_indices = || -> Result<bool, Failure> {
+            let (len, _, array) = layout(setup, sq, cq);
+            let mut indices = vec![0; len - array];
+            map(uring::RINGS_AT, len)?.read(array, &mut indices);
+            Ok(indices.iter().any(|byte| *byte != 0))
+        };
+        if !closely.has_sqe_lines && (setup & setup::SQE128 == 0 || !has_indices()?) {
+            setup |= setup::NO_SQARRAY;
+        }
+        let (rings_len, requests_len, _) = layout(setup, sq, cq);
+        let (mut rings, mut requests) = (vec![0; rings_len], vec![0; requests_len]);
+        map(uring::RINGS_AT, rings_len)?.read(0, &mut rings);
+        map(uring::SQES_AT, requests_len)?.read(0, &mut requests);
+        Ok(IoUringEntry {
+            id,
+            flags: probe.flags,
+            fown: probe.owner()?,
+            setup,
+            sq_entries: sq,
+            cq_entries: cq,
+            done: known.taken,
+            rings,
+            requests,
+            files: find_files(probe, &known)?,
+            buffers: buffers(probe, &known)?,
+        })
+    }
+
+    fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
+        const CARRIED: u32 = setup::SQE128 | setup::CQE32 | setup::NO_SQARRAY;
+        let is_wrong = |entry: &IoUringEntry| {
+            let is_size = |size: u32| size.is_power_of_two() && size <= MAX_ENTRIES;
+            entry.setup & !CARRIED != 0
+                || !is_size(entry.sq_entries)
+                || !is_size(entry.cq_entries)
+                || entry.cq_entries < entry.sq_entries
+                || {
+                    let (rings, requests, _) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
+                    (rings, requests) != (entry.rings.len(), entry.requests.len())
+                }
+                || !can_wind(entry.done, entry.sq_entries)
+                || entry.files.len() > MAX_REGISTERED
+                || !entry.buffers.len().is_multiple_of(2)
+                || entry.buffers.len() > 2 * MAX_REGISTERED
+        };
+        let wrong = entries.iter().filter(|(_, entry)| is_wrong(entry));
+        wrong
+            .map(|(id, _)| Failure::corrupt("files.img", None, format!("io_uring {id} is none")))
+            .collect()
+    }
+
+    fn is_alone(&self, _entry: &IoUringEntry, _files: &FileTable) -> bool {
+        true
+    }
+
+    fn open(&self, entry: &IoUringEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
+        let object = || Object::Named("io_uring".into());
+        let explain = |error: Errno| error.on(object(), "make it");
+        let mut params = Params {
+            sq_entries: entry.sq_entries,
+            cq_entries: entry.cq_entries,
+            flags: entry.setup | setup::CQSIZE,
+            ..Params::default()
+        };
+        let fd = uring::new(&mut params).map_err(explain)?;
+        let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
+        let has_array = entry.setup & setup::NO_SQARRAY == 0;
+        let is_as_before = params.cq_off[5] as usize == ring::CQES
+            && params.sq_off[..2] == [ring::SQ_HEAD as u32, ring::SQ_TAIL as u32]
+            && params.cq_off[..2] == [ring::CQ_HEAD as u32, ring::CQ_TAIL as u32]
+            && (!has_array || params.sq_off[6] as usize == array);
+        if !is_as_before {
+            return Err(Failure::unsupported(object(), "this kernel arranges its rings in another way"));
+        }
+        let map = |offset: u64, len: usize| SharedMap::new(&fd, offset, pages(len)).map_err(explain);
+        let rings = map(uring::RINGS_AT, entry.rings.len())?;
+        let requests = map(uring::SQES_AT, entry.requests.len())?;
+        if has_array {
+            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
+            rings.write(array, &indices);
+        }
+        wind(&fd, &rings, entry).map_err(explain)?;
+        // The kernel's own counters are there; those of the program, and the content, follow.
+        let kept = ring::CQES.min(entry.rings.len());
+        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
+            rings.write(at, &entry.rings[at..at + 4]);
+        }
+        rings.write(kept, &entry.rings[kept..]);
+        requests.write(0, &entry.requests);
+        set_status(&fd, entry.flags).map_err(explain)?;
+        Ok(fd)
+    }
+
+    fn finish(&self, entry: &IoUringEntry, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        let mut register = |operation: u32, argument: &[u8], count: usize| -> Result<(), Failure> {
+            let argument = ops.bytes(argument)?;
+            let args: [Arg; 4] =
+                [number.into(), u64::from(operation).into(), argument.into(), (count as u64).into()];
+            ops.list.label("register buffers and files with a ring").ok(libc::SYS_io_uring_register, &args);
+            Ok(())
+        };
+        if !entry.buffers.is_empty() {
+            // Each a struct iovec.
+            register(register::BUFFERS, &words(&entry.buffers), entry.buffers.len() / 2)?;
+        }
+        if !entry.files.is_empty() {
+            let numbers: Vec<u8> = entry.files.iter().flat_map(|number| number.to_ne_bytes()).collect();
+            register(register::FILES, &numbers, entry.files.len())?;
+        }
+        Ok(())
+    }
+
+    fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
+        Some(&entry.fown)
+    }
+}
+
+/// Are requests 128 bytes long? Where twice as many pages are, or where there is something in the second half of what
+/// short ones would leave free.
+fn has_large_requests(probe: &FdProbe, sq_entries: u32) -> Result<bool, Errno> {
+    let short = sq_entries as usize * 64;
+    if pages(2 * short) > pages(short) {
+        // Reading beyond the end of the rings would be a fault of ours: the kernel reads.
+        let map = SharedMap::new(&probe.fd, uring::SQES_AT, pages(2 * short));
+        let Ok(map) = map else { return Ok(false) };
+        let mut byte = [0];
+        let at = map.address(pages(2 * short) - 1);
+        return Ok(sys::memory::read_remote(sys::process::own_pid(), at, &mut byte).is_ok());
+    }
+    let map = SharedMap::new(&probe.fd, uring::SQES_AT, pages(2 * short))?;
+    let mut rest = vec![0; short];
+    map.read(short, &mut rest);
+    Ok(rest.iter().any(|byte| *byte != 0))
+}
+
+/// Is it a matter of less than a minute to bring a ring there?
+fn can_wind(done: u32, sq_entries: u32) -> bool {
+    const REQUESTS: u32 = 1 << 30;
+    const CALLS: u32 = 1 << 26;
+    done <= REQUESTS && done / sq_entries <= CALLS
+}
+
+/// Has the kernel take requests that do nothing, until its counters are those of the record.
+fn wind(fd: &OwnedFd, rings: &SharedMap, entry: &IoUringEntry) -> Result<(), Errno> {
+    let mut done = 0u32;
+    while done != entry.done {
+        let some = entry.sq_entries.min(entry.done - done);
+        rings.word(ring::SQ_TAIL).store(done.wrapping_add(some), Ordering::Release);
+        let taken = uring::submit(fd, some)?;
+        done = done.wrapping_add(taken);
+        let told = rings.word(ring::CQ_TAIL).load(Ordering::Acquire);
+        if taken == 0 || told != done {
+            return Err(Errno { call: "io_uring_enter", code: libc::EIO });
+        }
+        rings.word(ring::CQ_HEAD).store(done, Ordering::Release);
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! io_uring: setup, registration, and what a ring looks like in memory.
+
+use crate::call::check;
+use model::Errno;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Flags of io_uring_setup(2). Source: include/uapi/linux/io_uring.h.
+pub mod setup {
+    pub const CQSIZE: u32 = 1 << 3;
+    pub const SQE128: u32 = 1 << 10;
+    pub const CQE32: u32 = 1 << 11;
+    pub const NO_SQARRAY: u32 = 1 << 16;
+}
+
+/// Operations of io_uring_register(2).
+pub mod register {
+    pub const BUFFERS: u32 = 0;
+    pub const FILES: u32 = 2;
+    pub const EVENTFD: u32 = 4;
+    pub const PBUF_STATUS: u32 = 26;
+    pub const NAPI: u32 = 27;
+}
+
+/// Where the words of a ring are: `struct io_rings`. Source: include/linux/io_uring_types.h.
+pub mod ring {
+    pub const SQ_HEAD: usize = 0;
+    pub const SQ_TAIL: usize = 4;
+    pub const CQ_HEAD: usize = 8;
+    pub const CQ_TAIL: usize = 12;
+    pub const SQ_DROPPED: usize = 32;
+    pub const CQ_FLAGS: usize = 40;
+    pub const CQ_OVERFLOW: usize = 44;
+    pub const CQES: usize = 64;
+}
+
+/// Offsets for mmap(2).
+pub const RINGS_AT: u64 = 0;
+pub const SQES_AT: u64 = 0x1000_0000;
+
+/// `struct io_uring_params`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Params {
+    pub sq_entries: u32,
+    pub cq_entries: u32,
+    pub flags: u32,
+    pub sq_thread_cpu: u32,
+    pub sq_thread_idle: u32,
+    pub features: u32,
+    pub wq_fd: u32,
+    pub resv: [u32; 3],
+    /// head, tail, ring_mask, ring_entries, flags, dropped, array, ...
+    pub sq_off: [u32; 10],
+    /// head, tail, ring_mask, ring_entries, overflow, cqes, flags, ...
+    pub cq_off: [u32; 10],
+}
+
+const _: () = assert!(size_of::<Params>() == 120 && std::mem::offset_of!(Params, cq_off) == 80);
+
+/// Makes a ring.
+///
+/// # Errors
+/// `EPERM` where `kernel.io_uring_disabled` forbids it; `EINVAL` for flags that the kernel does not know.
+///
+/// Source: io_uring_setup(2).
+pub fn new(params: &mut Params) -> Result<OwnedFd, Errno> {
+    let entries = params.sq_entries;
+    // SAFETY: the kernel reads and writes the params, which live for the call.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, &raw mut *params) };
+    let fd = check("io_uring_setup", fd)?;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    crate::fd::fcntl(&fd, libc::F_SETFD, libc::FD_CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Submits entries of a ring of our own; returns how many. Source: io_uring_enter(2).
+pub fn submit(ring: impl AsFd, count: u32) -> Result<u32, Errno> {
+    let ring = ring.as_fd().as_raw_fd();
+    // SAFETY: integers and a null pointer; the entries are the caller's own, and name no memory.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, count, 0, 0, 0usize, 0) };
+    check("io_uring_enter", done).map(|done| done as u32)
+}
+
+/// The error of a registration whose argument lies nowhere: `EFAULT` when everything else was right.
+pub fn refusal(ring: impl AsFd, operation: u32) -> i32 {
+    const NOWHERE: usize = 1;
+    let ring = ring.as_fd().as_raw_fd();
+    // SAFETY: the kernel can read nothing at this address, so that nothing is registered.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, NOWHERE, 1) };
+    check("io_uring_register", result).err().map_or(0, |error| error.code)
+}
+
+/// Is there a ring of provided buffers with this number? Source: io_uring_register(2), Linux 6.8.
+pub fn has_buffers(ring: impl AsFd, group: u16) -> bool {
+    // struct io_uring_buf_status: group, head, reserved.
+    let mut status = [0u32; 10];
+    status[0] = group.into();
+    let (ring, operation) = (ring.as_fd().as_raw_fd(), register::PBUF_STATUS);
+    // SAFETY: the kernel reads and writes 40 bytes on this stack.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, status.as_mut_ptr(), 1) };
+    // A group of the older sort is refused with EINVAL, which a kernel without the question answers for all.
+    result == 0
+}

@@ -1,0 +1,185 @@
+//! An io_uring, used as its library does: with counters of the program's own.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::call::check;
+
+pub const SQPOLL: u32 = 1 << 1;
+pub const SQE128: u32 = 1 << 10;
+pub const CQE32: u32 = 1 << 11;
+pub const SINGLE_ISSUER: u32 = 1 << 12;
+pub const DEFER_TASKRUN: u32 = 1 << 13;
+pub const NO_SQARRAY: u32 = 1 << 16;
+
+const NOP: u8 = 0;
+const READ_FIXED: u8 = 4;
+const WRITE_FIXED: u8 = 5;
+const TIMEOUT: u8 = 11;
+const READ: u8 = 22;
+const WRITE: u8 = 23;
+
+/// A request: operation, flags, descriptor, address, length, what comes back with the completion.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    operation: u8,
+    flags: u8,
+    fd: i32,
+    address: u64,
+    length: u32,
+    data: u64,
+}
+
+impl Request {
+    pub fn nop(data: u64) -> Self {
+        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data }
+    }
+
+    pub fn write(fd: BorrowedFd, bytes: &'static [u8], data: u64) -> Self {
+        let (address, length) = (bytes.as_ptr() as u64, bytes.len() as u32);
+        Self { operation: WRITE, flags: 0, fd: fd.as_raw_fd(), address, length, data }
+    }
+
+    pub fn read(fd: BorrowedFd, bytes: &'static mut [u8], data: u64) -> Self {
+        let (address, length) = (bytes.as_mut_ptr() as u64, bytes.len() as u32);
+        Self { operation: READ, flags: 0, fd: fd.as_raw_fd(), address, length, data }
+    }
+
+    /// Has a thread of the kernel do it.
+    pub fn make_async(&mut self) {
+        const ASYNC: u8 = 1 << 4;
+        self.flags |= ASYNC;
+    }
+
+    /// Ends with an error after a time: seconds and nanoseconds.
+    pub fn timeout(after: &'static [i64; 2], data: u64) -> Self {
+        Self { operation: TIMEOUT, flags: 0, fd: -1, address: after.as_ptr() as u64, length: 1, data }
+    }
+
+    /// Of registered file `index`, from or to registered buffer 0 at `address`.
+    pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
+        const FIXED_FILE: u8 = 1;
+        let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
+        Self { operation, flags: FIXED_FILE, fd: index, address, length, data }
+    }
+}
+
+#[derive(Debug)]
+pub struct Ring {
+    pub fd: OwnedFd,
+    flags: u32,
+    entries: u32,
+    rings: *mut u8,
+    requests: *mut u8,
+    sq_tail: u32,
+    cq_head: u32,
+    array: usize,
+    cqes: usize,
+    masks: (u32, u32),
+}
+
+impl Ring {
+    #[track_caller]
+    pub fn new(entries: u32, flags: u32) -> Self {
+        let mut params = [0_u32; 30];
+        params[2] = flags;
+        // SAFETY: the kernel reads and writes 120 bytes of a live local during the call.
+        let fd = check("io_uring_setup", unsafe {
+            libc::syscall(libc::SYS_io_uring_setup, entries, &raw mut params)
+        });
+        // SAFETY: the kernel has just made this descriptor for the caller.
+        let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) };
+        let (sq, cq) = (params[0] as usize, params[1] as usize);
+        let (array, cqes) = (params[16] as usize, params[25] as usize);
+        let end = (cqes + ((cq * 16) << u32::from(flags & CQE32 != 0))).max(array + sq * 4);
+        let map = |offset: i64, len: usize| {
+            let (prot, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+            // SAFETY: a new mapping at an address of the kernel's choice; it stays for the life of the program.
+            let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, how, fd.as_raw_fd(), offset) };
+            assert_ne!(at, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+            at.cast::<u8>()
+        };
+        let rings = map(0, end);
+        let requests = map(0x1000_0000, (sq * 64) << u32::from(flags & SQE128 != 0));
+        let masks = (params[0] - 1, params[1] - 1);
+        let (sq_tail, cq_head) = (0, 0);
+        Self { fd, flags, entries: params[0], rings, requests, sq_tail, cq_head, array, cqes, masks }
+    }
+
+    /// Leaves the mappings out of children, as the library does when it is asked to.
+    #[track_caller]
+    pub fn keep_from_children(&self) {
+        for at in [self.rings, self.requests] {
+            // SAFETY: advice for one page of a mapping of our own.
+            check("madvise", unsafe { libc::madvise(at.cast(), 4096, libc::MADV_DONTFORK) });
+        }
+    }
+
+    fn word(&self, at: usize) -> &AtomicU32 {
+        // SAFETY: inside the mapping, aligned, and shared with the kernel as an atomic.
+        unsafe { AtomicU32::from_ptr(self.rings.add(at).cast()) }
+    }
+
+    /// Puts a request into the ring, and tells nobody.
+    pub fn push(&mut self, request: Request) {
+        assert!(self.sq_tail.wrapping_sub(self.word(0).load(Ordering::Acquire)) < self.entries, "it is full");
+        let index = self.sq_tail & self.masks.0;
+        let size = 64_usize << u32::from(self.flags & SQE128 != 0);
+        let mut words = [0_u64; 8];
+        words[0] = u64::from(request.operation)
+            | u64::from(request.flags) << 8
+            | u64::from(request.fd.cast_unsigned()) << 32;
+        words[1] = if matches!(request.operation, NOP | TIMEOUT) { 0 } else { u64::MAX };
+        words[2] = request.address;
+        words[3] = request.length.into();
+        words[4] = request.data;
+        // SAFETY: the entry is inside the mapping and belongs to the program until the tail passes it.
+        unsafe { self.requests.add(index as usize * size).cast::<[u64; 8]>().write(words) };
+        if size > 64 {
+            // SAFETY: as above.
+            unsafe { self.requests.add(index as usize * size + 64).cast::<u64>().write(request.data) };
+        }
+        if self.flags & NO_SQARRAY == 0 {
+            self.word(self.array + index as usize * 4).store(index, Ordering::Relaxed);
+        }
+        self.sq_tail = self.sq_tail.wrapping_add(1);
+    }
+
+    /// Tells the kernel of all requests; waits for as many completions.
+    #[track_caller]
+    pub fn submit(&self, wait: u32) -> u32 {
+        const GETEVENTS: u32 = 1;
+        self.word(4).store(self.sq_tail, Ordering::Release);
+        let count = self.sq_tail.wrapping_sub(self.word(0).load(Ordering::Acquire));
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: integers and a null pointer; memory that requests name lives for ever.
+        let done = unsafe {
+            libc::syscall(libc::SYS_io_uring_enter, fd, count, wait, GETEVENTS, std::ptr::null::<u8>(), 0)
+        };
+        check("io_uring_enter", done) as u32
+    }
+
+    /// The next completion: what came along, and the result.
+    pub fn reap(&mut self) -> Option<(u64, i32)> {
+        if self.cq_head == self.word(12).load(Ordering::Acquire) {
+            return None;
+        }
+        let size = 16_usize << u32::from(self.flags & CQE32 != 0);
+        let at = self.cqes + (self.cq_head & self.masks.1) as usize * size;
+        // SAFETY: inside the mapping, and the kernel has left it to the program.
+        let (data, result) =
+            unsafe { (self.rings.add(at).cast::<u64>().read(), self.rings.add(at + 8).cast::<i32>().read()) };
+        self.cq_head = self.cq_head.wrapping_add(1);
+        self.word(8).store(self.cq_head, Ordering::Release);
+        Some((data, result))
+    }
+
+    #[track_caller]
+    pub fn register<T>(&self, operation: u32, argument: &[T]) {
+        let (fd, count, argument) = (self.fd.as_raw_fd(), argument.len(), argument.as_ptr());
+        // SAFETY: the kernel reads as many records as there are; the caller's are those of the operation.
+        check("io_uring_register", unsafe {
+            libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count)
+        });
+    }
+}

@@ -1,0 +1,241 @@
+//! io_uring: rings that go on where they were.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::case;
+use crate::case::{Case, Trial};
+use crate::sys::process::fork;
+use crate::sys::strange::has_io_uring;
+use crate::sys::uring::{CQE32, DEFER_TASKRUN, NO_SQARRAY, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL};
+
+const WHY: &str = "it refuses every ring";
+
+pub const CASES: &[Case] = &[
+    case!(ring_goes_on_with_its_counters).needs(has_io_uring).peer_cannot(WHY),
+    case!(fresh_ring_goes_on).needs(has_io_uring).peer_cannot(WHY),
+    case!(completions_not_seen_and_requests_not_told_are_kept).needs(has_io_uring).peer_cannot(WHY),
+    case!(rings_of_every_layout_go_on).needs(has_io_uring).peer_cannot(WHY),
+    case!(registered_buffers_and_files_go_on).needs(has_io_uring).peer_cannot(WHY),
+    case!(ring_for_one_thread_goes_on).needs(has_io_uring).peer_cannot(WHY),
+    case!(ring_of_a_child_goes_on).needs(has_io_uring).peer_cannot(WHY),
+    case!(request_that_ends_soon_is_waited_for).needs(has_io_uring).peer_cannot(WHY),
+    case!(ring_after_blocking_work_goes_on).restless().needs(has_io_uring).peer_cannot(WHY),
+    case!(request_in_flight_is_refused).refused(&["fd", "io_uring", "in flight", "file: 22"]).needs(has_io_uring)
+        .peer_cannot(WHY),
+    case!(ring_with_a_thread_of_the_kernel_is_refused).refused(&["fd", "io_uring", "SQPOLL"]).needs(has_io_uring)
+        .peer_cannot(WHY),
+    case!(ring_with_an_eventfd_is_refused).refused(&["fd", "io_uring", "eventfd"]).needs(has_io_uring)
+        .peer_cannot(WHY),
+    case!(registered_file_that_is_closed_is_refused).refused(&["fd", "io_uring", "registered file 0"])
+        .needs(has_io_uring).peer_cannot(WHY),
+    case!(ring_of_one_thread_with_an_eventfd_is_refused).refused(&["fd", "io_uring", "eventfd"])
+        .needs(has_io_uring).peer_cannot(WHY),
+];
+
+#[track_caller]
+fn works(ring: &mut Ring, count: u64) {
+    for data in 0..count {
+        ring.push(Request::nop(data + 1));
+        assert_eq!(ring.submit(1), 1);
+        assert_eq!(ring.reap(), Some((data + 1, 0)));
+        assert_eq!(ring.reap(), None);
+    }
+}
+
+fn ring_goes_on_with_its_counters(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    works(&mut ring, 1001);
+    t.checkpoint();
+    works(&mut ring, 100);
+    let file = File::create(t.path("file")).expect("create");
+    ring.push(Request::write(file.as_fd(), b"written", 7));
+    assert_eq!(ring.submit(1), 1);
+    assert_eq!(ring.reap(), Some((7, 7)));
+    assert_eq!(fs::read(t.path("file")).expect("read"), b"written");
+}
+
+fn fresh_ring_goes_on(t: &Trial) {
+    let mut ring = Ring::new(16, 0);
+    t.checkpoint();
+    works(&mut ring, 100);
+}
+
+fn completions_not_seen_and_requests_not_told_are_kept(t: &Trial) {
+    let file = File::create(t.path("file")).expect("create");
+    let mut ring = Ring::new(4, 0);
+    works(&mut ring, 6);
+    for data in 1..4 {
+        ring.push(Request::nop(data));
+    }
+    assert_eq!(ring.submit(3), 3);
+    ring.push(Request::write(file.as_fd(), b"one ", 10));
+    ring.push(Request::write(file.as_fd(), b"two", 11));
+    t.checkpoint();
+    assert_eq!(file.metadata().expect("stat").len(), 0);
+    for data in 1..4 {
+        assert_eq!(ring.reap(), Some((data, 0)));
+    }
+    assert_eq!(ring.reap(), None);
+    assert_eq!(ring.submit(2), 2);
+    assert_eq!((ring.reap(), ring.reap()), (Some((10, 4)), Some((11, 3))));
+    assert_eq!(fs::read(t.path("file")).expect("read"), b"one two");
+}
+
+fn rings_of_every_layout_go_on(t: &Trial) {
+    let mut rings = Vec::new();
+    for flags in [0, SQE128, CQE32, SQE128 | CQE32, NO_SQARRAY, NO_SQARRAY | SQE128, NO_SQARRAY | CQE32] {
+        for entries in [1, 8, 64, 256] {
+            let mut ring = Ring::new(entries, flags);
+            works(&mut ring, u64::from(entries) + 3);
+            rings.push(ring);
+        }
+    }
+    t.checkpoint();
+    for ring in &mut rings {
+        works(ring, 600);
+    }
+}
+
+fn registered_buffers_and_files_go_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let files = ["one", "two"].map(|name| {
+        fs::write(t.path(name), name).expect("write");
+        // Writing goes to the position, which is that of the file's start.
+        fs::OpenOptions::new().read(true).write(true).open(t.path(name)).expect("open")
+    });
+    let numbers = [files[0].as_raw_fd(), -1, files[1].as_raw_fd()];
+    ring.register(2, &numbers);
+    let buffer = Box::leak(vec![0_u8; 8192].into_boxed_slice());
+    let address = buffer.as_mut_ptr();
+    let vectors = [libc::iovec { iov_base: address.cast(), iov_len: 8192 }];
+    ring.register(0, &vectors);
+    t.checkpoint();
+    ring.push(Request::fixed(false, 2, address as u64 + 5000, 3, 1));
+    assert_eq!(ring.submit(1), 1);
+    assert_eq!(ring.reap(), Some((1, 3)));
+    assert_eq!(&buffer[5000..5003], b"two");
+    ring.push(Request::fixed(true, 0, address as u64 + 5000, 3, 2));
+    ring.push(Request::fixed(true, 1, address as u64 + 5000, 3, 3));
+    assert_eq!(ring.submit(2), 2);
+    let mut seen = [ring.reap(), ring.reap()];
+    seen.sort_unstable();
+    assert_eq!(seen, [Some((2, 3)), Some((3, -libc::EBADF))]);
+    assert_eq!(fs::read(t.path("one")).expect("read"), b"two");
+}
+
+fn ring_for_one_thread_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, SINGLE_ISSUER | DEFER_TASKRUN);
+    works(&mut ring, 50);
+    let file = File::create(t.path("file")).expect("create");
+    t.checkpoint();
+    works(&mut ring, 50);
+    ring.push(Request::write(file.as_fd(), b"written", 7));
+    assert_eq!(ring.submit(1), 1);
+    assert_eq!(ring.reap(), Some((7, 7)));
+}
+
+fn ring_of_a_child_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    works(&mut ring, 20);
+    let child = fork(|| {
+        let mut own = Ring::new(8, 0);
+        own.keep_from_children();
+        works(&mut own, 10);
+        t.mark("child");
+        t.hold();
+        works(&mut own, 10);
+        t.await_mark("parent");
+        // The one from before the fork, too.
+        let shared = &ring.fd;
+        assert!(nix::fcntl::fcntl(shared, nix::fcntl::FcntlArg::F_GETFD).is_ok());
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    works(&mut ring, 20);
+    t.mark("parent");
+    child.succeed();
+}
+
+fn request_that_ends_soon_is_waited_for(t: &Trial) {
+    static SOON: [i64; 2] = [0, 150_000_000];
+    let mut ring = Ring::new(8, 0);
+    ring.push(Request::timeout(&SOON, 5));
+    assert_eq!(ring.submit(0), 1);
+    t.checkpoint();
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((5, -libc::ETIME)));
+    works(&mut ring, 10);
+}
+
+/// Names of the threads, among them those of the kernel.
+fn kernel_threads() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
+    tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()).collect()
+}
+
+fn ring_after_blocking_work_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let bytes = Box::leak(vec![0_u8; 1].into_boxed_slice());
+    let mut request = Request::read(reader.as_fd(), bytes, 3);
+    request.make_async();
+    ring.push(request);
+    assert_eq!(ring.submit(0), 1);
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((3, 1)));
+    // A thread of the kernel waits for more to do.
+    assert!(kernel_threads().iter().any(|name| name.starts_with("iou-wrk")), "{:?}", kernel_threads());
+    t.checkpoint();
+    works(&mut ring, 10);
+}
+
+fn request_in_flight_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    ring.push(Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3));
+    assert_eq!(ring.submit(0), 1);
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((3, 1)));
+}
+
+fn ring_with_a_thread_of_the_kernel_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, SQPOLL);
+    crate::case::until("the name of its thread", || kernel_threads().iter().any(|name| name.starts_with("iou-sqp")));
+    t.checkpoint();
+    ring.push(Request::nop(1));
+    ring.submit(1);
+}
+
+fn ring_with_an_eventfd_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let event = nix::sys::eventfd::EventFd::new().expect("eventfd");
+    let number = event.as_fd().as_raw_fd();
+    ring.register(4, &[number]);
+    t.checkpoint();
+    works(&mut ring, 3);
+    assert_eq!(event.read(), Ok(3));
+}
+
+fn registered_file_that_is_closed_is_refused(t: &Trial) {
+    let ring = Ring::new(8, 0);
+    let file = File::create(t.path("file")).expect("create");
+    let number = file.as_raw_fd();
+    ring.register(2, &[number]);
+    drop(file);
+    t.checkpoint();
+    assert_eq!(ring.submit(0), 0);
+}
+
+fn ring_of_one_thread_with_an_eventfd_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, SINGLE_ISSUER);
+    let event = nix::sys::eventfd::EventFd::new().expect("eventfd");
+    let number = event.as_fd().as_raw_fd();
+    ring.register(4, &[number]);
+    t.checkpoint();
+    works(&mut ring, 3);
+    assert_eq!(event.read(), Ok(3));
+}
