@@ -47,6 +47,7 @@ pub mod kind {
     pub const IPCNS_SHM: Kind = common(0x4628_3044);
     pub const TTY_INFO: Kind = common(0x5945_3036);
     pub const TTY_DATA: Kind = common(0x5941_3026);
+    pub const BPFMAP_DATA: Kind = common(0x6432_4033);
     pub const SECCOMP: Kind = common(0x6441_3049);
     pub const TIMENS: Kind = common(0x4311_4433);
     pub const STATS: Kind = Kind { magic: 0x5709_3306, first: Some(SERVICE_MAGIC) };

@@ -310,7 +310,14 @@ impl<'r> Exec<'r> {
                 run(list)?;
                 let made = self.area.get(context, 8).try_into().map_or(0, u64::from_ne_bytes);
                 let mut list = List::new();
-                vma::aio::place(ring, made, &mut TaskOps { list: &mut list, area: &self.area });
+                let ops = &mut TaskOps { list: &mut list, area: &self.area };
+                vma::aio::place(ring, made, ops);
+                let content = self.contents.bytes(task, ring.id..ring.id + u64::from(ring.ring_len));
+                let events = vma::aio::completions(ring, &content)
+                    .map_err(|why| Failure::corrupt(format!("pagemap-{}.img", task.pid), None, why))?;
+                if !events.is_empty() {
+                    vma::aio::fill(ring, &events, self.service.area, ops)?;
+                }
                 run(list)?;
             }
         }

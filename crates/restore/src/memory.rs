@@ -82,6 +82,16 @@ impl Contents {
         self.0.get(&file)
     }
 
+    /// What the images have of a range, from its start on as far as there is no gap.
+    pub fn bytes(&self, task: &Task, range: Range<u64>) -> Vec<u8> {
+        let runs = || task.pagemap.runs.iter();
+        let page = |address: u64| {
+            let run = runs().find(|run| run.range.contains(&address))?;
+            self.page(run, address)
+        };
+        range.step_by(PAGE as usize).map_while(page).flatten().copied().collect()
+    }
+
     fn page(&self, run: &Run, address: u64) -> Option<&[u8]> {
         let at = (run.offset + (address - run.range.start)) as usize;
         self.of(run.file)?.bytes().get(at..at + PAGE as usize)

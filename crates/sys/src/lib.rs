@@ -4,6 +4,7 @@
 //! the caller knows.
 
 pub mod apart;
+pub mod bpf;
 mod call;
 pub mod clock;
 pub mod fanotify;
@@ -22,6 +23,7 @@ pub mod ptrace;
 pub mod shm;
 pub mod socket;
 pub mod stand_in;
+pub mod tun;
 pub mod tty;
 pub mod unix_diag;
 pub mod uring;

@@ -1,6 +1,7 @@
 //! What workloads need from the kernel and `nix` gives only as an unsafe call, or not at all.
 
 pub mod aio;
+pub mod bpf;
 pub mod call;
 pub mod fault;
 pub mod memory;
@@ -14,6 +15,7 @@ pub mod signal;
 pub mod strange;
 pub mod thread;
 pub mod timer;
+pub mod tun;
 pub mod uring;
 
 use std::time::Duration;

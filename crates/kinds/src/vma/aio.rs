@@ -2,11 +2,12 @@
 //!
 //! Read from: the ring's mapping, and its header.
 //! Rebuilt by: io_setup(2) in the process, then mremap(2) of the ring to its place, which is the context's new name.
-//! Refused: completions that were not collected.
+//! Completions that were not collected: as many reads of nothing, whose completions are then replaced.
 //! Not kept: the kernel tells nobody of requests in flight.
 
 use crate::contract::TaskOps;
-use agent::Judge;
+use crate::task::{ZERO, words};
+use agent::{Arg, Judge};
 use image::{AioRingEntry, VmaEntry, vma as status};
 use model::{Errno, Failure, Object};
 use sys::proc::Vma;
@@ -30,12 +31,9 @@ pub fn dump(pid: i32, vma: &Vma) -> Result<AioRingEntry, Failure> {
     let count = read.map_err(|error: Errno| error.on(object(), "read its header").of(pid))?;
     let word = |at: usize| u32::from_ne_bytes(head[at * 4..at * 4 + 4].try_into().expect("four bytes"));
     let refuse = |why: String| Err(Failure::unsupported(object(), why).of(pid));
-    let (events, first, last) = (word(1), word(2), word(3));
+    let events = word(1);
     if count < HEAD || word(4) != MAGIC || events < 4 {
         return refuse("has a header that is none".into());
-    }
-    if first != last {
-        return refuse("has completions that were not collected, which are not carried yet".into());
     }
     // The kernel doubles what was asked for, adds two, and fills up the last page.
     Ok(AioRingEntry { id: vma.start, nr_req: (events - 2) / 2, ring_len: (vma.end - vma.start) as u32 })
@@ -84,4 +82,69 @@ pub fn place(ring: &AioRingEntry, made: u64, ops: &mut TaskOps) {
     let how = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
     let args = [made.into(), len.into(), len.into(), how.into(), ring.id.into()];
     ops.list.call(libc::SYS_mremap, &args, Judge::Equal(ring.id as i64));
+}
+
+/// The completions in a ring that were not collected, oldest first.
+///
+/// # Errors
+/// Why this is no content of a ring.
+pub fn completions(ring: &AioRingEntry, content: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let word = |at: usize| Some(u32::from_ne_bytes(content.get(at * 4..at * 4 + 4)?.try_into().ok()?));
+    let (Some(count), Some(head), Some(tail)) = (word(1), word(2), word(3)) else { return Ok(Vec::new()) };
+    if head == tail {
+        return Ok(Vec::new());
+    }
+    let end = u64::from(count).checked_mul(EVENT).and_then(|len| len.checked_add(RING_HEADER));
+    if head >= count || tail >= count || end.is_none_or(|end| end > u64::from(ring.ring_len)) {
+        return Err("has an AIO ring whose counters are none");
+    }
+    let mut events = Vec::new();
+    let mut at = head;
+    while at != tail {
+        let start = (RING_HEADER + u64::from(at) * EVENT) as usize;
+        events.extend_from_slice(
+            content.get(start..start + EVENT as usize).ok_or("has an AIO ring that is too short")?,
+        );
+        at = (at + 1) % count;
+    }
+    Ok(events)
+}
+
+/// Has the kernel complete as many requests, and puts these completions in their place. `file` is any that can be read.
+pub fn fill(ring: &AioRingEntry, events: &[u8], file: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+    ops.list.label("fill the ring of an AIO context");
+    let count = events.len() as u64 / EVENT;
+    let nowhere = ops.room(8)?;
+    // struct iocb: data, key and flags, opcode (a read) and descriptor, buffer, length, offset, two more.
+    let block = ops.bytes(&words(&[0, 0, (file as u64) << 32, nowhere, 0, 0, 0, 0]))?;
+    let list = ops.bytes(&words(&vec![block; count as usize]))?;
+    let args = [ring.id.into(), count.into(), list.into()];
+    ops.list.call(libc::SYS_io_submit, &args, Judge::Equal(count as i64));
+    let length = events.len() as u64;
+    let events = ops.bytes(events)?;
+    let (from, to) =
+        (ops.bytes(&words(&[events, length]))?, ops.bytes(&words(&[ring.id + RING_HEADER, length]))?);
+    let pid = ops.list.ok(libc::SYS_getpid, &[]);
+    // Within the process itself.
+    let args = [Arg::Result(pid), from.into(), 1.into(), to.into(), 1.into(), ZERO];
+    ops.list.call(libc::SYS_process_vm_writev, &args, Judge::Equal(length as i64));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_are_read_around_the_end() {
+        let ring = AioRingEntry { id: 0x1000, nr_req: 1, ring_len: 4096 };
+        let mut content = words(&[5 << 32, 1 << 32 | 4, 0, 0]);
+        for event in 0..5 {
+            content.extend(words(&[event; 4]));
+        }
+        assert_eq!(completions(&ring, &content), Ok(words(&[4, 4, 4, 4, 0, 0, 0, 0])));
+        content[12] = 9;
+        assert!(completions(&ring, &content).is_err());
+        assert_eq!(completions(&ring, &[]), Ok(Vec::new()));
+    }
 }
