@@ -4,7 +4,7 @@
 //! A thread whose registers are not its own has its context saved in a signal frame in the shared memory.
 //! If the coordinator dies, the agent returns to it with one rt_sigreturn(2).
 
-use crate::arch::{self, Registers, restart_interrupted_call, signal_frame};
+use crate::arch::{self, Registers, Rest, rest, restart_interrupted_call, signal_frame};
 use crate::area::{Area, Run, Slot, Watch};
 use crate::list::{Arg, Failed, Judge, List};
 use crate::remote;
@@ -27,14 +27,18 @@ pub struct Context {
     pub xstate: Vec<u8>,
     /// Bit n: signal n + 1 is blocked.
     pub mask: u64,
+    /// What the kernel tells of the call that it was in.
+    pub rest: Option<Rest>,
 }
 
 impl Context {
     pub fn read(thread: &Stopped) -> Result<Context, Errno> {
         let mut xstate = [0u8; 16 << 10];
         let length = thread.read_regset(X86_XSTATE, &mut xstate)?;
+        let registers = Registers::read(thread)?;
         Ok(Context {
-            registers: Registers::read(thread)?,
+            rest: rest(thread, &registers),
+            registers,
             xstate: xstate[..length].to_vec(),
             mask: thread.signal_mask()?,
         })
@@ -186,7 +190,7 @@ impl Host {
 
     fn launch(&self, thread: Stopped, context: &Context, list: List) -> Result<(Running, Run), Errno> {
         // The way home is ready before the thread leaves.
-        let home = restart_interrupted_call(&context.registers);
+        let home = restart_interrupted_call(&context.registers, context.rest);
         let address = self.area.aligned_room(arch::FRAME_MAX + context.xstate.len())?;
         let (frame, stack) = signal_frame(&home, &context.xstate, context.mask, address);
         self.area.write(address, &frame);

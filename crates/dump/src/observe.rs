@@ -606,7 +606,7 @@ fn see(
             }
         }
     }
-    let mut registers = agent::arch::restart_interrupted_call(&thread.context.registers);
+    let mut registers = agent::arch::restart_interrupted_call(&thread.context.registers, thread.context.rest);
     let registered = stopped.rseq().map_err(explain)?;
     let read = |address: u64, bytes: &mut [u8]| {
         sys::memory::read_remote(pid, address, bytes).is_ok_and(|count| count == bytes.len())

@@ -20,18 +20,24 @@ pub const ARRAY: u32 = 2;
 ///
 /// # Safety
 /// Addresses among the words must be those of memory as large as the command takes it to be.
-unsafe fn bpf(command: i32, attributes: &mut [u64]) -> Result<i64, Errno> {
+pub(crate) unsafe fn bpf(command: i32, attributes: &mut [u64]) -> Result<i64, Errno> {
     let (at, size) = (attributes.as_mut_ptr(), size_of_val(attributes));
     // SAFETY: the kernel reads the attributes; for memory that they name the caller vouches.
     check("bpf", unsafe { libc::syscall(libc::SYS_bpf, command, at, size) })
 }
 
-fn pair(low: u32, high: u32) -> u64 {
+pub(crate) fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-fn number(fd: impl AsFd) -> u32 {
+pub(crate) fn number(fd: impl AsFd) -> u32 {
     fd.as_fd().as_raw_fd() as u32
+}
+
+/// Takes ownership of a number that the kernel has just returned for a new descriptor.
+pub(crate) fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: the callers have it from the kernel, which made it for us alone.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
 
 fn refused(code: i32) -> Errno {
@@ -140,9 +146,7 @@ impl<F: AsFd> Map<F> {
     pub fn reopen(&self, access: u32) -> Result<OwnedFd, Errno> {
         let mut words = [pair(self.id, 0), pair(access, 0)];
         // SAFETY: no addresses.
-        let fd = unsafe { bpf(MAP_GET_FD_BY_ID, &mut words) }?;
-        // SAFETY: a descriptor that the kernel just made for us alone.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+        unsafe { bpf(MAP_GET_FD_BY_ID, &mut words) }.map(owned)
     }
 }
 
@@ -165,8 +169,6 @@ impl Map<OwnedFd> {
         (halves[16], halves[17]) = (shape.extra as u32, (shape.extra >> 32) as u32);
         let mut words: Vec<u64> = halves.chunks_exact(2).map(|two| pair(two[0], two[1])).collect();
         // SAFETY: no addresses.
-        let fd = unsafe { bpf(MAP_CREATE, &mut words) }?;
-        // SAFETY: a descriptor that the kernel just made for us alone.
-        Map::of(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+        Map::of(owned(unsafe { bpf(MAP_CREATE, &mut words) }?))
     }
 }

@@ -23,6 +23,7 @@ pub mod ptrace;
 pub mod shm;
 pub mod socket;
 pub mod stand_in;
+pub mod restart;
 pub mod tun;
 pub mod tty;
 pub mod unix_diag;

@@ -33,6 +33,8 @@ pub const CASES: &[Case] = &[
         .peer_cannot("it refuses a watch whose number is another file"),
     case!(epoll_watch_of_a_file_that_only_a_child_has_is_refused).refused(&["fd", "watches", "no more"]),
     case!(poll_with_a_limit_is_not_interrupted).peer_cannot("it ends such a call with EINTR"),
+    case!(poll_and_sleep_go_on_for_the_time_left).restless().needs(tells_ends)
+        .peer_cannot("it ends such a call with EINTR"),
     case!(sleep_without_a_remainder_is_not_interrupted).restless()
         .peer_cannot("it ends such a call with EINTR"),
     case!(signalfd_keeps_its_mask_and_reads_a_pending_signal).exchange(),
@@ -63,6 +65,44 @@ fn poll_with_a_limit_is_not_interrupted(t: &Trial) {
     t.checkpoint();
     nix::unistd::write(&writer, b"x").expect("write");
     child.succeed();
+}
+
+/// Without this nobody can know.
+fn tells_ends() -> Result<(), String> {
+    std::fs::metadata("/sys/kernel/btf/vmlinux").map(drop).map_err(|error| format!("no types of the kernel: {error}"))
+}
+
+fn poll_and_sleep_go_on_for_the_time_left(t: &Trial) {
+    const WHOLE: Duration = Duration::from_millis(2500);
+    // Whoever begins anew ends after the first and the whole.
+    const FIRST: Duration = Duration::from_millis(1700);
+    let start = Instant::now();
+    let ends = move || {
+        let took = start.elapsed();
+        assert!(took >= WHOLE && took < WHOLE + FIRST - Duration::from_millis(200), "{took:?}");
+    };
+    let polls = fork(|| {
+        assert_eq!(poll(&mut [], PollTimeout::from(2500_u16)), Ok(0));
+        ends();
+    });
+    let time = libc::timespec { tv_sec: 2, tv_nsec: 500_000_000 };
+    let sleeps = fork(|| {
+        // SAFETY: the call reads one timespec.
+        assert_eq!(unsafe { libc::nanosleep(&time, std::ptr::null_mut()) }, 0);
+        ends();
+    });
+    let sleeps_by_a_clock = fork(|| {
+        // SAFETY: the call reads one timespec.
+        let result =
+            unsafe { libc::clock_nanosleep(libc::CLOCK_BOOTTIME, 0, &time, std::ptr::null_mut()) };
+        assert_eq!(result, 0);
+        ends();
+    });
+    std::thread::sleep(FIRST);
+    t.checkpoint();
+    for child in [polls, sleeps, sleeps_by_a_clock] {
+        child.succeed();
+    }
 }
 
 fn sleep_without_a_remainder_is_not_interrupted(t: &Trial) {

@@ -82,9 +82,78 @@ impl Registers {
     }
 }
 
+/// What the kernel alone knows of a call that it would go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    /// The call that it was at first.
+    pub call: i64,
+    /// Nanoseconds to its limit.
+    pub left: Option<u64>,
+}
+
+/// Asks the kernel what it knows of the call that a thread is in, where that matters, and it tells.
+pub fn rest(thread: &Stopped, registers: &Registers) -> Option<Rest> {
+    const ERESTART_RESTARTBLOCK: i64 = 516;
+    let (call, result) = registers.interrupted_call()?;
+    if result != -ERESTART_RESTARTBLOCK {
+        return None;
+    }
+    let needs_block = match call as i64 {
+        libc::SYS_poll | libc::SYS_restart_syscall => true,
+        libc::SYS_nanosleep => registers.si == 0,
+        libc::SYS_clock_nanosleep => registers.r10 == 0,
+        _ => false,
+    };
+    let block = needs_block.then(|| sys::restart::block(thread.tid())).flatten()?;
+    // Once stopped and gone on, it is in another call, with the registers of the first.
+    let call = match call as i64 {
+        libc::SYS_restart_syscall => first_call(&block, registers),
+        call => call,
+    };
+    let limit = |address: u64| {
+        let mut time = [0u8; 16];
+        let count = sys::memory::read_remote(thread.tid(), address, &mut time).ok()?;
+        let word = |at: usize| u64::from_ne_bytes(time[at..at + 8].try_into().expect("eight bytes"));
+        (count == time.len()).then(|| word(0).saturating_mul(1_000_000_000).saturating_add(word(8)))
+    };
+    let whole = match call {
+        libc::SYS_poll => u32::try_from(registers.dx as i32).ok().map(|limit| u64::from(limit) * 1_000_000),
+        libc::SYS_nanosleep => limit(registers.di),
+        libc::SYS_clock_nanosleep => limit(registers.dx),
+        _ => None,
+    };
+    let (clock, end) = match call {
+        libc::SYS_poll => (libc::CLOCK_MONOTONIC, block.poll_end()),
+        _ => block.sleep_end(),
+    };
+    let left = whole.and_then(|whole| {
+        let left = end.saturating_sub(sys::clock::now_ns(clock));
+        // More than the whole: that was no end, or is told by the clock of another time namespace.
+        (left <= whole).then_some(left)
+    });
+    Some(Rest { call, left })
+}
+
+/// Which call has left this block: by what both have of its arguments.
+fn first_call(block: &sys::restart::Block, registers: &Registers) -> i64 {
+    const PAGE: u64 = 4096;
+    let Registers { di, si, dx, .. } = *registers;
+    let is_int = dx <= u32::MAX.into() || dx as i32 as i64 as u64 == dx;
+    if is_int && block.is_poll(di, si as u32, dx as i32) {
+        libc::SYS_poll
+    } else if block.is_futex(di, dx as u32) {
+        libc::SYS_futex
+    } else if block.is_sleep() {
+        if di >= PAGE { libc::SYS_nanosleep } else { libc::SYS_clock_nanosleep }
+    } else {
+        libc::SYS_restart_syscall
+    }
+}
+
 /// The registers with which a thread goes on outside the kernel's care: a system call that the kernel
-/// would have restarted when the thread ran on is made again by the thread itself.
-pub fn restart_interrupted_call(registers: &Registers) -> Registers {
+/// would have restarted when the thread ran on is made again by the thread itself. `rest` is what
+/// [`rest`] has told.
+pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Registers {
     const ERESTARTSYS: i64 = 512;
     const ERESTARTNOINTR: i64 = 513;
     const ERESTARTNOHAND: i64 = 514;
@@ -93,6 +162,8 @@ pub fn restart_interrupted_call(registers: &Registers) -> Registers {
     let Some((call, result)) = registers.interrupted_call() else {
         return Registers { orig_ax: NO_CALL, ..*registers };
     };
+    let call = rest.map_or(call, |rest| rest.call as u64);
+    let left = rest.and_then(|rest| rest.left);
     let again = Registers { ax: call, ip: registers.ip - SYSCALL_LEN, orig_ax: NO_CALL, ..*registers };
     let interrupted = Registers { ax: -i64::from(libc::EINTR) as u64, orig_ax: NO_CALL, ..*registers };
     match -result {
@@ -106,14 +177,27 @@ pub fn restart_interrupted_call(registers: &Registers) -> Registers {
             // waits for a futex looks why it woke.
             libc::SYS_futex if is_absolute_futex_wait(registers.si) || registers.r10 == 0 => again,
             libc::SYS_futex => interrupted,
-            // A poll, or a sleep whose caller did not ask what is left: nobody tells how much that is. It
-            // begins anew, and so may last longer, but does not end as if a signal had come.
-            _ => again,
+            libc::SYS_poll => match left.and_then(milliseconds) {
+                Some(left) => Registers { dx: left, ..again },
+                None => again,
+            },
+            // A sleep whose caller did not ask what is left has nowhere to put it; a poll of nothing sleeps as
+            // well, and ends as it does. Where nobody tells how much is left, it begins anew, and so may last
+            // longer, but does not end as if a signal had come.
+            _ => match left.and_then(milliseconds) {
+                Some(left) => Registers { ax: libc::SYS_poll as u64, di: 0, si: 0, dx: left, ..again },
+                None => again,
+            },
         },
         // These never restart, not even for a debugger that looked; endless ones can.
         4 if is_endless_epoll_wait(call as i64, registers) => again,
         _ => Registers { orig_ax: NO_CALL, ..*registers },
     }
+}
+
+/// As many as there are at least, for poll(2).
+fn milliseconds(nanoseconds: u64) -> Option<u64> {
+    i32::try_from(nanoseconds.div_ceil(1_000_000)).ok().map(|limit| limit as u64)
 }
 
 fn is_absolute_futex_wait(operation: u64) -> bool {
@@ -146,19 +230,28 @@ mod tests {
 
     #[test]
     fn a_read_is_made_again_and_a_finished_call_is_not() {
-        let again = restart_interrupted_call(&in_call(libc::SYS_read, -512));
+        let again = restart_interrupted_call(&in_call(libc::SYS_read, -512), None);
         assert_eq!((again.ip, again.ax, again.orig_ax), (0x1000, libc::SYS_read as u64, u64::MAX));
-        let done = restart_interrupted_call(&in_call(libc::SYS_read, 17));
+        let done = restart_interrupted_call(&in_call(libc::SYS_read, 17), None);
         assert_eq!((done.ip, done.ax), (0x1002, 17));
     }
 
     #[test]
     fn a_sleep_goes_on_with_the_time_that_is_left() {
-        let again = restart_interrupted_call(&in_call(libc::SYS_nanosleep, -516));
+        let again = restart_interrupted_call(&in_call(libc::SYS_nanosleep, -516), None);
         assert_eq!((again.ip, again.di), (0x1000, 0x20));
-        let blind = restart_interrupted_call(&Registers { si: 0, ..in_call(libc::SYS_nanosleep, -516) });
-        assert_eq!((blind.ip, blind.di), (0x1000, 0x10));
-        let futex = restart_interrupted_call(&Registers { r10: 1, ..in_call(libc::SYS_futex, -516) });
+        let blind = Registers { si: 0, ..in_call(libc::SYS_nanosleep, -516) };
+        let told = |call: i64, left: u64| Some(Rest { call, left: Some(left) });
+        let anew = restart_interrupted_call(&blind, None);
+        assert_eq!((anew.ip, anew.di), (0x1000, 0x10));
+        let rest = restart_interrupted_call(&blind, told(libc::SYS_nanosleep, 1_000_001));
+        assert_eq!((rest.ip, rest.ax as i64, rest.di, rest.si, rest.dx), (0x1000, libc::SYS_poll, 0, 0, 2));
+        let poll = restart_interrupted_call(&in_call(libc::SYS_poll, -516), told(libc::SYS_poll, 5_000_000));
+        assert_eq!((poll.ip, poll.di, poll.si, poll.dx), (0x1000, 0x10, 0x20, 5));
+        let second = in_call(libc::SYS_restart_syscall, -516);
+        let poll = restart_interrupted_call(&second, told(libc::SYS_poll, 5_000_000));
+        assert_eq!((poll.ip, poll.ax as i64, poll.dx), (0x1000, libc::SYS_poll, 5));
+        let futex = restart_interrupted_call(&Registers { r10: 1, ..in_call(libc::SYS_futex, -516) }, None);
         assert_eq!((futex.ip, futex.ax as i64), (0x1002, -4));
     }
 }
