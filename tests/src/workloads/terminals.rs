@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
     case!(lines_of_output_are_kept).peer_cannot("it writes every end of a line twice"),
     case!(much_output_that_nobody_has_read_is_kept).peer_cannot(LOST),
     case!(output_of_a_closed_slave_is_kept).peer_cannot(LOST),
-    case!(lines_that_nobody_has_read_are_kept).peer_cannot(LOST),
+    case!(lines_that_nobody_has_read_are_kept).killed().peer_cannot(LOST),
     case!(typed_bytes_that_are_no_line_yet_are_kept).peer_cannot(LOST),
     case!(raw_input_is_kept).peer_cannot(LOST),
     case!(queue_in_packet_mode_is_kept).peer_cannot(LOST),
