@@ -25,7 +25,8 @@ Flags that have a
 form are turned off with it, which undoes what a configuration file says.
 .PP
 Whatever cannot be carried is found before anything is changed, and all of it is reported together; the tree
-then runs on.
+then runs on. A state that the tree is only passing through, such as a connection with data in it that was not accepted
+yet, is given a second to pass first.
 .SH COMMANDS
 "#;
 

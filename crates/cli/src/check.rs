@@ -48,6 +48,8 @@ static QUESTIONS: &[Question] = &[
     question("timer_cr_ids", When::Extra, probe::timer_cr_ids),
     question("pagemap_scan_guard_pages", When::Extra, probe::pagemap_scan_guard_pages),
     question("seccomp_suspend", When::Extra, probe::seccomp_suspend),
+    question("terminals", When::Extra, probe::terminals),
+    question("shm_next_id", When::Extra, probe::shm_next_id),
     question("openat2", When::Named, probe::openat2),
     question("ns_pid", When::Named, probe::ns_pid),
     question("pidfd_store", When::Named, probe::pidfd_getfd),

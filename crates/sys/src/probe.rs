@@ -361,6 +361,28 @@ pub fn timerfd() -> Answer {
     check("ioctl(TFD_IOC_SET_TICKS)", result.into()).map(drop)
 }
 
+/// Can pseudoterminals be made, opened from their masters, and given input?
+///
+/// Source: ioctl_tty(2), TIOCGPTPEER, TIOCSTI.
+pub fn terminals() -> Answer {
+    let explain = |error: model::Errno| Missing::Errno { call: error.call, errno: error.code };
+    let ask = || {
+        let master = crate::fd::open(std::path::Path::new("/dev/ptmx"), libc::O_RDWR)?;
+        crate::tty::set_locked(&master, false)?;
+        let slave = crate::tty::peer(&master, libc::O_RDWR)?;
+        crate::tty::put_in(&slave, b'x')
+    };
+    ask().map_err(explain)
+}
+
+/// Can SysV shared memory be made with a wanted id? Needs `CONFIG_CHECKPOINT_RESTORE`.
+///
+/// Source: `kernel.shm_next_id`, which is opened for writing and left as it is.
+pub fn shm_next_id() -> Answer {
+    let file = fs::OpenOptions::new().write(true).open("/proc/sys/kernel/shm_next_id");
+    file.map(drop).map_err(io_failed("open"))
+}
+
 /// Can the data that waits in a socket be read without taking it?
 ///
 /// Source: socket(7), `SO_PEEK_OFF`.
@@ -615,6 +637,8 @@ mod tests {
             ptrace_seize,
             get_rseq_conf,
             seccomp_suspend,
+            terminals,
+            shm_next_id,
         ] {
             // What this kernel or user lacks is an answer too; its text is for people.
             if let Err(missing) = probe() {
