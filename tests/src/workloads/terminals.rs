@@ -679,6 +679,12 @@ fn shell(outside: &mut Outside, moment: Moment) {
         pty::take(&outside.held[1]);
         deaf();
     }
+    if moment == Moment::Away {
+        // As a shell does when a job is gone.
+        let mut termios = pty::termios(&outside.held[1]);
+        termios[12] |= libc::ECHO as u8;
+        pty::set_termios(&outside.held[1], termios);
+    }
     if moment == Moment::End {
         hears(&outside.held[0], "from the job");
     }
@@ -686,7 +692,11 @@ fn shell(outside: &mut Outside, moment: Moment) {
 
 fn job_of_a_shell_goes_on(t: &Trial) {
     let slave = terminal_of(t);
+    let mut termios = pty::termios(&slave);
+    termios[12] &= !(libc::ECHO as u8);
+    pty::set_termios(&slave, termios);
     t.checkpoint();
+    assert_eq!(pty::termios(&slave), termios);
     assert!(fs::File::open("/dev/tty").is_ok());
     nix::unistd::write(&slave, b"from the job").expect("write");
 }
