@@ -80,7 +80,7 @@ fn entry(run_id: &str) -> InventoryEntry {
         ns_per_id: Some(true),
         root_cg_set: Some(1),
         lsmtype: Some(Lsmtype::NoLsm.into()),
-        dump_uptime: u64::try_from(uptime).ok(),
+        dump_uptime: Some(uptime),
         dump_criu_run_id: Some(run_id.to_owned()),
         ..InventoryEntry::default()
     }
