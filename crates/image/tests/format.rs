@@ -14,8 +14,7 @@ use syn::{Expr, ImplItem, Item, Lit, Meta, Token, Type};
 const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
-const OWN_MESSAGES: &[&str] = &["UnixCredEntry", "XstateComponent"];
-const OWN_MESSAGES: &[&str] = &["IoUringEntry", "XstateComponent"];
+const OWN_MESSAGES: &[&str] = &["IoUringEntry", "UnixCredEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
 const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];
@@ -37,6 +36,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("MmEntry", "whole_auxv", 1000),
     ("NetlinkSkEntry", "options", 1001),
     ("NetlinkSkEntry", "type", 1000),
+    ("PagemapEntry", "same_as", 1000),
     ("PipeDataEntry", "packets", 1000),
     ("RemapFilePathEntry", "handle", 1000),
     ("SkPacketEntry", "from", 1000),

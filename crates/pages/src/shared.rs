@@ -73,7 +73,7 @@ mod tests {
         let base = (memory.as_ptr() as u64).next_multiple_of(PAGE);
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let runs = vec![(base..base + 8 * PAGE, ()), (base + 8 * PAGE..base + 9 * PAGE, ())];
-        let stored = [base..base + 9 * PAGE];
+        let stored: Vec<_> = runs.iter().map(|run| run.0.clone()).collect();
         let (same, rest) = split(&pagemap, &pagemap, runs.clone(), &stored).unwrap();
         assert_eq!((same, rest), (Vec::new(), runs));
     }

@@ -271,9 +271,8 @@ pub fn build(
     ops.list.label("map the memory");
     let mut difference = Difference::default();
     sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops);
-    let is_placed = |entry: &VmaEntry| {
-        vma::is_special(entry) || sysv::is_attached(entry) || vma::is_ring(entry)
-    };
+    let is_placed =
+        |entry: &VmaEntry| vma::is_special(entry) || sysv::is_attached(entry) || vma::is_ring(entry);
     for entry in task.mm.vmas.iter().filter(|entry| !is_placed(entry)) {
         if inherited(entry) {
             if let Some(parent) = parent

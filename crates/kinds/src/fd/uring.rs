@@ -6,7 +6,7 @@
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
 //! Refused: requests in flight, after some waiting; SQPOLL, IOPOLL, rings in the program's own memory or not enabled
 //! yet; a registered eventfd, provided buffers, registered descriptors of rings; registered files that are not found.
-//! Not kept: SUBMIT_ALL, COOP_TASKRUN, SINGLE_ISSUER and DEFER_TASKRUN, see `docs/decisions/0013-io-uring.md`;
+//! Not kept: SUBMIT_ALL, COOP_TASKRUN, SINGLE_ISSUER and DEFER_TASKRUN, see `docs/decisions/0019-io-uring.md`;
 //! personalities, restrictions, rings of provided buffers with large numbers.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
