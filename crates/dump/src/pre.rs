@@ -5,7 +5,7 @@ use crate::copies::{self, Seen};
 use crate::freeze::{State, freeze};
 use crate::observe::{self, Depth};
 use crate::past::{Past, divide};
-use crate::run::{Saved, Taking, dedup, micros};
+use crate::run::{Saved, Taking, connect, dedup, micros};
 use crate::{encode, track};
 use image::{Dir, StatsEntry};
 use model::hooks::Action;
@@ -28,7 +28,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
-    let mut taking = Taking::new(dir, options)?;
+    let mut connection = connect(options)?;
+    let mut taking = Taking::new(dir, options, connection.as_mut());
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let frozen = Instant::now();
     let freezing_us = micros(start);

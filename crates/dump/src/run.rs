@@ -40,10 +40,12 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let dir = Dir::open(&options.images_dir)?;
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreDump, dir.path(), Some(root))?;
+    let mut connection = connect(options)?;
     let mut tries = 0;
     loop {
         tries += 1;
-        let Err(failures) = dump(root, options, &dir, &hooks) else { return Ok(()) };
+        let taking = Taking::new(&dir, options, connection.as_mut());
+        let Err(failures) = dump(root, options, taking, &hooks) else { return Ok(()) };
         dir.discard();
         if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
             return Err(failures);
@@ -57,12 +59,20 @@ pub fn micros(since: Instant) -> u32 {
     since.elapsed().as_micros().try_into().unwrap_or(u32::MAX)
 }
 
-fn dump(root: i32, options: &Options, dir: &Dir, hooks: &Hooks) -> Result<(), Failures> {
+/// Reaches the page server, if pages go there.
+///
+/// # Errors
+/// When nobody answers.
+pub fn connect(options: &Options) -> Result<Option<Box<dyn Connection>>, Failure> {
+    options.page_server.then(|| server::connect(options)).transpose()
+}
+
+fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Result<(), Failures> {
+    let dir = taking.dir;
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
     sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
-    let mut taking = Taking::new(dir, options)?;
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -198,7 +208,7 @@ pub struct Taking<'d> {
     dir: &'d Dir,
     options: &'d Options,
     /// To the page server.
-    connection: Option<Box<dyn Connection>>,
+    connection: Option<&'d mut Box<dyn Connection>>,
     /// The number of the last pages file.
     last_id: u32,
     pub taken: Taken,
@@ -208,12 +218,14 @@ pub struct Taking<'d> {
 }
 
 impl<'d> Taking<'d> {
-    /// # Errors
-    /// When the page server, if pages go there, cannot be reached.
-    pub fn new(dir: &'d Dir, options: &'d Options) -> Result<Taking<'d>, Failure> {
-        let connection = options.page_server.then(|| server::connect(options)).transpose()?;
+    /// `connection` is that to the page server, if pages go there.
+    pub fn new(
+        dir: &'d Dir,
+        options: &'d Options,
+        connection: Option<&'d mut Box<dyn Connection>>,
+    ) -> Taking<'d> {
         let taken = Taken::default();
-        Ok(Taking { dir, options, connection, last_id: 0, taken, unchanged_pages: 0, us: 0 })
+        Taking { dir, options, connection, last_id: 0, taken, unchanged_pages: 0, us: 0 }
     }
 
     /// Waits until the page server has everything.
@@ -221,7 +233,7 @@ impl<'d> Taking<'d> {
     /// # Errors
     /// When it could not keep it.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        self.connection.take().map_or(Ok(()), |mut connection| Sending::new(&mut *connection).close())
+        self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection).close())
     }
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
