@@ -208,6 +208,7 @@ impl Case {
             Mode::Snapshot,
             Mode::Incremental,
             Mode::Lazy,
+            Mode::Compressed,
             Mode::PageServer,
             Mode::FailedDump,
         ];
@@ -246,6 +247,8 @@ pub enum Mode {
     Incremental,
     /// Dump, gone, restore with memory that comes when it is touched.
     Lazy,
+    /// Dump with compressed pages, gone, restore.
+    Compressed,
     /// Its memory goes to a page server, before the dump and with it; restored from what came there.
     PageServer,
     /// Dumps that fail early, in the middle and late: the program never notices.
@@ -265,12 +268,13 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::Incremental,
         Self::Lazy,
+        Self::Compressed,
         Self::PageServer,
         Self::FailedDump,
         Self::KilledDump,
@@ -288,6 +292,7 @@ impl Mode {
             Self::Snapshot => "snapshot",
             Self::Incremental => "incremental",
             Self::Lazy => "lazy",
+            Self::Compressed => "compressed",
             Self::PageServer => "page-server",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",

@@ -294,6 +294,12 @@ impl Round {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }
             Mode::Snapshot => self.snapshot(is_restless),
+            Mode::Compressed => {
+                // The name of the workload says which way, so that both are tried.
+                let how = if case.name.len().is_multiple_of(2) { "--compress" } else { "--compress=zstd" };
+                self.subject.more_for_every_dump.push(how);
+                self.dump_and_restore(is_restless)
+            }
             Mode::PageServer => self.over_a_page_server(is_restless),
             Mode::Lazy => {
                 self.subject.more_for_every_restore.push("--lazy-pages");

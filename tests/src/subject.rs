@@ -38,6 +38,7 @@ pub struct Subject {
     pub more_for_dump: Vec<String>,
     pub more_for_restore: Vec<String>,
     /// And to each, whatever the outside says.
+    pub more_for_every_dump: Vec<&'static str>,
     pub more_for_every_restore: Vec<&'static str>,
     steps: usize,
     /// Logs worth showing when something goes wrong, the latest last.
@@ -102,6 +103,7 @@ impl Subject {
             options: options.to_vec(),
             more_for_dump: Vec::new(),
             more_for_restore: Vec::new(),
+            more_for_every_dump: Vec::new(),
             more_for_every_restore: Vec::new(),
             steps: 0,
             logs: Vec::new(),
@@ -145,8 +147,10 @@ impl Subject {
             arguments.extend(&self.options);
             arguments.extend(given.iter().map(String::as_str));
         }
-        if command == "restore" {
-            arguments.extend(&self.more_for_every_restore);
+        match command {
+            "restore" => arguments.extend(&self.more_for_every_restore),
+            "dump" => arguments.extend(&self.more_for_every_dump),
+            _ => {}
         }
         arguments.extend(more);
         let ran = tool

@@ -246,7 +246,7 @@ impl<'d> Taking<'d> {
         let progress = self.options.progress.clone();
         let taken = match &mut self.connection {
             Some(connection) => send(jobs, &mut **connection, &|pages| progress.pages_done(pages))?,
-            None => take(jobs, self.dir, &|pages| progress.pages_done(pages))?,
+            None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
         self.taken.zero_pages += taken.zero_pages;

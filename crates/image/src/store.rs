@@ -152,15 +152,17 @@ impl Dir {
 
     /// Makes the folder say "no dump here" before the first image is written.
     pub fn begin(&self) -> Result<(), Failure> {
-        for name in [INVENTORY, UNFINISHED].iter().chain(OPTIONAL) {
-            match fs::remove_file(self.path.join(name)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(self.io(name, "remove what an earlier dump left", "unlink", &error));
-                }
-                _ => {}
+        [INVENTORY, UNFINISHED].iter().chain(OPTIONAL).try_for_each(|name| self.remove(name))
+    }
+
+    /// Removes what an earlier dump left under a name, if anything.
+    pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(self.io(name, "remove what an earlier dump left", "unlink", &error))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes a new, empty file for content that is written piece by piece.

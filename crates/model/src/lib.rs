@@ -13,5 +13,5 @@ pub mod version;
 pub use command::Command;
 pub use failure::{Cause, Errno, Failure, Failures, Object, Remedy};
 pub use hooks::{Action, Hooks};
-pub use options::Options;
+pub use options::{Compression, Options};
 pub use progress::{Progress, ProgressSink};

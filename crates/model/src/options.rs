@@ -253,6 +253,13 @@ pub enum NetworkLock {
     Skip,
 }
 
+/// How pages are compressed (`--compress`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    Lz4,
+    Zstd,
+}
+
 /// What is done about the control groups of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ManageCgroups {
@@ -300,6 +307,7 @@ pub struct Options {
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
+    pub compress: Option<Compression>,
     pub auto_dedup: bool,
     /// Of a dump: memory goes to a server.
     pub page_server: bool,
@@ -364,6 +372,7 @@ impl Default for Options {
             share_pages: true,
             prev_images_dir: None,
             track_mem: false,
+            compress: None,
             auto_dedup: false,
             page_server: false,
             address: None,

@@ -3,6 +3,7 @@
 //! A page map says of each run of pages whether its content is here or in the parent. [`Chain::load`] follows
 //! that to the folder that has the bytes, so that nobody behind it knows of chains.
 
+use crate::compressed::Compressed;
 use crate::take::pages_name;
 use image::Dir;
 use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
@@ -50,7 +51,11 @@ impl Chain {
     pub fn open_pages(&self, file: PagesFile) -> Result<File, Failure> {
         let dir = self.0.get(file.layer as usize);
         let missing = || Failure::corrupt(pages_name(file.id), None, "is of a folder that is not there");
-        dir.ok_or_else(missing)?.open_file(&pages_name(file.id))
+        let dir = dir.ok_or_else(missing)?;
+        match Compressed::open(dir, file.id)? {
+            Some(compressed) => compressed.unpack(),
+            None => dir.open_file(&pages_name(file.id)),
+        }
     }
 
     /// The page map of a task or of a memory file, every run with the file that has its content; empty when
@@ -69,6 +74,9 @@ impl Chain {
         let dir = &self.0[layer];
         let Some(bytes) = dir.read(name)? else { return Ok(Pagemap::default()) };
         let mut map = Pagemap::parse(name, &bytes, |id| {
+            if let Some(compressed) = Compressed::open(dir, id)? {
+                return Ok(compressed.length);
+            }
             let file = dir.open_file(&pages_name(id))?;
             let length = file.metadata().map_err(|error| {
                 sys::memory::io_errno("fstat", &error).on(Object::Path(name.into()), "measure the pages")
@@ -150,6 +158,10 @@ fn merged(runs: Vec<Run>) -> Vec<Run> {
 fn punch(dir: &Dir, runs: &[Run], ranges: &[std::ops::Range<u64>]) -> Result<u64, Failure> {
     let (Some(first), false) = (runs.first(), ranges.is_empty()) else { return Ok(0) };
     let name = pages_name(first.file.id);
+    if dir.has(&crate::compressed::name(first.file.id)) {
+        let object = Object::Path(dir.path().join(name).display().to_string());
+        return Err(Failure::unsupported(object, "is compressed: its pages cannot be freed singly"));
+    }
     let file = dir.open_file_to_change(&name)?;
     let mut freed = 0;
     for range in ranges {

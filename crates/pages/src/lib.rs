@@ -4,6 +4,7 @@
 
 pub mod background;
 pub mod chain;
+pub mod compressed;
 pub mod lazy;
 pub mod put;
 pub mod select;

@@ -5,10 +5,11 @@
 //! A file has to hold its pages without gaps and in order, so a worker that has read a chunk waits for its
 //! place in the file before it writes; the writing itself is parallel again.
 
+use crate::compressed::{self, Block};
 use crate::select::How;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
-use model::{Errno, Failure, Object};
+use model::{Compression, Errno, Failure, Object};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
@@ -80,21 +81,43 @@ struct Chunk {
 
 /// A pages file, open.
 struct Target {
+    name: String,
     file: File,
+    compression: Option<Compression>,
     /// The way in that lets several at a time, for a file in memory.
     growing: Option<Growing>,
 }
 
 impl Target {
     /// `len` bytes will come at most, from so many workers.
-    fn new(file: File, len: u64, workers: usize) -> Target {
-        let is_worth_it = workers > 1 && len >= GROWING;
+    fn new(
+        dir: &Dir,
+        id: u32,
+        len: u64,
+        workers: usize,
+        compression: Option<Compression>,
+    ) -> Result<Target, Failure> {
+        let (name, other) = match compression {
+            Some(_) => (compressed::name(id), pages_name(id)),
+            None => (pages_name(id), compressed::name(id)),
+        };
+        dir.remove(&other)?;
+        let file = dir.create(&name)?;
+        let is_worth_it = workers > 1 && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
             let len = usize::try_from(len).ok()?;
             sys::fd::truncate(&file, len as u64).ok()?;
             Growing::new(&file, len).ok()
         });
-        Target { file, growing: growing.flatten() }
+        let target = Target { name, file, compression, growing: growing.flatten() };
+        if let Some(how) = compression {
+            target.put(0, &compressed::head(how)).map_err(|error| target.explain(&error))?;
+        }
+        Ok(target)
+    }
+
+    fn explain(&self, error: &std::io::Error) -> Failure {
+        sys::memory::io_errno("pwrite", error).on(Object::Path(self.name.clone()), "write pages")
     }
 
     fn put(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
@@ -105,12 +128,18 @@ impl Target {
         }
     }
 
-    /// The file has these many bytes.
-    fn end(&self, len: u64) -> Result<(), Errno> {
+    /// All has come.
+    fn end(&self, place: &Place) -> Result<(), Failure> {
+        if self.compression.is_some() {
+            let end = compressed::end(&place.blocks, place.packed, place.offset);
+            return self.put(place.packed, &end).map_err(|error| self.explain(&error));
+        }
+        let len = place.offset;
         if self.file.metadata().is_ok_and(|metadata| metadata.len() == len) {
             return Ok(());
         }
         sys::fd::truncate(&self.file, len)
+            .map_err(|error| error.on(Object::Path(self.name.clone()), "end it"))
     }
 }
 
@@ -128,6 +157,9 @@ struct Place {
     index: usize,
     offset: u64,
     runs: Vec<Run>,
+    /// Of a compressed file, and where the next block goes.
+    blocks: Vec<Block>,
+    packed: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,7 +167,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Writes the page maps and pages files of all jobs. `progress` is told of pages as they are done.
-pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<Taken, Failure> {
+pub fn take(
+    jobs: &[Job],
+    dir: &Dir,
+    compression: Option<Compression>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Taken, Failure> {
     let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
     let chunks: Mutex<VecDeque<Chunk>> =
         Mutex::new(jobs.iter().enumerate().flat_map(|(job, work)| cut(job, &work.runs)).collect());
@@ -148,7 +185,7 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let create = |job: &Job| -> Result<Target, Failure> {
-        Ok(Target::new(dir.create(&pages_name(job.pages_id))?, size(job), workers))
+        Target::new(dir, job.pages_id, size(job), workers, compression)
     };
     let work = || {
         let mut buffer = Vec::new();
@@ -156,7 +193,7 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
             let Some(chunk) = lock(&chunks).pop_front() else { return };
             let state = &states[chunk.job];
             let copied = sys::apart::go_on()
-                .and_then(|()| copy(&jobs[chunk.job], state, &chunk, &create, &mut buffer));
+                .and_then(|()| copy(&jobs[chunk.job], state, &chunk, &create, compression, &mut buffer));
             match copied {
                 Ok(done) => {
                     let mut total = lock(&total);
@@ -186,20 +223,20 @@ pub fn take(jobs: &[Job], dir: &Dir, progress: &(dyn Fn(u64) + Sync)) -> Result<
     }
     for (job, state) in jobs.iter().zip(states) {
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
+        match state.target.get() {
+            Some(target) => target.end(&place)?,
+            // A page map without pages names a file all the same.
+            None => {
+                dir.remove(&compressed::name(job.pages_id))?;
+                dir.create(&pages_name(job.pages_id))?;
+            }
+        }
         let mut runs = place.runs;
         runs.extend(job.elsewhere.iter().cloned());
         // What is in the file stays in its order: it is sorted already.
         runs.sort_by_key(|run| run.range.start);
         let pagemap = Pagemap { pages_id: job.pages_id, runs };
         dir.write(&job.owner.pagemap(), &pagemap.encode())?;
-        let name = pages_name(job.pages_id);
-        match state.target.get() {
-            Some(target) => {
-                target.end(place.offset).map_err(|error| error.on(Object::Path(name), "end it"))?
-            }
-            // A page map without pages names a file all the same.
-            None => drop(dir.create(&name)?),
-        }
     }
     Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
 }
@@ -295,18 +332,32 @@ fn copy(
     state: &Progress,
     chunk: &Chunk,
     create: &(dyn Fn(&Job) -> Result<Target, Failure> + Sync),
+    compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
     buffer.resize(CHUNK, 0);
     let length = read(job, &chunk.runs, buffer)?;
     let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
+    let packed = match compression.filter(|_| kept > 0) {
+        Some(how) => Some(
+            compressed::compress(how, &buffer[..kept])
+                .map_err(|error| error.on(Object::Path(compressed::name(job.pages_id)), "compress pages"))?,
+        ),
+        None => None,
+    };
 
     let mut place = lock(&state.place);
     while place.index < chunk.index {
         place = state.moved.wait(place).unwrap_or_else(|held| held.into_inner());
     }
-    let offset = place.offset;
+    if kept > 0 && state.target.get().is_none() {
+        // In the lock: a second creation would empty the file.
+        let target = create(job)?;
+        state.target.get_or_init(|| target);
+        place.packed = compression.map_or(0, |how| compressed::head(how).len() as u64);
+    }
+    let mut offset = place.offset;
     let mut at = offset;
     for range in runs {
         let length = range.end - range.start;
@@ -322,21 +373,21 @@ fn copy(
         }
         at += length;
     }
+    if let Some(packed) = &packed {
+        let (length, content) = (packed.len() as u32, kept as u32);
+        let block = Block { at: offset, offset: place.packed, length, content };
+        place.blocks.push(block);
+        offset = place.packed;
+        place.packed += u64::from(length);
+    }
     place.offset = at;
     place.index = place.index.saturating_add(1);
-    if kept > 0 && state.target.get().is_none() {
-        // In the lock: a second creation would empty the file.
-        let target = create(job)?;
-        state.target.get_or_init(|| target);
-    }
     drop(place);
     state.moved.notify_all();
 
     if let Some(target) = state.target.get().filter(|_| kept > 0) {
-        target.put(offset, &buffer[..kept]).map_err(|error| {
-            let name = pages_name(job.pages_id);
-            sys::memory::io_errno("pwrite", &error).on(Object::Path(name), "write pages")
-        })?;
+        let bytes = packed.as_deref().unwrap_or(&buffer[..kept]);
+        target.put(offset, bytes).map_err(|error| target.explain(&error))?;
     }
     Ok(done)
 }
@@ -479,7 +530,7 @@ mod tests {
                 owner: Owner::Task(1),
                 pages_id: 1,
             };
-            take(&[job], &dir, &|_| ()).unwrap();
+            take(&[job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");
         }
         std::fs::remove_dir_all(&folder).unwrap();

@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_says_so() {
         let text = help();
-        let row = text.split("--stream").nth(1).unwrap().lines().next().unwrap();
+        let row = text.split("--libdir DIR").nth(1).unwrap().lines().next().unwrap();
         assert!(row.ends_with("(not supported yet)"), "{row}");
         let row = text.split("--tree PID").nth(1).unwrap().lines().next().unwrap();
         assert_eq!(row.trim(), "root of the process tree");

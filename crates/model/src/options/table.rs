@@ -209,6 +209,19 @@ specs! {
             options.copy_on_write = Some(given.on);
             Ok(())
         });
+    COMPRESS = Row::optional("compress", "HOW").section(Section::Memory).of(DUMPS).own()
+        .help("compress pages in blocks, by lz4 (if nothing is said) or zstd; CRIU cannot read that")
+        .sets(|options, given| {
+            options.compress = Some(match given.value {
+                None => Compression::Lz4,
+                Some(_) => match text(given)? {
+                    "lz4" => Compression::Lz4,
+                    "zstd" => Compression::Zstd,
+                    _ => return Err("must be lz4 or zstd".into()),
+                },
+            });
+            Ok(())
+        });
     SHARE_PAGES = Row::flag("share-pages").negatable().section(Section::Memory).of(DUMPS).own()
         .help("store pages once that relatives share, if they are many; so by default. CRIU cannot read that")
         .sets(store!(share_pages));
@@ -251,8 +264,7 @@ specs! {
             Ok(())
         });
     INHERIT_FD = Row::required("inherit-fd", "fd[N]:KEY").repeatable().section(Section::Files)
-        .of(RESTORE).help("use our descriptor N for what has KEY in the images: socket:[INODE], pipe:[INODE], \
-            tty[RDEV:DEV], file[MOUNT:INODE], or a path without the first slash")
+        .of(RESTORE).help("our descriptor N for KEY: socket:[INODE], pipe:[INODE], tty[RDEV:DEV], file[MOUNT:INODE], path without /")
         .sets(|options, given| {
             let (fd, key) = text(given)?.split_once("]:").ok_or("is not fd[N]:KEY")?;
             let fd = fd.strip_prefix("fd[").and_then(|fd| fd.parse().ok()).ok_or("is not fd[N]:KEY")?;
