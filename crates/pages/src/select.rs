@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_touched_page_is_found_and_an_untouched_one_is_not() {
-        let mut memory = vec![0u8; 64 << 12];
+        // So much that the allocator asks the kernel for it, whatever others have given back.
+        let mut memory = vec![0u8; 64 << 20];
         let base = (memory.as_ptr() as u64).next_multiple_of(4096);
         let offset = (base - memory.as_ptr() as u64) as usize;
         memory[offset + (5 << 12)] = 1;
