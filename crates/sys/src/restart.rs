@@ -4,7 +4,10 @@
 //! Source: include/linux/restart_block.h; Documentation/bpf/bpf_iterators.rst.
 
 use crate::bpf::{bpf, number, owned, pair};
+use crate::memory::View;
 use model::Errno;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
@@ -165,8 +168,18 @@ fn load(places: Places) -> Result<OwnedFd, Errno> {
 fn loaded() -> Option<&'static OwnedFd> {
     static PROGRAM: OnceLock<Option<OwnedFd>> = OnceLock::new();
     let load = || {
-        let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok()?;
-        load(find(&btf)?).map_err(|error| log::debug!("restart blocks cannot be read: {error}")).ok()
+        // Since Linux 6.16 it can be mapped, which takes a tenth of the time.
+        let mut file = File::open("/sys/kernel/btf/vmlinux").ok()?;
+        let mapped = View::new(&file, file.metadata().ok()?.len() as usize);
+        let places = match mapped {
+            Ok(btf) => find(btf.bytes()),
+            Err(_) => {
+                let mut btf = Vec::new();
+                file.read_to_end(&mut btf).ok()?;
+                find(&btf)
+            }
+        };
+        load(places?).map_err(|error| log::debug!("restart blocks cannot be read: {error}")).ok()
     };
     PROGRAM.get_or_init(load).as_ref()
 }
