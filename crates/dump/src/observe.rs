@@ -293,11 +293,15 @@ pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failu
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Device, inode, flags and position: what descriptors of one open file have in common.
-pub type FileKey = (u64, u64, u32, u64);
+/// Device, inode, flags, position, and the number of an eventfd: what descriptors of one open file have in common.
+pub type FileKey = (u64, u64, u32, u64, u64);
 
 pub fn key(probe: &FdProbe) -> FileKey {
-    (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position)
+    let number = match probe.anon_inode() {
+        Some(b"eventfd") => sys::proc::fdinfo(probe.info(), "eventfd-id").and_then(sys::proc::decimal),
+        _ => None,
+    };
+    (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
 }
 
 /// Descriptors, each looked at, and which of them are one open file.

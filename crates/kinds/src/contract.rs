@@ -29,6 +29,22 @@ pub struct FdProbe {
     pub position: u64,
     link: Vec<u8>,
     info: Vec<u8>,
+    owner: Result<FownEntry, Errno>,
+}
+
+fn read_owner(fd: &OwnedFd, flags: u32) -> Result<FownEntry, Errno> {
+    let none = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+    if flags & libc::O_PATH as u32 != 0 {
+        return Ok(none);
+    }
+    let (kind, id) = sys::fd::owner(fd)?;
+    let signum = sys::fd::fcntl(fd, sys::fd::F_GETSIG, 0)? as u32;
+    if id == 0 {
+        return Ok(FownEntry { signum, ..none });
+    }
+    let (uid, euid) = sys::fd::owner_uids(fd)?;
+    // On disk is the kernel's `enum pid_type`: 0 thread, 1 thread group, 2 process group.
+    Ok(FownEntry { uid, euid, signum, pid_type: kind, pid: id as u32 })
 }
 
 impl FdProbe {
@@ -45,7 +61,8 @@ impl FdProbe {
             _ => texts.link(&fd).unwrap_or_default(),
         };
         let info = texts.info(number).unwrap_or_default();
-        Ok(FdProbe { pid, number, fd, stat, flags, position, link, info })
+        let owner = read_owner(&fd, flags);
+        Ok(FdProbe { pid, number, fd, stat, flags, position, link, info, owner })
     }
 
     /// Looks at what was found in the queue of a socket of `pid`; `fd` is ours, and so are `texts`.
@@ -109,19 +126,7 @@ impl FdProbe {
 
     /// F_SETOWN and F_SETSIG.
     pub fn owner(&self) -> Result<FownEntry, Failure> {
-        let none = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
-        if self.is_path_only() {
-            return Ok(none);
-        }
-        let explain = |error: Errno| self.fail(error, "read who gets its signals");
-        let (kind, id) = sys::fd::owner(&self.fd).map_err(explain)?;
-        let signum = sys::fd::fcntl(&self.fd, sys::fd::F_GETSIG, 0).map_err(explain)? as u32;
-        if id == 0 {
-            return Ok(FownEntry { signum, ..none });
-        }
-        let (uid, euid) = sys::fd::owner_uids(&self.fd).map_err(explain)?;
-        // On disk is the kernel's `enum pid_type`: 0 thread, 1 thread group, 2 process group.
-        Ok(FownEntry { uid, euid, signum, pid_type: kind, pid: id as u32 })
+        self.owner.clone().map_err(|error| self.fail(error, "read who gets its signals"))
     }
 
     /// A link that opens the file once more.

@@ -69,6 +69,10 @@ struct Dumped(HashMap<u32, Ends>);
 #[derive(Debug, Default)]
 struct Opened(HashMap<u32, (OwnedFd, OwnedFd, [bool; 2])>);
 
+/// Pipes that are written to in packets.
+#[derive(Debug, Default)]
+struct Packets(Option<HashSet<u32>>);
+
 fn is_writer(flags: u32) -> bool {
     flags as i32 & libc::O_ACCMODE != libc::O_RDONLY
 }
@@ -140,10 +144,12 @@ impl FdKind for Pipe {
     fn open(&self, entry: &PipeEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: Errno| error.on(Object::Named(format!("pipe {}", entry.pipe_id)), "make it");
         if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {
-            let has_packets =
-                |other: &PipeEntry| other.pipe_id == entry.pipe_id && other.flags & libc::O_DIRECT as u32 != 0;
-            let is_in_packets = cx.files.entries::<Pipe>().any(has_packets);
-            let flags = if is_in_packets { libc::O_DIRECT } else { 0 };
+            let (files, packets) = (cx.files, cx.shelf.of::<Packets>());
+            let packets = packets.0.get_or_insert_with(|| {
+                let in_packets = files.entries::<Pipe>().filter(|end| end.flags & libc::O_DIRECT as u32 != 0);
+                in_packets.map(|end| end.pipe_id).collect()
+            });
+            let flags = if packets.contains(&entry.pipe_id) { libc::O_DIRECT } else { 0 };
             let (reader, writer) = sys::fd::pipe(flags).map_err(explain)?;
             load_content(&writer, entry.pipe_id, "pipes-data.img", kind::PIPES_DATA, cx)?;
             cx.shelf.of::<Opened>().0.insert(entry.pipe_id, (reader, writer, [false; 2]));
