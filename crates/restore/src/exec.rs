@@ -5,11 +5,13 @@
 //! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
+use crate::created::{Created, is_at_work};
 use crate::held::{Held, Thread};
 use crate::lazy::Server;
 use crate::load::{Checkpoint, Task};
 use crate::memory::{self, Contents, Filling, OwnVdso, Reach};
 use crate::plan::{Birth, Plan, StandIn};
+use crate::service::{Service, service};
 use crate::stage::Stage;
 use agent::arch::Config;
 use agent::area::{Area, Run, Slot};
@@ -78,94 +80,8 @@ pub struct Exec<'r> {
     counts: Cell<RestoreStats>,
 }
 
-/// Numbers of the descriptors that puppets inherit.
-struct Service {
-    area: i32,
-    pidfd: i32,
-    /// First of the numbers for executables.
-    exe: i32,
-    _held: Vec<OwnedFd>,
-}
-
-/// Kills what was made, unless all went well.
-struct Created {
-    root: i32,
-    is_kept: bool,
-}
-
-impl Drop for Created {
-    fn drop(&mut self) {
-        if self.is_kept {
-            return;
-        }
-        let mut all = vec![self.root];
-        let mut threads = Vec::new();
-        let mut at = 0;
-        while at < all.len() {
-            let tids = sys::fd::numbers(&format!("/proc/{}/task", all[at])).unwrap_or_default();
-            for tid in tids {
-                let text =
-                    std::fs::read(format!("/proc/{}/task/{tid}/children", all[at])).unwrap_or_default();
-                all.extend(text.split(|byte| *byte == b' ').filter_map(sys::proc::decimal::<i32>));
-                threads.extend((tid != all[at]).then_some(tid));
-            }
-            at += 1;
-        }
-        for pid in all.iter().rev() {
-            let _ = sys::process::kill(*pid, libc::SIGKILL);
-        }
-        // Whoever was attached to ends for its parent only when we have seen the end; and a leader only
-        // after its threads. Others are none of ours to wait for, which is an error and means nothing.
-        let has_ended = |status: i32| libc::WIFEXITED(status) || libc::WIFSIGNALED(status);
-        for id in threads.iter().chain(all[1..].iter().rev()).chain([&self.root]) {
-            while let Ok(Some(status)) = sys::process::wait(*id, true)
-                && !has_ended(status)
-            {}
-        }
-    }
-}
-
-/// Do all threads of a puppet go on with their lists?
-///
-/// Once attached to, one whose list leads it astray does not end: it stops for us to hear of the signal.
-/// Nothing else stops a puppet, which is deaf to signals and not interrupted before all lists are done.
-fn is_at_work(pid: i32) -> bool {
-    let state = |path: String| {
-        let text = std::fs::read(path).ok()?;
-        sys::proc::parse_stat(&text).map(|stat| stat.state)
-    };
-    // None when it was not made by its parent, whose list comes before this one and was done.
-    if matches!(state(format!("/proc/{pid}/stat")), None | Some(b'Z')) {
-        return false;
-    }
-    let tids = sys::fd::numbers(&format!("/proc/{pid}/task")).unwrap_or_default();
-    !tids.iter().any(|tid| state(format!("/proc/{pid}/task/{tid}/stat")) == Some(b't'))
-}
-
-fn tree_error(error: Errno) -> Failure {
+pub fn tree_error(error: Errno) -> Failure {
     error.on(Object::Tree, "prepare the restore")
-}
-
-/// Numbers above every descriptor of the tree, as duplicates that an executed program keeps.
-fn service(checkpoint: &Checkpoint, area: &OwnedFd) -> Result<Service, Failure> {
-    let limit = sys::process::own_limit(libc::RLIMIT_NOFILE).map_err(tree_error)?.0.min(1 << 20) as i32;
-    let highest = checkpoint.tables.values().flatten().map(|entry| entry.fd as i32).max().unwrap_or(0);
-    let base = highest.max(63) + 1;
-    let room = checkpoint.tasks.len() as i32 + 2;
-    if base + room > limit {
-        let why = format!("the limit of {limit} open files leaves no room above descriptor {highest}");
-        return Err(Failure::conflict(Object::Tree, "prepare the restore", why));
-    }
-    let own = sys::process::pidfd_open(sys::process::own_pid()).map_err(tree_error)?;
-    let duplicate = |fd: &OwnedFd| sys::fd::duplicate_from(fd, base).map_err(tree_error);
-    let (area, pidfd) = (duplicate(area)?, duplicate(&own)?);
-    let numbers = (area.as_raw_fd(), pidfd.as_raw_fd());
-    Ok(Service {
-        area: numbers.0,
-        pidfd: numbers.1,
-        exe: numbers.0.max(numbers.1) + 1,
-        _held: vec![area, pidfd],
-    })
 }
 
 impl<'r> Exec<'r> {

@@ -1,6 +1,7 @@
 //! From images to live tasks: load, plan, execute. [`run`] is the order of it all.
 #![forbid(unsafe_code)]
 
+mod created;
 mod exec;
 mod held;
 mod lazy;
@@ -8,6 +9,7 @@ pub mod load;
 mod memory;
 pub mod plan;
 mod run;
+mod service;
 mod stage;
 
 pub use lazy::serve as serve_pages;
