@@ -1,8 +1,7 @@
 //! UNIX sockets tell who made them, who connected, and who sent.
 
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use nix::sys::socket::{
@@ -14,7 +13,8 @@ use crate::case;
 use crate::case::{Case, Moment, Outside, Trial};
 use crate::sys::process::fork;
 
-use super::unix::{LOST, accept_one, another, arrives, connection, give, is_empty, make, named, pair, passes, take};
+use super::unix::{LOST, accept_one, another, arrives, connection, is_empty, make, named, passes};
+use super::unix_queues::{give, pair, take};
 
 pub const CASES: &[Case] = &[
     case!(pair_tells_who_made_it).peer_cannot(LOST),
