@@ -295,6 +295,37 @@ pub fn pagemap_scan() -> Answer {
     }
 }
 
+fn userfault(
+    flags: libc::c_int,
+    ready: fn(OwnedFd) -> Result<crate::userfault::Userfault, model::Errno>,
+) -> Answer {
+    // SAFETY: takes a number and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
+    let fd = owned("userfaultfd", fd as libc::c_int)?;
+    ready(fd).map(drop).map_err(|error| Missing::Errno { call: error.call, errno: error.code })
+}
+
+/// Does the kernel note which pages are written? By write protection, which needs no soft-dirty bits.
+///
+/// Source: Documentation/admin-guide/mm/userfaultfd.rst, `UFFD_FEATURE_WP_ASYNC`.
+pub fn mem_dirty_track() -> Answer {
+    userfault(crate::userfault::USER_MODE_ONLY, crate::userfault::Userfault::tracking)
+}
+
+/// Can memory come when it is touched, also by the kernel?
+///
+/// Source: userfaultfd(2).
+pub fn uffd() -> Answer {
+    userfault(0, crate::userfault::Userfault::new)
+}
+
+/// Does the kernel tell of what happens to such memory: fork, moves, unmapping?
+///
+/// Source: userfaultfd(2), non-cooperative mode.
+pub fn uffd_noncoop() -> Answer {
+    userfault(libc::O_NONBLOCK, crate::userfault::Userfault::telling)
+}
+
 /// Can guard pages be set, and found again?
 ///
 /// Source: madvise(2), `MADV_GUARD_INSTALL`; Documentation/admin-guide/mm/pagemap.rst.
