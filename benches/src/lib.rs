@@ -23,6 +23,8 @@ pub enum Word {
     Verdict = 4,
     /// The harness wants the longest gap forgotten; the target puts a zero here when it has.
     Reset = 5,
+    /// When the target ticked first since its memory was restored; the harness puts a zero here before.
+    FirstTick = 6,
 }
 
 /// The shared page.

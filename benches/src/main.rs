@@ -1,5 +1,7 @@
 //! `crtools-bench --tool NAME=PATH [--tool NAME=PATH ...] [--runs N] [--cases A,B,...]`
 //!
+//! Behind a path may follow words that are given to its dumps or restores: `"lazy=PATH restore:--lazy-pages"`.
+//!
 //! Runs the tools alternating on one target program in fresh namespaces, images on a tmpfs, and prints a
 //! Markdown table of medians. In each run: one dump to warm up (a tool may keep a cache of what the kernel
 //! can do), a dump with `--leave-running` for the longest gap that the target saw, a dump, a restore, and the
@@ -7,7 +9,7 @@
 
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,7 @@ const CASES: &[&str] = &[
 ];
 
 struct Arguments {
-    tools: Vec<(String, PathBuf)>,
+    tools: Vec<(String, String)>,
     runs: usize,
     cases: Vec<String>,
 }
@@ -63,7 +65,7 @@ fn main() {
             }
             for tool in order {
                 let (name, path) = &arguments.tools[tool];
-                let said = outside_saying(&format!("{case}={}", path.display()));
+                let said = outside_saying(&format!("{case}={path}"));
                 match said
                     .and_then(|(status, said)| Sample::parse(&said).ok_or(format!("{status:?}\n{said}")))
                 {
@@ -92,8 +94,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--tool" => {
                 let value = value()?;
                 let (name, path) = value.split_once('=').ok_or("--tool NAME=PATH")?;
+                let (path, words) = path.split_once(' ').unwrap_or((path, ""));
                 let path = std::fs::canonicalize(path).map_err(|e| format!("{path}: {e}"))?;
-                arguments.tools.push((name.to_owned(), path));
+                let tool = format!("{} {words}", path.display()).trim_end().to_owned();
+                arguments.tools.push((name.to_owned(), tool));
             }
             "--runs" => arguments.runs = value()?.parse().map_err(|e| format!("--runs: {e}"))?,
             "--cases" => arguments.cases = value()?.split(',').map(str::to_owned).collect(),
@@ -117,7 +121,9 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     let pid = start(&mut reaper, &mut command, &directory.join("target.log"), true)
         .map_err(|e| format!("start the target: {e}"))?;
     wait_for("the target", &directory.join("target.log"), || board.get(Word::Ready) == 1)?;
-    let bench = Bench { tool: Path::new(tool), directory, pid, board };
+    let mut words = tool.split(' ');
+    let tool = Path::new(words.next().unwrap_or_default());
+    let bench = Bench { tool, words: words.collect(), directory, pid, board };
     bench.dump("warm-up", true)?;
     std::fs::remove_dir_all(directory.join("warm-up")).map_err(|e| e.to_string())?;
 
@@ -130,8 +136,12 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     bench.forget_gaps()?;
     let dump = bench.dump("images", false)?;
     reaper.wait(pid, Duration::from_secs(20)).ok_or("the target is not gone after the dump")?;
+    let size = size_of_images(&directory.join("images"))?;
+    board.set(Word::FirstTick, 0);
+    let begin = now();
     let restore = bench.run("images", "restore", &["-d"])?;
     bench.see_ticks()?;
+    let first = board.get(Word::FirstTick).saturating_sub(begin) as f64 / 1e6;
 
     board.set(Word::Check, 1);
     wait_for("the check", &directory.join("target.log"), || board.get(Word::Verdict) != 0)?;
@@ -145,11 +155,23 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
         dump: dump.0,
         restore: restore.0,
         gap: gap as f64 / 1e6,
+        first,
+        size,
         dump_rss: dump.1,
         restore_rss: restore.1,
     };
     println!("{sample}");
     Ok(Verdict::Passed)
+}
+
+/// KiB that a folder takes on its file system.
+fn size_of_images(images: &Path) -> Result<u64, String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut blocks = 0;
+    for entry in std::fs::read_dir(images).map_err(|e| e.to_string())? {
+        blocks += entry.and_then(|entry| entry.metadata()).map_err(|e| e.to_string())?.blocks();
+    }
+    Ok(blocks / 2)
 }
 
 fn wait_for(what: &str, log: &Path, mut condition: impl FnMut() -> bool) -> Result<(), String> {
@@ -165,6 +187,8 @@ fn wait_for(what: &str, log: &Path, mut condition: impl FnMut() -> bool) -> Resu
 
 struct Bench<'a> {
     tool: &'a Path,
+    /// `dump:WORD` and `restore:WORD`: more for its command line.
+    words: Vec<&'a str>,
     directory: &'a Path,
     pid: i32,
     board: Board,
@@ -198,6 +222,10 @@ impl Bench<'_> {
         let log = format!("{command}.log");
         let mut tool = Command::new(self.tool);
         tool.arg(command).arg("-D").arg(&images).args(["-o", &log]).args(arguments);
+        let own = |word: &&str| {
+            word.split_once(':').filter(|(of, _)| *of == command).map(|(_, word)| word.to_owned())
+        };
+        tool.args(self.words.iter().filter_map(own));
         crtools_tests::reap::quiet(&mut tool, &self.directory.join("said")).map_err(|e| e.to_string())?;
         let begin = Instant::now();
         let child = tool.spawn().map_err(|e| format!("start {}: {e}", self.tool.display()))?;

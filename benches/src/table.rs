@@ -8,6 +8,10 @@ pub struct Sample {
     pub dump: f64,
     pub restore: f64,
     pub gap: f64,
+    /// From the start of the restore to the program's first step.
+    pub first: f64,
+    /// Of the images, KiB.
+    pub size: u64,
     pub dump_rss: u64,
     pub restore_rss: u64,
 }
@@ -16,8 +20,8 @@ const MARK: &str = "sample:";
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dump, restore, gap, dump_rss, restore_rss } = self;
-        write!(f, "{MARK} {dump} {restore} {gap} {dump_rss} {restore_rss}")
+        let Self { dump, restore, gap, first, size, dump_rss, restore_rss } = self;
+        write!(f, "{MARK} {dump} {restore} {gap} {first} {size} {dump_rss} {restore_rss}")
     }
 }
 
@@ -26,8 +30,9 @@ impl Sample {
     pub fn parse(text: &str) -> Option<Self> {
         let line = text.lines().find_map(|line| line.strip_prefix(MARK))?;
         let numbers: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        let [dump, restore, gap, dump_rss, restore_rss] = numbers[..] else { return None };
-        Some(Self { dump, restore, gap, dump_rss: dump_rss as u64, restore_rss: restore_rss as u64 })
+        let [dump, restore, gap, first, size, dump_rss, restore_rss] = numbers[..] else { return None };
+        let [size, dump_rss, restore_rss] = [size, dump_rss, restore_rss].map(|number| number as u64);
+        Some(Self { dump, restore, gap, first, size, dump_rss, restore_rss })
     }
 }
 
@@ -62,10 +67,12 @@ type Measure = (&'static str, fn(&Sample) -> f64);
 
 /// The lines of one case.
 pub fn rows(case: &str, names: &[&str], samples: &[Vec<Sample>]) -> String {
-    let measures: [Measure; 5] = [
+    let measures: [Measure; 7] = [
         ("dump, ms", |s| s.dump),
         ("restore, ms", |s| s.restore),
         ("longest gap, ms", |s| s.gap),
+        ("first step after the start of a restore, ms", |s| s.first),
+        ("size of the images, MiB", |s| s.size as f64 / 1024.0),
         ("peak memory of dump, MiB", |s| s.dump_rss as f64 / 1024.0),
         ("peak memory of restore, MiB", |s| s.restore_rss as f64 / 1024.0),
     ];

@@ -154,6 +154,9 @@ fn tick(board: &Board) {
         }
         last = tick;
         board.set(Word::LastTick, tick);
+        if board.get(Word::FirstTick) == 0 {
+            board.set(Word::FirstTick, tick);
+        }
     }
 }
 
