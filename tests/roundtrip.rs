@@ -7,6 +7,7 @@ mod harness;
 use std::path::Path;
 
 use crtools_tests::case::{Case, Mode};
+use crtools_tests::huge_pages::HugePages;
 use crtools_tests::round::Round;
 use crtools_tests::runner::{Verdict, inside};
 use crtools_tests::subject::Tools;
@@ -33,6 +34,10 @@ fn play(name: &str, directory: &Path) -> Result<Verdict, String> {
     {
         return Ok(Verdict::Skipped(reason));
     }
+    let _huge_pages = match HugePages::lend(case.huge_pages) {
+        Ok(lent) => lent,
+        Err(reason) => return Ok(Verdict::Skipped(reason)),
+    };
     let program = Path::new(env!("CARGO_BIN_EXE_workload"));
     Round::begin(program, workload, &case, directory, tools)?.play(&case, mode)?;
     Ok(Verdict::Passed)

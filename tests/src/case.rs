@@ -83,6 +83,8 @@ pub struct Case {
     /// Started in the session of the harness instead of as a session leader.
     pub shell_job: bool,
     pub need: Option<Need>,
+    /// Huge pages that the host has to have for it.
+    pub huge_pages: u64,
 }
 
 impl Case {
@@ -103,6 +105,7 @@ impl Case {
             restless: false,
             shell_job: false,
             need: None,
+            huge_pages: 0,
         }
     }
 
@@ -185,6 +188,13 @@ impl Case {
     #[must_use]
     pub const fn shell_job(mut self) -> Self {
         self.shell_job = true;
+        self
+    }
+
+    /// The host gets so many huge pages more, as long as the case lasts.
+    #[must_use]
+    pub const fn huge_pages(mut self, count: u64) -> Self {
+        self.huge_pages = count;
         self
     }
 

@@ -219,9 +219,15 @@ fn maps(text: &str) -> String {
         // Shared anonymous memory: a tool that needs a descriptor for it makes it as a memfd.
         if name == "/memfd:/dev/zero (deleted)" {
             name = "/dev/zero (deleted)".into();
+        } else if name == "/memfd:/anon_hugepage (deleted)" {
+            name = "/anon_hugepage (deleted)".into();
         }
         let hex = |digits: &str| u64::from_str_radix(digits, 16).unwrap_or_default();
-        let (start, end, offset) = (hex(start), hex(end), hex(offset));
+        let (start, end, mut offset) = (hex(start), hex(end), hex(offset));
+        // Private huge pages have a file of the kernel's, which says nothing.
+        if name == "/anon_hugepage (deleted)" && protection.ends_with('p') {
+            offset = start;
+        }
         if let Some(last) = all.last_mut() {
             let follows = last.1 == start && last.2 == protection && last.4 == name;
             let continues = name.is_empty() || name.starts_with('[') || last.3 + (last.1 - last.0) == offset;

@@ -7,6 +7,7 @@
 
 pub mod case;
 pub mod fingerprint;
+pub mod huge_pages;
 pub mod namespace;
 pub mod real;
 pub mod reap;

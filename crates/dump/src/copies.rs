@@ -90,6 +90,15 @@ fn suffices(looks: &[Seen]) -> bool {
     suffices
 }
 
+/// Where huge pages are short, a copy loses those that its original writes to.
+fn has_huge_pages(look: &Look) -> bool {
+    let found = look.memory.maps.iter().any(|(map, _)| vma::hugetlb::is_private(map));
+    if found {
+        log::info!("the tree stands still while it is saved: it has huge pages (hugetlb) of its own");
+    }
+    found
+}
+
 /// Copies every living process of a frozen tree, whole, if `copy`, and gets a userfaultfd of those that are named
 /// so. Returns whether all were copied, and the descriptors. What was made of copies is gone if not, or goes
 /// with the tree.
@@ -99,7 +108,7 @@ pub fn visit(
     copy: bool,
     needs_userfault: &dyn Fn(Seen) -> bool,
 ) -> (bool, HashMap<i32, OwnedFd>) {
-    let copy = copy && suffices(looks);
+    let copy = copy && suffices(looks) && !looks.iter().any(|(_, look)| has_huge_pages(look));
     let leader = |pid: i32| {
         let process = tree.processes.iter().find(|process| process.pid == pid)?;
         let members = &process.members;

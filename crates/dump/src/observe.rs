@@ -223,7 +223,11 @@ pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     let mut parser = SmapsParser::default();
     parser.feed(&text);
     let maps = parser.finish().ok_or_else(|| not_understood(Object::Path(path), "read it"))?;
-    Ok(maps.into_iter().map(described).collect())
+    let found = maps.into_iter().map(|mut map| {
+        vma::hugetlb::find(pid, &mut map);
+        described(map)
+    });
+    Ok(found.collect())
 }
 
 /// The kernel's text of many mappings takes long to write: as long as it does, what is there already is

@@ -163,6 +163,7 @@ pub fn watch(pid: i32, userfault: Userfault, look: &Look) -> Result<Watched, Err
 
 fn is_watchable(map: &sys::proc::Vma, entry: &image::VmaEntry) -> bool {
     !map.is_shared
+        && !vma::hugetlb::is_huge(map)
         && vma::content(entry) == vma::Content::Private
         && entry.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::AIO_RING) == 0
 }

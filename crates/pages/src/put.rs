@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use sys::memory::View;
+use sys::memory::{SharedMap, View};
 use sys::userfault::Userfault;
 
 /// iovecs of one preadv(2): IOV_MAX of the kernel.
@@ -150,6 +150,7 @@ pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
     }
     let to = File::from(to.try_clone().map_err(|error| explain("fcntl", error))?);
     let size = to.metadata().map_err(|error| explain("fstat", error))?.len();
+    let huge = sys::fd::huge_page_of(&to);
     let mut buffer = vec![0u8; 1 << 20];
     for run in &map.runs {
         let end = run.range.end.min(size);
@@ -160,10 +161,24 @@ pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
             files[&run.file]
                 .read_exact_at(&mut buffer[..length], offset)
                 .map_err(|error| explain("pread", error))?;
-            to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?;
+            match huge {
+                None => to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?,
+                Some(page) => put_mapped(&to, page, at, &buffer[..length])
+                    .map_err(|error| error.on(Object::Path(name.clone()), "fill huge pages"))?,
+            }
             at += length as u64;
         }
     }
+    Ok(())
+}
+
+/// Writes to a file of huge pages, which takes no write(2). The pages are promised with the mapping: where they are
+/// short, mmap(2) says so.
+fn put_mapped(to: &File, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let start = at / page * page;
+    let end = (at + bytes.len() as u64).next_multiple_of(page);
+    let map = SharedMap::new(to, start, (end - start) as usize)?;
+    map.write((at - start) as usize, bytes);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use image::VmaEntry;
 use image::pagemap::{PagesFile, Run};
 use image::vma as status;
 use kinds::contract::TaskOps;
+use kinds::vma::hugetlb;
 use kinds::vma::sysv::{self, Segments};
 use kinds::vma::{self, Content};
 use model::{Errno, Failure, Object};
@@ -184,6 +185,31 @@ fn compare(parent: &Task, child: &Task, vma: &VmaEntry, contents: &Contents, out
     }
 }
 
+/// [`compare`] for a mapping of huge pages: one of those is the parent's, or dropped and filled anew.
+fn compare_huge(
+    parent: &Task,
+    child: &Task,
+    (vma, size): (&VmaEntry, u64),
+    contents: &Contents,
+    out: &mut Difference,
+) {
+    let mut found = Difference::default();
+    compare(parent, child, vma, contents, &mut found);
+    let ranges = found.drop.iter().chain(found.put.iter().map(|run| &run.range));
+    let mut places: Vec<u64> = ranges
+        .flat_map(|range| (range.start / size..range.end.div_ceil(size)).map(|number| number * size))
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    for place in places {
+        let page = VmaEntry { start: place, end: place + size, ..vma.clone() };
+        out.drop.push(place..place + size);
+        out.put.extend(runs_in(child, &page));
+    }
+    out.compared += found.compared;
+    out.equal += found.equal;
+}
+
 /// How the list reaches descriptors of the coordinator: a pidfd of it in the task.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach {
@@ -279,7 +305,10 @@ pub fn build(
                 && vma::content(entry) == Content::Private
             {
                 let before = difference.put.last().map(|run| run.range.end);
-                compare(parent, task, entry, contents, &mut difference);
+                match hugetlb::of(entry) {
+                    Some(size) => compare_huge(parent, task, (entry, size), contents, &mut difference),
+                    None => compare(parent, task, entry, contents, &mut difference),
+                }
                 let is_open = parents_open.is_some_and(|open| open.contains(&entry.start));
                 let is_changed = difference.put.last().map(|run| run.range.end) != before;
                 if is_changed && !is_open && vma::is_guarded(entry) {
@@ -312,8 +341,10 @@ pub fn build(
             }
             None => vma::map(entry, None, is_open, ops),
         }
-        // Locked pages are there at once; who locks them waits for them.
-        if is_filled && (vma::has_file(entry) || entry.flags & MAP_LOCKED != 0) {
+        // Locked pages are there at once; who locks them waits for them. Huge pages come whole, or not at all.
+        if is_filled
+            && (vma::has_file(entry) || entry.flags & MAP_LOCKED != 0 || hugetlb::of(entry).is_some())
+        {
             filling.read.extend(runs_in(task, entry));
         } else if is_filled {
             filling.copy.extend(runs_in(task, entry));

@@ -9,10 +9,10 @@ use crate::stage::Stage;
 use image::{Dir, StatsEntry};
 use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
 use kinds::fd::ghost::Remap;
-use kinds::fd::locks;
 use kinds::fd::regular::{self, Regular};
 use kinds::fd::tty::Control;
-use kinds::vma::sysv;
+use kinds::fd::{locks, memfd};
+use kinds::vma::{hugetlb, sysv};
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options};
@@ -85,6 +85,13 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("files");
     let mut failures = Failures::new();
     failures.extend(sysv::judge(checkpoint.segments.values()));
+    let mut huge = hugetlb::Needed::of(checkpoint.tasks.iter().flat_map(|task| &task.mm.vmas));
+    failures.extend(memfd::judge(&dir, &mut huge));
+    sysv::huge_pages(&checkpoint.segments, &mut huge);
+    failures.extend(huge.judge());
+    if !failures.is_empty() {
+        return Err(failures);
+    }
     let opening = Opening { checkpoint: &checkpoint, options, dir: &dir };
     let Opened { files, late, mut stand_ins, terminals } = opening.open_files(&mut failures);
     failures.extend(keep_stand_ins(&mut stand_ins, &checkpoint, &plan));

@@ -60,6 +60,26 @@ pub fn is_proc_root(path: &Path) -> bool {
     is_proc && stat_path(path, true).is_ok_and(|stat| stat.st_ino == PROC_ROOT_INO)
 }
 
+/// Source: linux/magic.h.
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// The size of its pages, if this is a file of huge pages. Source: statfs(2); fs/hugetlbfs/inode.c.
+pub fn huge_page(path: &Path) -> Option<u64> {
+    let c_path = c_path(path).ok()?;
+    let mut found = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel reads the path and writes one statfs on this stack.
+    let result = unsafe { libc::statfs(c_path.as_ptr(), found.as_mut_ptr()) };
+    // SAFETY: zeroed integers, filled by the kernel.
+    let found = unsafe { found.assume_init() };
+    let is_huge = result == 0 && found.f_type == HUGETLBFS_MAGIC;
+    is_huge.then(|| u64::try_from(found.f_bsize).ok()).flatten()
+}
+
+/// [`huge_page`] of an open file.
+pub fn huge_page_of(fd: impl AsFd) -> Option<u64> {
+    huge_page(Path::new(&format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())))
+}
+
 /// The id of the mount that `fd` was opened through, as in `mountinfo`. Source: statx(2) STATX_MNT_ID.
 pub fn mount_id(fd: impl AsFd) -> Result<i32, Errno> {
     let mut buf = MaybeUninit::<libc::statx>::zeroed();

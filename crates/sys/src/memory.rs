@@ -276,21 +276,22 @@ pub fn io_errno(call: &'static str, error: &io::Error) -> Errno {
     Errno { call, code: error.raw_os_error().unwrap_or(0) }
 }
 
-/// A memory file that can be sealed. Source: memfd_create(2) MFD_ALLOW_SEALING.
-pub fn sealable_memfd(name: &CStr) -> Result<OwnedFd, Errno> {
+/// A memory file that can be sealed; `flags` are for huge pages. Source: memfd_create(2) MFD_ALLOW_SEALING.
+pub fn sealable_memfd(name: &CStr, flags: u32) -> Result<OwnedFd, Errno> {
+    let flags = flags | libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the kernel reads the name, a C string that lives for the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
     let fd = check("memfd_create", fd.into())? as i32;
     // SAFETY: a descriptor that the kernel just made for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The file behind a new mapping of MAP_SHARED | MAP_ANONYMOUS.
+/// The file behind a new mapping of MAP_SHARED | MAP_ANONYMOUS; `flags` are for huge pages, of which `len` is a multiple.
 ///
 /// # Errors
 /// `EPERM` without CAP_CHECKPOINT_RESTORE, which `/proc/PID/map_files` asks for.
-pub fn shared_anonymous(len: u64) -> Result<OwnedFd, Errno> {
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+pub fn shared_anonymous(len: u64, flags: i32) -> Result<OwnedFd, Errno> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | flags);
     // SAFETY: a new mapping at an address of the kernel's choice.
     let base =
         unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags | libc::MAP_NORESERVE, -1, 0) };
@@ -303,4 +304,16 @@ pub fn shared_anonymous(len: u64) -> Result<OwnedFd, Errno> {
     // SAFETY: exactly what was mapped above; nobody else knows of it.
     unsafe { libc::munmap(base, len as usize) };
     file
+}
+
+/// How many huge pages of this size are free and promised to nobody; `None` if there is no such size.
+///
+/// Source: Documentation/admin-guide/mm/hugetlbpage.rst. What the kernel may make beyond counts as free.
+pub fn free_huge_pages(size: u64) -> Option<u64> {
+    let count = |name: &str| -> Option<u64> {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", size >> 10);
+        crate::proc::decimal(crate::fd::text(&path).ok()?.trim_ascii())
+    };
+    let free = count("free_hugepages")?.saturating_sub(count("resv_hugepages")?);
+    Some(free + count("nr_overcommit_hugepages")?.saturating_sub(count("surplus_hugepages")?))
 }

@@ -19,6 +19,8 @@ pub struct Vma {
     /// As the kernel names it: a path, `[heap]`, or nothing. The escape of newlines is undone.
     pub name: Vec<u8>,
     pub flags: VmFlags,
+    /// Bytes of its pages, as far as the text tells: `smaps` alone does.
+    pub page_size: u64,
 }
 
 /// The `VmFlags:` of a mapping: two letters each. Source: Documentation/filesystems/proc.rst.
@@ -115,6 +117,7 @@ pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
         inode: decimal(inode)?,
         name: unescape(name),
         flags: VmFlags::default(),
+        page_size: crate::memory::PAGE,
     };
     (vma.start < vma.end).then_some(vma)
 }
@@ -154,6 +157,11 @@ impl SmapsParser {
             && let Some(vma) = self.vmas.last_mut()
         {
             vma.flags = VmFlags::parse(flags);
+        } else if let Some(size) = line.strip_prefix(b"KernelPageSize:")
+            && let Some(vma) = self.vmas.last_mut()
+        {
+            let kb = size.trim_ascii().strip_suffix(b" kB").and_then(decimal::<u64>);
+            vma.page_size = kb.map_or(vma.page_size, |kb| kb << 10);
         }
     }
 

@@ -9,6 +9,9 @@ use std::path::Path;
 pub const DEST: u32 = 0o1000;
 pub const LOCKED: u32 = 0o2000;
 
+/// Among the flags of a new segment: it consists of huge pages. Source: linux/shm.h SHM_HUGETLB.
+pub const HUGE: u32 = 0o4000;
+
 /// What the kernel tells of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
@@ -22,6 +25,8 @@ pub struct Segment {
     pub size: u64,
     /// How many mappings there are.
     pub attached: u64,
+    /// SHM_HUGETLB with the size of the pages, which the kernel does not tell.
+    pub huge: u32,
 }
 
 fn control(id: i32, command: i32, argument: *mut libc::shmid_ds) -> Result<(), Errno> {
@@ -52,6 +57,7 @@ pub fn stat(id: i32) -> Result<Segment, Errno> {
         mode: perm.mode.into(),
         size: state.shm_segsz as u64,
         attached: state.shm_nattch,
+        huge: 0,
     })
 }
 
@@ -74,7 +80,7 @@ pub fn create(id: i32, segment: &Segment) -> Result<i32, Errno> {
     let next = "/proc/sys/kernel/shm_next_id";
     std::fs::write(next, id.to_string()).map_err(|error| crate::memory::io_errno("write", &error))?;
     let (uid, gid) = (segment.creator_uid, segment.creator_gid);
-    let (key, size, mode) = (segment.key, segment.size as usize, segment.mode & 0o777);
+    let (key, size, mode) = (segment.key, segment.size as usize, segment.mode & 0o777 | segment.huge);
     let become_creator = move || {
         // SAFETY: integers only; what changes is of this thread alone.
         unsafe {
@@ -142,8 +148,9 @@ impl Drop for Attached {
 pub fn clear(file: &OwnedFd, size: u64) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
     let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let page = crate::fd::huge_page_of(file).unwrap_or(crate::memory::PAGE);
     // SAFETY: integers only.
-    let result = unsafe { libc::fallocate(file.as_raw_fd(), flags, 0, size.next_multiple_of(4096) as i64) };
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), flags, 0, size.next_multiple_of(page) as i64) };
     check("fallocate", result.into()).map(drop)
 }
 

@@ -1,12 +1,12 @@
 //! memfd_create(2), and the shared anonymous memory that is a file without a name just the same.
 //!
-//! Read from: the link (`/memfd:NAME`, or `/dev/zero` for mmap(2) of MAP_SHARED|MAP_ANONYMOUS), fstat(2),
-//! F_GET_SEALS; the content through the file, as pages.
+//! Read from: the link (`/memfd:NAME`, or for mmap(2) of MAP_SHARED|MAP_ANONYMOUS `/dev/zero`, of huge pages
+//! `/anon_hugepage`), fstat(2), F_GET_SEALS, statfs(2) for the size of huge pages; the content through the file, as pages.
 //! Rebuilt by: memfd_create(2) or mmap(2), ftruncate(2), the content, owner and mode, and the seals last.
-//! Refused for now: huge pages.
 
+use crate::vma::hugetlb;
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, reopen};
-use image::{FdTypes, FileEntry, FownEntry, kind};
+use image::{Dir, FdTypes, FileEntry, FownEntry, kind};
 use model::{Errno, Failure, Failures, Object};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -56,6 +56,7 @@ pub struct MemfdInodeEntry {
 }
 
 
+const IMAGE: &str = "memfd.img";
 /// What an object of mmap(2) without a file is called.
 const ANONYMOUS: &[u8] = b"/dev/zero";
 const MEMFD_PREFIX: &[u8] = b"/memfd:";
@@ -79,7 +80,7 @@ pub fn object_name(link: &[u8]) -> Option<&[u8]> {
     let name = link.strip_suffix(b" (deleted)")?;
     match name.strip_prefix(MEMFD_PREFIX) {
         Some(name) => Some(name),
-        None => (name == ANONYMOUS).then_some(name),
+        None => (name == ANONYMOUS || name == hugetlb::NAME).then_some(name),
     }
 }
 
@@ -106,9 +107,6 @@ fn record_inode(fd: &OwnedFd, link: &[u8], stat: &libc::stat, object: Object, cx
     if !cx.shelf.of::<Dumped>().inodes.insert(stat.st_ino) {
         return Ok(());
     }
-    if stat.st_blksize != 4096 {
-        return Err(Failure::unsupported(object, "consists of huge pages, which are not carried yet"));
-    }
     let explain = |error: Errno| error.on(object.clone(), "read the memory file");
     let name = object_name(link).unwrap_or(ANONYMOUS);
     // With a position of its own, for looking for its pages moves it.
@@ -122,7 +120,7 @@ fn record_inode(fd: &OwnedFd, link: &[u8], stat: &libc::stat, object: Object, cx
         shmid,
         seals: sys::fd::fcntl(fd, libc::F_GET_SEALS, 0).map_err(explain)? as u32,
         inode_id: u64::from(stat.st_ino as u32),
-        hugetlb_flag: None,
+        hugetlb_flag: sys::fd::huge_page_of(fd).map(|size| hugetlb::size_bits(size) | libc::MFD_HUGETLB),
         mode: Some(stat.st_mode & 0o7777),
     };
     cx.image("memfd.img", kind::MEMFD).record(&entry);
@@ -184,6 +182,33 @@ impl FdKind for Memfd {
     }
 }
 
+/// The size of the huge pages of an object, if it has some.
+fn huge_page(inode: &MemfdInodeEntry) -> Option<u64> {
+    inode.hugetlb_flag.filter(|flags| *flags != 0).and_then(|flags| hugetlb::page(flags).ok())
+}
+
+/// Every reason why the objects of an image set cannot be made anywhere; notes the sizes of their huge pages.
+pub fn judge(images: &Dir, needed: &mut hugetlb::Needed) -> Failures {
+    let entries: Vec<MemfdInodeEntry> = match images.read_all(kind::MEMFD, IMAGE) {
+        Ok(entries) => entries,
+        // There need not be any; a file that misses its object says so.
+        Err(_) => return Failures::new(),
+    };
+    let mut failures = Failures::new();
+    for (index, inode) in entries.iter().enumerate() {
+        let Some(flags) = inode.hugetlb_flag.filter(|flags| *flags != 0) else { continue };
+        match hugetlb::page(flags) {
+            Ok(size) if inode.size.is_multiple_of(size) => needed.size(size),
+            Ok(size) => {
+                let why = format!("has {} bytes, which are no pages of {size}", inode.size);
+                failures.push(Failure::corrupt(IMAGE, Some(index), why));
+            }
+            Err(why) => failures.push(Failure::corrupt(IMAGE, Some(index), why)),
+        }
+    }
+    failures
+}
+
 fn make(inode_id: u64, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
     if cx.shelf.of::<Opened>().inodes.is_none() {
         let entries: Vec<MemfdInodeEntry> = cx.images.read_all(kind::MEMFD, "memfd.img")?;
@@ -197,15 +222,17 @@ fn make(inode_id: u64, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
     let shown = String::from_utf8_lossy(&inode.name).into_owned();
     let object = || Object::Named(format!("memfd {shown}"));
     let explain = |error: Errno| error.on(object(), "make it");
-    if inode.hugetlb_flag.is_some_and(|flag| flag != 0) {
-        return Err(Failure::unsupported(object(), "consists of huge pages, which are not carried yet"));
-    }
+    let huge = huge_page(&inode).map(hugetlb::size_bits);
     let fd = match &*inode.name {
-        ANONYMOUS => sys::memory::shared_anonymous(inode.size).map_err(explain)?,
+        ANONYMOUS => sys::memory::shared_anonymous(inode.size, 0).map_err(explain)?,
+        name if name == hugetlb::NAME => {
+            let flags = huge.map_or(0, |bits| bits as i32 | libc::MAP_HUGETLB);
+            sys::memory::shared_anonymous(inode.size, flags).map_err(explain)?
+        }
         name => {
             let name = CString::new(name)
                 .map_err(|_| Failure::corrupt("memfd.img", None, "a name holds a zero byte"))?;
-            let fd = sys::memory::sealable_memfd(&name).map_err(explain)?;
+            let fd = sys::memory::sealable_memfd(&name, huge.map_or(0, |bits| bits | libc::MFD_HUGETLB)).map_err(explain)?;
             sys::fd::truncate(&fd, inode.size).map_err(explain)?;
             fd
         }

@@ -3,10 +3,10 @@
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
 //! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
 //! madvise(2), mlock2(2), names and seals.
-//! Refused for now: huge pages, packet rings, device memory,
-//! userfaultfd registrations, shadow stacks.
+//! Refused for now: packet rings, device memory, userfaultfd registrations, shadow stacks.
 
 pub mod aio;
+pub mod hugetlb;
 pub mod mm;
 pub mod sysv;
 
@@ -70,8 +70,6 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
     let has = |flag| vma.flags.has(flag);
     if has("um") || has("uw") || has("ui") {
         Some("is registered with a userfaultfd, which only its handler could answer for")
-    } else if has("ht") {
-        Some("consists of huge pages (hugetlb), which are not carried yet")
     } else if has("ss") {
         Some("is a shadow stack, which is not carried yet")
     } else if is("anon_inode:") && name != uring::NAME || is("socket:[") {
@@ -92,7 +90,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
         pgoff: 0,
         shmid: 0,
         prot: vma.prot,
-        flags: if vma.is_shared { MAP_SHARED } else { MAP_PRIVATE },
+        flags: hugetlb::flags(vma) | if vma.is_shared { MAP_SHARED } else { MAP_PRIVATE },
         status: status::REGULAR,
         fd: -1,
         madv: None,
@@ -143,6 +141,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
             entry.anon_name =
                 name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
         }
+        name if hugetlb::is_anonymous(name) && !vma.is_shared => anonymous(&mut entry, 0),
         name if aio::is_ring(name) => entry.status |= status::AIO_RING,
         _ => {
             // A shared mapping that may become writable needs a file open for writing.
@@ -286,6 +285,9 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     if entry.prot & !7 != 0 {
         return corrupt(format!("{what} has the protection {:#x}", entry.prot));
     }
+    if let Some(why) = hugetlb::check(entry) {
+        return corrupt(format!("{what} {why}"));
+    }
     if is(status::VDSO) && entry.end - entry.start > VDSO_MAX {
         return corrupt(format!("{what} is too long for a vdso"));
     }
@@ -330,7 +332,7 @@ pub fn is_guarded(entry: &VmaEntry) -> bool {
 /// writable until it is finished.
 pub fn map(entry: &VmaEntry, file: Option<Arg>, is_open: bool, ops: &mut TaskOps) {
     let kept = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE;
-    let flags = entry.flags & kept | libc::MAP_FIXED as u32;
+    let flags = entry.flags & kept | hugetlb::kept(entry) | libc::MAP_FIXED as u32;
     let prot = if is_open { entry.prot | PROT_WRITE } else { entry.prot };
     let args = [
         entry.start.into(),

@@ -10,6 +10,7 @@
 //! A segment goes with the tree as its memory does: a dump that ends the tree removes it. One that is still there at a
 //! restore, the same and attached by nobody, is used: a snapshot's tree may have ended in another way.
 
+use super::hugetlb;
 use crate::contract::{DumpCx, TaskOps};
 use agent::Judge;
 use image::vma as status;
@@ -85,6 +86,8 @@ struct Seen {
     first_key: i32,
     pieces: u64,
     content: Option<u64>,
+    /// As in [`IpcShmEntry`].
+    huge: Option<u32>,
 }
 
 /// By id.
@@ -103,7 +106,10 @@ pub fn note(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<(), Failure> {
     let digits = vma.name.get(b"/SYSV".len()..b"/SYSV".len() + 8).unwrap_or_default();
     let key = std::str::from_utf8(digits).ok().and_then(|digits| u32::from_str_radix(digits, 16).ok());
     let first_key = key.unwrap_or(0) as i32;
-    cx.shelf.of::<Dumped>().0.insert(id, Seen { segment, pid, first_key, pieces: 1, content: None });
+    cx.shelf
+        .of::<Dumped>()
+        .0
+        .insert(id, Seen { segment, pid, first_key, pieces: 1, content: None, huge: None });
     Ok(())
 }
 
@@ -133,9 +139,10 @@ pub fn dump(pid: i32, vma: &Vma, cx: &mut DumpCx) -> Result<(), Failure> {
     let explain = |error: Errno| error.on(super::object(vma), "look at the segment");
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let file = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
+    let huge = sys::fd::huge_page_of(&file).map(|size| hugetlb::size_bits(size) | shm::HUGE);
     let content = cx.content(id as u64, file);
     if let Some(seen) = cx.shelf.of::<Dumped>().0.get_mut(&id) {
-        seen.content = Some(content);
+        (seen.content, seen.huge) = (Some(content), huge);
     }
     Ok(())
 }
@@ -156,7 +163,7 @@ pub fn write(namespace: u32, cx: &mut DumpCx) {
             id: *id as u32,
         };
         let content = seen.content.filter(|content| *content != *id as u64);
-        records.push(IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None, content });
+        records.push(IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: seen.huge, content });
     }
     for record in &records {
         cx.image(image(namespace), kind::IPCNS_SHM).record(record);
@@ -166,7 +173,7 @@ pub fn write(namespace: u32, cx: &mut DumpCx) {
 /// Why a restore could not make the attachments of a process that was seen.
 pub fn check_own(vmas: &[VmaEntry], cx: &mut DumpCx) -> Option<String> {
     let seen = &cx.shelf.of::<Dumped>().0;
-    check_places(vmas, &|id| seen.get(&id).map(|seen| seen.segment.size.next_multiple_of(PAGE)))
+    check_places(vmas, &|id| seen.get(&id).map(|seen| whole(seen.segment.size, seen.huge)))
 }
 
 /// The ids of the segments of a tree.
@@ -219,7 +226,26 @@ fn attachments(vmas: &[VmaEntry]) -> Vec<Attachment<'_>> {
 pub type Segments = HashMap<i32, IpcShmEntry>;
 
 fn len(segment: &IpcShmEntry) -> u64 {
-    segment.size.next_multiple_of(PAGE)
+    whole(segment.size, segment.hugetlb_flag)
+}
+
+/// Bytes of all pages of a segment.
+fn whole(size: u64, huge: Option<u32>) -> u64 {
+    size.next_multiple_of(page(huge).unwrap_or(PAGE))
+}
+
+/// The size of the huge pages that a segment has, if it has some.
+fn page(huge: Option<u32>) -> Option<u64> {
+    huge.filter(|flags| *flags != 0).and_then(|flags| hugetlb::page(flags).ok())
+}
+
+/// Notes the sizes of their huge pages.
+pub fn huge_pages(segments: &Segments, needed: &mut hugetlb::Needed) {
+    for segment in segments.values() {
+        if let Some(size) = page(segment.hugetlb_flag) {
+            needed.size(size);
+        }
+    }
 }
 
 /// What a process needs of its address space while its attachments are made.
@@ -244,8 +270,11 @@ pub fn check(segments: &[IpcShmEntry], image: &str) -> Failures {
         if segment.size == 0 || segment.size > SIZE_MAX {
             corrupt("has a size that no segment has");
         }
-        if segment.hugetlb_flag.is_some_and(|flag| flag != 0) || segment.in_pagemaps != Some(true) {
-            let why = "consists of huge pages or is in a form of older images, which is not carried";
+        if let Some(Err(why)) = segment.hugetlb_flag.map(hugetlb::page) {
+            corrupt(&why);
+        }
+        if segment.in_pagemaps != Some(true) {
+            let why = "is in a form of older images, which is not carried";
             failures.push(Failure::unsupported(object(desc.id as i32, desc.key as i32), why));
         }
     }
@@ -416,6 +445,7 @@ pub fn make(
                 mode: desc.mode,
                 size: entry.size,
                 attached: 0,
+                huge: page(entry.hugetlb_flag).map_or(0, |size| hugetlb::size_bits(size) | shm::HUGE),
             };
             let got = shm::create(id, &segment).map_err(explain)?;
             made.ids.push(got);
