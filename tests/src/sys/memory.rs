@@ -217,3 +217,62 @@ impl Map {
         unsafe { &*((self.address + offset) as *const std::sync::atomic::AtomicU64) }
     }
 }
+
+impl Map {
+    /// Source: mlock2(2) MLOCK_ONFAULT.
+    #[track_caller]
+    pub fn lock_on_fault(&self) {
+        // SAFETY: changes no contents; the range is this mapping.
+        let result = unsafe { libc::mlock2(self.address as *const c_void, self.length, libc::MLOCK_ONFAULT) };
+        super::call::check("mlock2", result);
+    }
+
+    /// Nothing can change these pages' mapping any more. Source: mseal(2), Linux 6.10.
+    #[track_caller]
+    pub fn seal(&self, pages: std::ops::Range<usize>) -> io::Result<()> {
+        const SYS_MSEAL: i64 = 462;
+        assert!(pages.end * PAGE <= self.length);
+        let (start, length) = (self.address + pages.start * PAGE, pages.len() * PAGE);
+        // SAFETY: changes no contents; the range lies inside this mapping.
+        match unsafe { libc::syscall(SYS_MSEAL, start, length, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Can it be unmapped? If so, it is not any more.
+    pub fn can_unmap(&self, pages: std::ops::Range<usize>) -> bool {
+        assert!(pages.end * PAGE <= self.length);
+        let address = (self.address + pages.start * PAGE) as *mut c_void;
+        // SAFETY: the range lies inside this mapping, to which no reference exists.
+        unsafe { libc::munmap(address, pages.len() * PAGE) == 0 }
+    }
+}
+
+/// A descriptor of memory that nobody else can read. Source: memfd_secret(2).
+pub fn secret() -> io::Result<std::fs::File> {
+    // SAFETY: takes one integer; the new descriptor is ours alone.
+    match unsafe { libc::syscall(libc::SYS_memfd_secret, 0) } {
+        // SAFETY: as above.
+        fd @ 0.. => Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as i32) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Registers a mapping with a new userfaultfd, for pages that are missing. Source: ioctl_userfaultfd(2).
+#[track_caller]
+pub fn register_userfault(fd: BorrowedFd, map: &Map) {
+    const UFFDIO_API: libc::Ioctl = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00;
+    const MODE_MISSING: u64 = 1;
+    let mut api: [u64; 3] = [0xaa, 0, 0];
+    let mut register: [u64; 4] = [map.address as u64, map.length as u64, MODE_MISSING, 0];
+    // SAFETY: the kernel reads and writes the two arrays, which are as long as its structures.
+    unsafe {
+        super::call::check("UFFDIO_API", libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()));
+        super::call::check(
+            "UFFDIO_REGISTER",
+            libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr()),
+        );
+    }
+}

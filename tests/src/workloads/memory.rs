@@ -9,7 +9,7 @@ use crate::case::{Case, Trial};
 use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
 use crate::sys::procfs::{self, mapping_at};
-use crate::sys::{call, fault};
+use crate::sys::{call, fault, memory, strange};
 
 pub const CASES: &[Case] = &[
     case!(protections_fault_as_before),
@@ -37,13 +37,32 @@ pub const CASES: &[Case] = &[
     case!(shared_file_mapping_writes_to_the_file).exchange(),
     case!(file_mapping_with_an_offset_survives),
     case!(file_mapping_beyond_the_end_still_faults),
-    case!(mapped_file_that_was_deleted_survives).not_yet("unlinked files"),
+    case!(mapped_file_that_was_deleted_survives),
     case!(mapping_of_a_closed_file_survives),
     case!(dev_zero_mappings_survive),
     case!(executable_memory_still_executes),
     case!(moved_vdso_still_works),
     case!(memfd_with_mappings_survives),
     case!(memory_written_meanwhile_is_consistent).restless(),
+    case!(droppable_memory_is_not_saved).peer_cannot("it has no such mappings"),
+    case!(memory_locked_on_fault_stays_untouched).peer_cannot("it locks and fills all of it"),
+    case!(sealed_memory_stays_sealed).peer_cannot("seals of mappings are not in its images"),
+    case!(tebibyte_of_reserved_memory_is_saved_quickly),
+    case!(sixty_five_thousand_mappings_survive),
+    case!(ten_thousand_mappings_of_files_survive),
+    case!(neighbours_that_grow_down_stay_apart),
+    case!(grown_down_mapping_that_was_partly_replaced_survives),
+    case!(file_mapped_with_different_protections_survives),
+    case!(shared_mapping_of_dev_zero_stays_shared),
+    case!(memfd_open_for_reading_alone_survives),
+    case!(sealed_memfd_stays_sealed),
+    case!(shared_memory_open_through_map_files_survives),
+    case!(mapped_file_with_two_names_that_are_gone_stays_one).options(&["--link-remap"]),
+    case!(secret_memory_is_refused).refused(&["secret"]).needs(has_secret_memory),
+    case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
+        .needs(strange::has_userfaultfd),
+    case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
+    case!(mapped_packet_ring_is_refused).refused(&["mapping", "socket"]),
     case!(names_of_anonymous_mappings_are_kept).peer_cannot("names of anonymous mappings are not in its images"),
 ];
 
@@ -563,4 +582,291 @@ fn names_of_anonymous_mappings_are_kept(t: &Trial) {
     t.checkpoint();
     assert_eq!(mapping_at(map.address).name, "[anon:my pages]");
     assert_eq!(call::gettid(), std::process::id() as i32);
+}
+
+/// When this process was started, in ticks since boot: another time after a restore.
+fn started() -> String {
+    procfs::stat("self").get(19).expect("told").clone()
+}
+
+fn droppable_memory_is_not_saved(t: &Trial) {
+    /// From linux/mman.h, since 6.11.
+    const MAP_DROPPABLE: i32 = 8;
+    let map = Map::anonymous(pages(4), RW, MAP_DROPPABLE);
+    map.fill(0..4, 1);
+    let before = started();
+    t.checkpoint();
+    assert!(mapping_at(map.address).flags.contains(&"dp".to_owned()), "it is no droppable mapping any more");
+    // Random numbers that were drawn in advance must not be drawn twice.
+    if started() != before {
+        map.check_zero(0..4);
+    }
+    map.fill(0..4, 2);
+}
+
+fn memory_locked_on_fault_stays_untouched(t: &Trial) {
+    let map = Map::private(pages(300));
+    map.lock_on_fault();
+    map.fill(7..9, 1);
+    t.checkpoint();
+    assert!(mapping_at(map.address).flags.contains(&"lf".to_owned()), "MLOCK_ONFAULT");
+    let present = procfs::pagemap(map.address + pages(100), 200).iter().filter(|entry| *entry >> 62 != 0).count();
+    assert_eq!(present, 0, "pages nobody touched are there");
+    map.check(7..9, 1);
+}
+
+fn sealed_memory_stays_sealed(t: &Trial) {
+    let map = Map::private(pages(6));
+    map.fill(0..6, 1);
+    map.protect(2..3, READ);
+    if map.seal(1..4).is_err() {
+        // Before Linux 6.10 there is nothing to keep.
+        t.checkpoint();
+        return;
+    }
+    t.checkpoint();
+    for page in 1..4 {
+        assert!(!map.can_unmap(page..page + 1), "page {page} can be unmapped");
+    }
+    assert!(!fault::can_write(map.address + pages(2)));
+    map.check(0..6, 1);
+    assert!(map.can_unmap(0..1) && map.can_unmap(4..5));
+}
+
+fn tebibyte_of_reserved_memory_is_saved_quickly(t: &Trial) {
+    let reserved = Map::anonymous(1 << 40, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    let usable = Map::anonymous(1 << 40, RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    let touched = [0, 1 << 20, (1 << 28) - 1];
+    for page in touched {
+        usable.fill(page..page + 1, 5);
+    }
+    let begun = std::time::Instant::now();
+    t.checkpoint();
+    // Looking at every page of it would take far longer.
+    assert!(begun.elapsed().as_secs() < 15, "it took {:?}", begun.elapsed());
+    for page in touched {
+        usable.check(page..page + 1, 5);
+    }
+    assert!(!fault::can_read(reserved.address + (1 << 39)));
+    assert_eq!(mapping_at(reserved.address).end - reserved.address, 1 << 40);
+}
+
+fn sixty_five_thousand_mappings_survive(t: &Trial) {
+    // The kernel allows a process 65530, unless it is told otherwise.
+    let count = 65_000;
+    let map = Map::private(pages(count));
+    for page in (0..count).step_by(2) {
+        map.protect(page..page + 1, READ);
+    }
+    for page in (1..count).step_by(200) {
+        map.fill(page..page + 1, 5);
+    }
+    let inside = || {
+        let is_inside = |m: &procfs::Mapping| m.start >= map.address && m.end <= map.address + map.length;
+        procfs::mappings("self").into_iter().filter(is_inside).count()
+    };
+    let before = inside();
+    assert!(before >= 64_900, "only {before} mappings were made");
+    t.checkpoint();
+    assert_eq!(inside(), before);
+    for page in (1..count).step_by(200) {
+        map.check(page..page + 1, 5);
+    }
+}
+
+fn ten_thousand_mappings_of_files_survive(t: &Trial) {
+    let file = data_file(t, 2);
+    let maps: Vec<Map> = (0..10_000)
+        .map(|number| Map::file(file.as_fd(), PAGE, READ, libc::MAP_SHARED, pages(number % 2) as i64))
+        .collect();
+    drop(file);
+    t.checkpoint();
+    for (number, map) in maps.iter().enumerate() {
+        assert_eq!(map.get(5), expected(pages(number % 2) + 5), "mapping {number}");
+    }
+}
+
+/// A place with room around it.
+fn free_place(count: usize) -> usize {
+    let room = Map::anonymous(pages(count), libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    room.unmap(0..count);
+    room.address
+}
+
+fn neighbours_that_grow_down_stay_apart(t: &Trial) {
+    let place = free_place(3000);
+    let lower = Map::grows_down(place + pages(2000), pages(3));
+    // Right behind it, and not one with it, for it has another protection.
+    let upper = Map::grows_down(place + pages(2003), pages(3));
+    upper.protect(0..3, READ | libc::PROT_WRITE | libc::PROT_EXEC);
+    lower.fill(0..3, 1);
+    upper.fill(0..3, 2);
+    t.checkpoint();
+    lower.check(0..3, 1);
+    upper.check(0..3, 2);
+    for map in [lower, upper] {
+        assert!(mapping_at(map.address).flags.contains(&"gd".to_owned()));
+        assert_eq!(mapping_at(map.address).start, map.address);
+    }
+    assert!(fault::can_write(lower.address - PAGE), "it should grow");
+}
+
+fn grown_down_mapping_that_was_partly_replaced_survives(t: &Trial) {
+    let place = free_place(3000);
+    let map = Map::grows_down(place + pages(2000), pages(6));
+    map.fill(0..6, 1);
+    map.renew_page(3);
+    map.fill(3..4, 2);
+    map.renew_page(0);
+    t.checkpoint();
+    map.check(1..3, 1);
+    map.check(3..4, 2);
+    map.check(4..6, 1);
+    map.check_zero(0..1);
+    let grows = |page: usize| mapping_at(map.address + pages(page)).flags.contains(&"gd".to_owned());
+    assert_eq!([0, 1, 3, 4].map(grows), [false, true, false, true]);
+}
+
+fn file_mapped_with_different_protections_survives(t: &Trial) {
+    let file = data_file(t, 4);
+    let map = |protection, kind| Map::file(file.as_fd(), pages(4), protection, kind, 0);
+    let shared = map(RW, libc::MAP_SHARED);
+    let read_only = map(READ, libc::MAP_SHARED);
+    let none = map(libc::PROT_NONE, libc::MAP_SHARED);
+    let private = map(RW, libc::MAP_PRIVATE);
+    private.fill(2..3, 9);
+    t.checkpoint();
+    shared.set(3, 200);
+    assert_eq!((read_only.get(3), private.get(3)), (200, 200));
+    private.check(2..3, 9);
+    assert!(!fault::can_write(read_only.address) && !fault::can_read(none.address));
+    // It was open for writing.
+    read_only.protect(0..4, RW);
+    read_only.set(4, 201);
+    none.protect(0..4, READ);
+    assert_eq!((shared.get(4), none.get(4)), (201, 201));
+}
+
+fn shared_mapping_of_dev_zero_stays_shared(t: &Trial) {
+    let zero = OpenOptions::new().read(true).write(true).open("/dev/zero").expect("open");
+    let map = Map::file(zero.as_fd(), pages(3), RW, libc::MAP_SHARED, 0);
+    drop(zero);
+    map.fill(1..2, 5);
+    let child = fork(|| {
+        t.mark("child");
+        t.hold();
+        map.check(1..2, 5);
+        map.cell(0).store(4, Ordering::SeqCst);
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    crate::case::until("the child's write", || map.cell(0).load(Ordering::SeqCst) == 4);
+    map.check_zero(2..3);
+    child.succeed();
+}
+
+fn memfd_of(count: usize) -> File {
+    let fd = nix::sys::memfd::memfd_create("m", nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING);
+    let file = File::from(fd.expect("memfd_create"));
+    file.set_len(pages(count) as u64).expect("grow");
+    file
+}
+
+fn reopened(file: &File) -> File {
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file))).expect("open again")
+}
+
+fn memfd_open_for_reading_alone_survives(t: &Trial) {
+    let file = memfd_of(3);
+    let writer = Map::file(file.as_fd(), pages(3), RW, libc::MAP_SHARED, 0);
+    writer.fill(0..3, 1);
+    let reader = reopened(&file);
+    drop(file);
+    let shared = Map::file(reader.as_fd(), pages(3), READ, libc::MAP_SHARED, 0);
+    let private = Map::file(reader.as_fd(), pages(3), RW, libc::MAP_PRIVATE, 0);
+    private.fill(1..2, 2);
+    t.checkpoint();
+    writer.set(7, 8);
+    assert_eq!((shared.get(7), private.get(7)), (8, 8));
+    private.check(1..2, 2);
+    private.check(2..3, 1);
+    assert!(std::io::Write::write(&mut &reader, b"x").is_err(), "it was open for reading alone");
+}
+
+fn sealed_memfd_stays_sealed(t: &Trial) {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let file = memfd_of(2);
+    let map = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
+    map.fill(0..2, 1);
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).expect("seal");
+    t.checkpoint();
+    assert_eq!(fcntl(&file, FcntlArg::F_GET_SEALS), Ok(seals.bits()));
+    assert!(file.set_len(0).is_err() && file.set_len(1 << 20).is_err());
+    map.check(0..2, 1);
+}
+
+fn shared_memory_open_through_map_files_survives(t: &Trial) {
+    use std::os::unix::fs::FileExt;
+    let map = Map::shared(pages(3));
+    map.fill(0..3, 1);
+    let path = format!("/proc/self/map_files/{:x}-{:x}", map.address, map.address + map.length);
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("open");
+    t.checkpoint();
+    file.write_all_at(&[9], pages(1) as u64).expect("write");
+    assert_eq!(map.get(pages(1)), 9);
+    map.check(2..3, 1);
+}
+
+fn mapped_file_with_two_names_that_are_gone_stays_one(t: &Trial) {
+    let file = data_file(t, 2);
+    fs::hard_link(t.path("data"), t.path("other")).expect("link");
+    let other = OpenOptions::new().read(true).write(true).open(t.path("other")).expect("open");
+    let one = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
+    let two = Map::file(other.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
+    fs::remove_file(t.path("data")).expect("remove");
+    fs::remove_file(t.path("other")).expect("remove");
+    t.checkpoint();
+    one.set(17, 200);
+    assert_eq!(two.get(17), 200);
+    assert_eq!(two.get(pages(1) + 3), expected(pages(1) + 3));
+}
+
+fn has_secret_memory() -> Result<(), String> {
+    memory::secret().map(drop).map_err(|e| format!("no secret memory here: {e}"))
+}
+
+fn secret_memory_is_refused(t: &Trial) {
+    let file = memory::secret().expect("memfd_secret");
+    file.set_len(pages(2) as u64).expect("grow");
+    let map = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
+    drop(file);
+    map.fill(0..2, 1);
+    t.checkpoint();
+    map.check(0..2, 1);
+}
+
+fn memory_registered_with_a_userfaultfd_is_refused(t: &Trial) {
+    let map = Map::private(pages(4));
+    map.fill(0..4, 1);
+    let fd = strange::userfaultfd().expect("userfaultfd");
+    memory::register_userfault(fd.as_fd(), &map);
+    t.checkpoint();
+    map.check(0..4, 1);
+}
+
+fn mapped_perf_ring_is_refused(t: &Trial) {
+    let event = strange::perf_event().expect("perf_event_open");
+    let map = Map::file(event.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
+    drop(event);
+    t.checkpoint();
+    assert!(fault::can_read(map.address));
+}
+
+fn mapped_packet_ring_is_refused(t: &Trial) {
+    let (socket, length) = strange::packet_ring();
+    let map = Map::file(socket.as_fd(), length, RW, libc::MAP_SHARED, 0);
+    drop(socket);
+    t.checkpoint();
+    assert!(fault::can_read(map.address));
 }
