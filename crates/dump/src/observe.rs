@@ -8,7 +8,7 @@ use agent::{List, Watch};
 use image::*;
 use kinds::contract::FdProbe;
 use kinds::fd::uring;
-use kinds::task::{Answers, Ask, attributes, creds, limits, rseq, sched, seccomp, signals, timers};
+use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::{Errno, Failure, Object};
 use pages::select::{Area, Question, Selection};
@@ -366,6 +366,7 @@ struct Asked {
     list: List,
     creds: creds::Asked,
     own: attributes::AskedThread,
+    numa: numa::Asked,
     rings: Option<uring::Asked>,
     whole: Option<(attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked)>,
 }
@@ -525,6 +526,7 @@ impl Guest {
             let mut ask = Ask { list: &mut list, area: host.area() };
             let creds = creds::ask(&mut ask);
             let own = attributes::ask_thread(&mut ask)?;
+            let numa = numa::ask(&mut ask)?;
             let whole = match self.timers.take_if(|_| thread.tid == self.part.pid) {
                 Some(timers) => Some((
                     attributes::ask_process(&mut ask)?,
@@ -538,7 +540,7 @@ impl Guest {
                 true => None,
                 false => Some(uring::ask(&self.rings, &mut Ask { list: &mut list, area: host.area() })?),
             };
-            all.push(Asked { list, creds, own, rings, whole });
+            all.push(Asked { list, creds, own, numa, rings, whole });
         }
         Ok(all)
     }
@@ -557,6 +559,7 @@ impl Guest {
             seen.rings = asked.rings.map(|rings| rings.answer(answers));
             if let Some(thread_core) = &mut seen.core.thread_core {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
+                asked.numa.answer(answers, thread_core);
             }
             if let Some((process, actions, limits, timers)) = asked.whole {
                 let process = process.answer(answers);

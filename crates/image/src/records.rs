@@ -224,6 +224,11 @@ pub struct ThreadCoreEntry {
     /// Ours: how late its timers may be, in nanoseconds.
     #[prost(uint64, optional, tag = "1001")]
     pub timer_slack: Option<u64>,
+    /// Ours: where its memory is put, as set_mempolicy(2) takes it; bit n of byte m for node 8m + n.
+    #[prost(uint32, optional, tag = "1002")]
+    pub numa_mode: Option<u32>,
+    #[prost(bytes = "vec", optional, tag = "1003")]
+    pub numa_nodes: Option<Vec<u8>>,
 }
 
 /// sigaltstack(2).

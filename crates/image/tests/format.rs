@@ -44,6 +44,8 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("TaskCoreEntry", "exit_signal", 1000),
     ("TaskCoreEntry", "has_no_terminal", 1001),
     ("ThreadCoreEntry", "affinity", 1000),
+    ("ThreadCoreEntry", "numa_mode", 1002),
+    ("ThreadCoreEntry", "numa_nodes", 1003),
     ("ThreadCoreEntry", "timer_slack", 1001),
     ("TtyInfoEntry", "has_hung_up", 1000),
     ("TtyInfoEntry", "lines", 1002),

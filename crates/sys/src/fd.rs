@@ -62,17 +62,27 @@ pub fn is_proc_root(path: &Path) -> bool {
 
 /// Source: linux/magic.h.
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+const SECRETMEM_MAGIC: i64 = 0x5345_434d;
 
-/// The size of its pages, if this is a file of huge pages. Source: statfs(2); fs/hugetlbfs/inode.c.
-pub fn huge_page(path: &Path) -> Option<u64> {
+/// The sort of file system that a file is of, and the size of its blocks. Source: statfs(2).
+fn file_system(path: &Path) -> Option<(i64, u64)> {
     let c_path = c_path(path).ok()?;
     let mut found = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the kernel reads the path and writes one statfs on this stack.
     let result = unsafe { libc::statfs(c_path.as_ptr(), found.as_mut_ptr()) };
     // SAFETY: zeroed integers, filled by the kernel.
     let found = unsafe { found.assume_init() };
-    let is_huge = result == 0 && found.f_type == HUGETLBFS_MAGIC;
-    is_huge.then(|| u64::try_from(found.f_bsize).ok()).flatten()
+    (result == 0).then_some((found.f_type, found.f_bsize as u64))
+}
+
+/// The size of its pages, if this is a file of huge pages. Source: fs/hugetlbfs/inode.c.
+pub fn huge_page(path: &Path) -> Option<u64> {
+    file_system(path).filter(|found| found.0 == HUGETLBFS_MAGIC).map(|found| found.1)
+}
+
+/// Is this memory that only its own process can read? Source: memfd_secret(2); mm/secretmem.c.
+pub fn is_secret(path: &Path) -> bool {
+    file_system(path).is_some_and(|found| found.0 == SECRETMEM_MAGIC)
 }
 
 /// [`huge_page`] of an open file.

@@ -21,6 +21,8 @@ pub struct Vma {
     pub flags: VmFlags,
     /// Bytes of its pages, as far as the text tells: `smaps` alone does.
     pub page_size: u64,
+    /// As far as the text tells.
+    pub protection_key: u32,
 }
 
 /// The `VmFlags:` of a mapping: two letters each. Source: Documentation/filesystems/proc.rst.
@@ -118,6 +120,7 @@ pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
         name: unescape(name),
         flags: VmFlags::default(),
         page_size: crate::memory::PAGE,
+        protection_key: 0,
     };
     (vma.start < vma.end).then_some(vma)
 }
@@ -157,6 +160,10 @@ impl SmapsParser {
             && let Some(vma) = self.vmas.last_mut()
         {
             vma.flags = VmFlags::parse(flags);
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:")
+            && let Some(vma) = self.vmas.last_mut()
+        {
+            vma.protection_key = decimal(key.trim_ascii()).unwrap_or(0);
         } else if let Some(size) = line.strip_prefix(b"KernelPageSize:")
             && let Some(vma) = self.vmas.last_mut()
         {
@@ -746,7 +753,7 @@ mod tests {
     #[test]
     fn a_mapping_with_flags_and_an_odd_name_is_understood() {
         let text = b"7f00-7f01 rw-s 00002000 fe:01 77     /tmp/a\\012b (deleted)\n\
-            Size:  4 kB\nVmFlags: rd wr sh gd lo dc\n";
+            Size:  4 kB\nKernelPageSize:     2048 kB\nProtectionKey:         3\nVmFlags: rd wr sh gd lo dc\n";
         let mut parser = SmapsParser::default();
         for piece in text.chunks(7) {
             parser.feed(piece);
@@ -757,6 +764,7 @@ mod tests {
         assert_eq!((vma.start, vma.end, vma.prot, vma.is_shared), (0x7f00, 0x7f01, 3, true));
         assert_eq!((vma.offset, vma.dev, vma.inode), (0x2000, (0xfe, 1), 77));
         assert_eq!(vma.name, b"/tmp/a\nb (deleted)");
+        assert_eq!((vma.page_size, vma.protection_key), (2 << 20, 3));
         assert!(vma.flags.has("gd") && vma.flags.has("lo") && vma.flags.has("dc") && !vma.flags.has("mg"));
     }
 

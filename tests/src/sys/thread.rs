@@ -53,3 +53,39 @@ pub fn gs_base() -> u64 {
     });
     base
 }
+
+/// Source: linux/mempolicy.h.
+pub const MPOL_F_STATIC_NODES: i32 = 1 << 15;
+
+/// Has the kernel put the memory of the calling thread on these nodes, the first 64 of them. Source: set_mempolicy(2).
+///
+/// # Errors
+/// Where the kernel knows no nodes, or not these.
+pub fn set_memory_policy(mode: i32, nodes: u64) -> std::io::Result<()> {
+    // SAFETY: the kernel reads one word, a live local.
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const nodes, 64) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Mode and nodes of the calling thread. Source: get_mempolicy(2).
+///
+/// # Errors
+/// Where the kernel knows no nodes.
+pub fn memory_policy() -> std::io::Result<(i32, u64)> {
+    let (mut mode, mut nodes) = (0_i32, [0_u64; 16]);
+    // SAFETY: the kernel writes an integer and 1024 bits, both live locals.
+    let result =
+        unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nodes.as_mut_ptr(), 1024, 0, 0) };
+    match result {
+        0 => Ok((mode, nodes[0])),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// # Errors
+/// Why not.
+pub fn has_memory_policies() -> Result<(), String> {
+    memory_policy().map(drop).map_err(|e| format!("no policies of memory here: {e}"))
+}

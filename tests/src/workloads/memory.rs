@@ -58,7 +58,7 @@ pub const CASES: &[Case] = &[
     case!(sealed_memfd_stays_sealed),
     case!(shared_memory_open_through_map_files_survives),
     case!(mapped_file_with_two_names_that_are_gone_stays_one).options(&["--link-remap"]),
-    case!(secret_memory_is_refused).refused(&["secret"]).needs(has_secret_memory),
+    case!(secret_memory_is_refused).refused(&["mapping", "secret memory"]).needs(has_secret_memory),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),

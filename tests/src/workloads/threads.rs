@@ -18,6 +18,8 @@ pub const CASES: &[Case] = &[
     case!(alternate_stack_of_each_thread_is_kept),
     case!(robust_list_of_each_thread_is_kept),
     case!(rseq_area_of_each_thread_stays_registered),
+    case!(memory_policy_of_each_thread_is_kept).needs(thread::has_memory_policies)
+        .peer_cannot("memory policies are not in its images"),
     case!(clear_tid_address_still_wakes_a_join),
     case!(thread_blocked_in_a_futex_is_woken),
     case!(threads_that_contend_for_a_mutex_go_on),
@@ -126,6 +128,17 @@ fn rseq_area_of_each_thread_stays_registered(t: &Trial) {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).expect("sched_setaffinity");
         assert_eq!(thread::rseq_cpu(), Some(0));
     });
+}
+
+fn memory_policy_of_each_thread_is_kept(t: &Trial) {
+    with_threads(t, 2, |number, checkpoint| {
+        // Node 0 is everywhere; the kernel keeps the flag, which says that the number is meant.
+        let mode = if number == 0 { libc::MPOL_BIND } else { libc::MPOL_PREFERRED | thread::MPOL_F_STATIC_NODES };
+        thread::set_memory_policy(mode, 1).expect("set_mempolicy");
+        checkpoint();
+        assert_eq!(thread::memory_policy().expect("get_mempolicy"), (mode, 1));
+    });
+    assert_eq!(thread::memory_policy().expect("get_mempolicy"), (libc::MPOL_DEFAULT, 0));
 }
 
 fn clear_tid_address_still_wakes_a_join(t: &Trial) {

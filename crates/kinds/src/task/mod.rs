@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod creds;
 pub mod limits;
+pub mod numa;
 pub mod rseq;
 pub mod sched;
 pub mod seccomp;

@@ -3,7 +3,8 @@
 //! Read from: `/proc/PID/smaps` (range, protection, flags) and `/proc/PID/map_files` (the file itself).
 //! Rebuilt by: mmap(2) at the final address, writable as long as pages are being put in; then mprotect(2),
 //! madvise(2), mlock2(2), names and seals.
-//! Refused for now: packet rings, device memory, userfaultfd registrations, shadow stacks.
+//! Refused for now: packet rings, device memory, userfaultfd registrations, shadow stacks,
+//! protection keys, except that which the kernel gives to memory that may be executed alone.
 
 pub mod aio;
 pub mod hugetlb;
@@ -11,7 +12,7 @@ pub mod mm;
 pub mod sysv;
 
 use crate::contract::{DumpCx, TaskOps};
-use crate::fd::ghost::FileAt;
+use crate::fd::ghost::{FileAt, SECRET};
 use crate::fd::{memfd, regular, uring};
 use agent::{Arg, Judge};
 use image::VmaEntry;
@@ -70,6 +71,8 @@ fn refusal(vma: &Vma) -> Option<&'static str> {
     let has = |flag| vma.flags.has(flag);
     if has("um") || has("uw") || has("ui") {
         Some("is registered with a userfaultfd, which only its handler could answer for")
+    } else if vma.protection_key != 0 && vma.prot != libc::PROT_EXEC as u32 {
+        Some("has a protection key (pkey_mprotect), which is not carried yet")
     } else if has("ss") {
         Some("is a shadow stack, which is not carried yet")
     } else if is("anon_inode:") && name != uring::NAME || is("socket:[") {
@@ -206,6 +209,9 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
     }
     let explain = |error: Errno| error.on(object(vma), "open the mapped file");
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
+    if sys::fd::is_secret(Path::new(&path)) {
+        return Err(Failure::unsupported(object(vma), SECRET));
+    }
     let fd = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
     let stat = sys::fd::stat(&fd).map_err(explain)?;
     let seen = FileAt { path: &vma.name, stat: &stat, source: Path::new(&path) };
