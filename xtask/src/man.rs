@@ -69,6 +69,35 @@ the dump makes a link
 beside the old name, which the restore removes. A failed dump leaves no link, and neither does
 .BR \-\-leave\-running :
 then the restore finds the file by its handle, as long as it exists.
+.SH SNAPSHOTS AND WHAT CHANGED
+With
+.B \-\-leave\-running
+the tree runs on as soon as its processes have been copied by
+.BR fork (2);
+memory is read from the copies. For a moment it may take twice the memory. When that is not free, when mappings are
+not inherited (MADV_DONTFORK), or when an action script follows the steps, the tree stands still until all is saved;
+.B \-\-copy\-on\-write
+asks for copies in spite of scripts.
+.PP
+.B pre\-dump
+saves memory alone. From then on a process named
+.I crtools\-keeper
+holds what notes changes of the tree, until the tree ends or is dumped. A later
+.B pre\-dump
+or
+.B dump
+with
+.B \-\-prev\-images\-dir
+saves what has changed, and makes a link
+.I parent
+to the folder before, which a restore needs too. When the keeper was killed, everything is saved.
+.SH MEMORY THAT COMES LATER
+With
+.B restore \-\-lazy\-pages
+the tree runs before its memory is there. A server,
+.BR "crtools lazy\-pages" ,
+is started if none waits in the work directory, and stays until all has come. If it is killed before, what has not come
+reads as zeros.
 .SH CONFIGURATION FILES
 Read in this order, later ones win:
 .IR /etc/criu/default.conf ,
