@@ -7,9 +7,8 @@ use crate::observe::{self, Depth};
 use crate::past::{Past, divide};
 use crate::run::{Saved, Taking, connect, dedup, micros};
 use crate::{encode, track};
-use image::{Dir, StatsEntry};
+use image::Dir;
 use model::hooks::Action;
-use model::stats::DumpStats;
 use model::{Failure, Failures, Hooks, Object, Options};
 use std::time::{Duration, Instant};
 
@@ -90,17 +89,6 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     }
     drop(tree);
     dedup(options, dir);
-    let stats = DumpStats {
-        freezing_us: freezing_us.into(),
-        frozen_us: frozen_us.into(),
-        memdump_us: taking.us.into(),
-        memwrite_us: taking.us.into(),
-        pages_scanned: scanned,
-        pages_skipped_parent: taking.unchanged_pages,
-        pages_written: taking.taken.written_pages,
-        ..DumpStats::default()
-    };
-    StatsEntry::from(&stats).write(&options.work_dir);
-    options.progress.dumped(&stats);
+    taking.report(freezing_us, frozen_us, scanned);
     Ok(())
 }

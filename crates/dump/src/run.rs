@@ -188,18 +188,7 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
     if is_gone {
         sysv::remove(&segments);
     }
-    let stats = DumpStats {
-        freezing_us: freezing_us.into(),
-        frozen_us: frozen_us.into(),
-        memdump_us: taking.us.into(),
-        memwrite_us: taking.us.into(),
-        pages_scanned: scanned,
-        pages_skipped_parent: taking.unchanged_pages,
-        pages_written: taking.taken.written_pages,
-        ..DumpStats::default()
-    };
-    StatsEntry::from(&stats).write(&options.work_dir);
-    options.progress.dumped(&stats);
+    taking.report(freezing_us, frozen_us, scanned);
     Ok(())
 }
 
@@ -211,10 +200,10 @@ pub struct Taking<'d> {
     connection: Option<&'d mut Box<dyn Connection>>,
     /// The number of the last pages file.
     last_id: u32,
-    pub taken: Taken,
+    taken: Taken,
     /// Pages that the images before have.
-    pub unchanged_pages: u64,
-    pub us: u32,
+    unchanged_pages: u64,
+    us: u32,
 }
 
 impl<'d> Taking<'d> {
@@ -234,6 +223,22 @@ impl<'d> Taking<'d> {
     /// When it could not keep it.
     pub fn finish(&mut self) -> Result<(), Failure> {
         self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection).close())
+    }
+
+    /// Tells what it came to: times in microseconds, and pages that were looked at.
+    pub fn report(&self, freezing_us: u32, frozen_us: u32, pages_scanned: u64) {
+        let stats = DumpStats {
+            freezing_us: freezing_us.into(),
+            frozen_us: frozen_us.into(),
+            memdump_us: self.us.into(),
+            memwrite_us: self.us.into(),
+            pages_scanned,
+            pages_skipped_parent: self.unchanged_pages,
+            pages_written: self.taken.written_pages,
+            ..DumpStats::default()
+        };
+        StatsEntry::from(&stats).write(&self.options.work_dir);
+        self.options.progress.dumped(&stats);
     }
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
