@@ -44,6 +44,8 @@ pub const CASES: &[Case] = &[
     case!(moved_vdso_still_works),
     case!(memfd_with_mappings_survives),
     case!(memory_written_meanwhile_is_consistent).restless(),
+    case!(mappings_that_come_and_go_meanwhile_are_consistent).restless(),
+    case!(program_executed_from_a_memfd_goes_on).restless(),
     case!(droppable_memory_is_not_saved).peer_cannot("it has no such mappings"),
     case!(memory_locked_on_fault_stays_untouched).peer_cannot("it locks and fills all of it"),
     case!(sealed_memory_stays_sealed).peer_cannot("seals of mappings are not in its images"),
@@ -869,4 +871,71 @@ fn mapped_packet_ring_is_refused(t: &Trial) {
     drop(socket);
     t.checkpoint();
     assert!(fault::can_read(map.address));
+}
+
+fn mappings_that_come_and_go_meanwhile_are_consistent(t: &Trial) {
+    let keep = Map::private(pages(50));
+    keep.fill(0..50, 1);
+    let child = fork(|| {
+        let mut state = 12345_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut maps: Vec<(Map, u64)> = Vec::new();
+        let mut round = 0;
+        loop {
+            match random(4) {
+                0 if !maps.is_empty() => {
+                    let (map, seed) = maps.swap_remove(random(maps.len() as u64) as usize);
+                    map.check(0..map.length / PAGE, seed);
+                    map.unmap(0..map.length / PAGE);
+                }
+                1 if !maps.is_empty() => {
+                    let (map, seed) = maps[random(maps.len() as u64) as usize];
+                    map.protect(0..map.length / PAGE, READ);
+                    map.check(0..map.length / PAGE, seed);
+                    map.protect(0..map.length / PAGE, RW);
+                }
+                _ if maps.len() < 100 => {
+                    let count = 1 + random(8) as usize;
+                    let map = if random(4) == 0 { Map::shared(pages(count)) } else { Map::private(pages(count)) };
+                    map.fill(0..count, round);
+                    maps.push((map, round));
+                }
+                _ => {}
+            }
+            round += 1;
+            if round == 1000 {
+                t.mark("busy");
+            }
+            if round > 1000 && round.is_multiple_of(64) && t.is_over() {
+                break;
+            }
+        }
+        maps.iter().for_each(|(map, seed)| map.check(0..map.length / PAGE, *seed));
+        keep.check(0..50, 1);
+    });
+    t.await_mark("busy");
+    t.checkpoint();
+    child.succeed();
+    keep.check(0..50, 1);
+}
+
+fn program_executed_from_a_memfd_goes_on(t: &Trial) {
+    let go = t.path(crate::case::GO);
+    let child = fork(|| {
+        let fd = nix::sys::memfd::memfd_create("program", nix::sys::memfd::MFdFlags::empty());
+        let mut program = File::from(fd.expect("memfd_create"));
+        std::io::copy(&mut File::open("/bin/sh").expect("open"), &mut program).expect("copy");
+        let script = std::ffi::CString::new(format!("until test -e {}; do :; done; exit 7", go.display()));
+        let arguments = [c"sh", c"-c", &*script.expect("no zero")];
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
+        nix::unistd::execv(&std::ffi::CString::new(path).expect("no zero"), &arguments).expect("execv");
+    });
+    let name = || fs::read_link(format!("/proc/{}/exe", child.pid)).expect("link");
+    crate::case::until("the program", || name().to_str() == Some("/memfd:program (deleted)"));
+    t.checkpoint();
+    // It may have ended already.
+    assert_eq!(child.wait(), nix::sys::wait::WaitStatus::Exited(child.pid, 7));
 }
