@@ -11,7 +11,7 @@ use crate::case;
 use crate::case::{Case, Moment, Outside, Trial};
 use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
-use crate::sys::procfs::mapping_at;
+use crate::sys::procfs::{mapping_at, pagemap_of};
 use crate::sys::{fault, shm};
 
 const HUGE: usize = 2 << 20;
@@ -49,7 +49,7 @@ fn is_huge(map: &Map) {
 
 /// Is this huge page there?
 fn is_there(map: &Map, number: usize) -> bool {
-    crate::sys::procfs::pagemap(map.address + number * HUGE, 1)[0] >> 63 == 1
+    pagemap_of("self", map.address + number * HUGE, 1)[0] >> 63 == 1
 }
 
 fn private_huge_pages_survive(t: &Trial) {
@@ -133,14 +133,18 @@ fn private_huge_pages_of_relatives_differ(t: &Trial) {
         map.check(2 * PAGES + 5..2 * PAGES + 6, 3);
         map.check_zero(2 * PAGES + 6..3 * PAGES);
         is_huge(&map);
-        t.mark("looked");
+        t.await_mark("compared");
     });
     t.await_mark("child");
     t.checkpoint();
-    t.await_mark("looked");
+    let frame = |of: &str, number: usize| pagemap_of(of, map.address + number * HUGE, 1)[0] & ((1 << 55) - 1);
+    let other = child.pid.to_string();
+    let is_shared = |number| frame("self", number) == frame(&other, number);
+    assert_eq!([0, 1, 2].map(is_shared), [true, false, false], "which pages the child has in common");
+    t.mark("compared");
+    child.succeed();
     map.check(0..3 * PAGES, 1);
     map.check_zero(3 * PAGES..4 * PAGES);
-    child.succeed();
 }
 
 fn huge_pages_changed_before_the_dump_are_new(t: &Trial) {
