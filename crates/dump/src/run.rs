@@ -122,7 +122,13 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
         let mut whole = survey.conclude(&tree, &|pid, look| {
             let mut memory = std::mem::take(&mut look.memory);
             if !depth.flags {
-                memory = observe::read_memory(pid, depth.pages.unwrap_or(Question::WhatIsThere))?;
+                // What is new was asked before writes began to be noted anew: now nothing would be.
+                let known = depth.pages.map(|_| std::mem::take(&mut memory.pages));
+                memory = observe::read_memory(pid, Question::WhatIsThere)?;
+                if let Some(pages) = known {
+                    memory.pages = pages;
+                    memory.keep_content();
+                }
             }
             if past.is_ours(pid) || watched.iter().any(|watched| watched.is_of(pid)) {
                 memory.forget_watch();
