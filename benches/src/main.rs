@@ -141,6 +141,8 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     let begin = now();
     let restore = bench.run("images", "restore", &["-d"])?;
     bench.see_ticks()?;
+    // The target sets it behind the other.
+    wait_for("the first tick", &directory.join("target.log"), || board.get(Word::FirstTick) != 0)?;
     let first = board.get(Word::FirstTick).saturating_sub(begin) as f64 / 1e6;
 
     board.set(Word::Check, 1);

@@ -82,7 +82,8 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let goes_on = options.leave_running || options.leave_stopped;
     let mut past = Past::of(&pids, options, dir, options.track_mem && goes_on)?;
-    let wants_copies = copies::are_wanted(options);
+    let wants_copies =
+        copies::are_wanted(options) && (options.copy_on_write == Some(true) || copies::pay(&tree));
     let depth = Depth {
         flags: !wants_copies,
         pages: past.ask().or((!wants_copies).then_some(Question::WhatIsThere)),

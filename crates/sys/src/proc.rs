@@ -243,6 +243,13 @@ fn kilobytes(value: &[u8]) -> Option<u64> {
     decimal(value.strip_suffix(b" kB")?)
 }
 
+/// What `/proc/PID/statm` says of resident memory that is not of files, in bytes.
+pub fn parse_private(text: &[u8]) -> Option<u64> {
+    let mut words = text.split(|byte| *byte == b' ').skip(1).map(decimal::<u64>);
+    let (resident, shared) = (words.next()??, words.next()??);
+    resident.checked_sub(shared)?.checked_mul(4096)
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 pub fn parse_available(text: &[u8]) -> Option<u64> {
     let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"MemAvailable:"))?;
