@@ -163,6 +163,12 @@ impl Round {
         if !is_restless {
             self.compare(&before, "saving its memory")?;
         }
+        // One that knows nothing of those before.
+        let images = self.subject.step("images")?;
+        let ran = self.subject.dump(&images, &["--leave-running", "--no-copy-on-write"])?;
+        if !ran.is_good() {
+            return Err(format!("a snapshot of its own failed: {:?}", ran.status));
+        }
         let images = self.subject.step("images")?;
         let parent = last.as_deref().map(name).unwrap_or_default();
         let ran = self.subject.dump(&images, &[&parent[0], &parent[1], "--leave-running", "--track-mem"])?;

@@ -177,7 +177,7 @@ fn configuration_files_are_read_and_their_mistakes_are_placed() {
 #[test]
 fn features_of_others_are_known_but_not_supported() {
     let dir = Scratch::new("feature");
-    for name in ["autofs", "uffd", "tun"] {
+    for name in ["autofs", "cgroupns", "tun"] {
         let output = run(&dir.0, &["check", "--feature", name]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains("not supported yet by crtools"));

@@ -198,6 +198,11 @@ fn find_pages(pid: i32, maps: &[(Vma, VmaEntry)], question: Question) -> Result<
 }
 
 impl Memory {
+    /// Does somebody note writes to it by a userfaultfd?
+    pub fn is_watched(&self) -> bool {
+        self.maps.iter().any(|(map, _)| map.flags.has("uw"))
+    }
+
     /// Takes the userfaultfd over mappings for ours: it is no part of the process.
     pub fn forget_watch(&mut self) {
         self.maps.iter_mut().for_each(|(map, _)| map.flags.remove("uw"));

@@ -131,7 +131,8 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
                     memory.keep_content();
                 }
             }
-            if past.is_ours(pid) || watched.iter().any(|watched| watched.is_of(pid)) {
+            let is_ours = || past.is_ours(pid) || watched.iter().any(|watched| watched.is_of(pid));
+            if memory.is_watched() && (is_ours() || track::Known::of(&[pid]).has(pid)) {
                 memory.forget_watch();
             }
             Ok(Reading { from: pid, memory })

@@ -84,6 +84,11 @@ pub fn object_name(link: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Is it a file in memory without a name, or shared anonymous memory?
+pub fn is_object(probe: &FdProbe) -> bool {
+    probe.format() == libc::S_IFREG && object_name(probe.link()).is_some() && probe.stat.st_nlink == 0
+}
+
 /// Records the object behind a shared mapping, once; returns the id of a file for it.
 pub fn record(fd: OwnedFd, link: &[u8], stat: &libc::stat, object: Object, cx: &mut DumpCx) -> Result<u32, Failure> {
     if let Some(id) = cx.shelf.of::<Dumped>().mapped.get(&stat.st_ino) {
@@ -134,10 +139,7 @@ impl FdKind for Memfd {
     const TAG: u32 = 20;
 
     fn claims(&self, probe: &FdProbe) -> bool {
-        probe.format() == libc::S_IFREG
-            && !probe.is_path_only()
-            && object_name(probe.link()).is_some()
-            && probe.stat.st_nlink == 0
+        is_object(probe) && !probe.is_path_only()
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<MemfdFileEntry, Failure> {
