@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use sys::userfault::Userfault;
 
 /// Runs of pages, each with what matters of its mapping.
 pub type Runs = Vec<(Range<u64>, How)>;
@@ -87,7 +88,7 @@ impl Past {
             return Vec::new();
         }
         let held = looks.iter().filter_map(|(pid, look)| {
-            let fd = new.remove(pid).map(track::make_ready).or_else(|| self.known.fetch(*pid));
+            let fd = new.remove(pid).map(Userfault::tracking).or_else(|| self.known.fetch(*pid));
             Some((*pid, *look, fd?))
         });
         let held: Vec<_> = held.collect();

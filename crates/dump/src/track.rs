@@ -18,7 +18,7 @@ use model::{Errno, Failure, Object};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -126,14 +126,6 @@ pub fn needs_new(known: &Known, pid: i32, look: &Look) -> bool {
     // One of a program that is no more answers ESRCH.
     let first = look.memory.maps.iter().find(|(map, entry)| is_watchable(map, entry));
     first.is_some_and(|(map, _)| userfault.watch(map.start..map.end).is_err())
-}
-
-/// A userfaultfd that a process has just made.
-///
-/// # Errors
-/// `EINVAL` before Linux 6.7.
-pub fn make_ready(fd: OwnedFd) -> Result<Userfault, Errno> {
-    Userfault::tracking(fd)
 }
 
 /// From now on, writes of a frozen process are noted.

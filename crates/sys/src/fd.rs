@@ -424,15 +424,8 @@ pub fn hung_up(fd: impl AsFd) -> bool {
 
 /// Waits until there is something to read: of a pidfd, that the process has ended. Source: poll(2).
 pub fn wait_readable(fd: impl AsFd) -> Result<(), Errno> {
-    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: the kernel reads and writes one pollfd on this stack.
-        match check("poll", unsafe { libc::poll(&mut poll, 1, -1) }.into()) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.code == libc::EINTR => {}
-            Err(error) => return Err(error),
-        }
-    }
+    while poll(&[fd.as_fd()], -1)? != [true] {}
+    Ok(())
 }
 
 /// Waits until one of `fds` has something to read or is closed at the other end, or the time is over; -1 for any
