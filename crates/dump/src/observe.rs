@@ -235,53 +235,100 @@ pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     Ok(found.collect())
 }
 
-/// The kernel's text of many mappings takes long to write: as long as it does, what is there already is
-/// read and its pages are looked for.
+/// Text of many mappings is taken in pieces of so many bytes: some hundred mappings.
+const PIECE: usize = 256 << 10;
+
+/// Reads the mappings of a process that stands still with their flags, and finds its pages. The kernel's text of many
+/// mappings, or of much memory, takes long to write: then the flags are asked for in another way, where there is one.
 pub fn read_memory(pid: i32, question: Question) -> Result<Memory, Failure> {
-    /// Bytes read before it counts as much: some hundred mappings.
-    const FEW: usize = 256 << 10;
-    let path = format!("/proc/{pid}/smaps");
-    let explain = |error: std::io::Error| {
-        sys::memory::io_errno("read", &error).on(Object::Path(path.clone()), "read its mappings")
-    };
-    let pagemap = format!("/proc/{pid}/pagemap");
-    let explain_pages = |error: Errno| error.on(Object::Path(pagemap.clone()), "find its pages").of(pid);
-    let pagemap =
-        File::open(&pagemap).map_err(|error| explain_pages(sys::memory::io_errno("open", &error)))?;
-    let mut file = File::open(&path).map_err(explain)?;
-    let mut parser = SmapsParser::default();
+    /// Bytes of memory that take longer to be looked at than the other way takes.
+    const LARGE: u64 = 192 << 20;
+    let path = format!("/proc/{pid}/pagemap");
+    let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
+    let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
     let mut memory = Memory::default();
-    let few = read_some(&mut file, FEW).map_err(explain)?;
-    parser.feed(&few);
-    if few.len() >= FEW {
-        std::thread::scope(|scope| {
-            let (sender, texts) = std::sync::mpsc::sync_channel(16);
-            scope.spawn(move || {
-                loop {
-                    let text = read_some(&mut file, FEW);
-                    let is_last = text.as_ref().map_or(true, |text| text.len() < FEW);
-                    if sender.send(text).is_err() || is_last {
-                        return;
-                    }
+    let statm = sys::fd::text(&format!("/proc/{pid}/statm")).unwrap_or_default();
+    let is_large = sys::proc::parse_private(&statm).is_some_and(|bytes| bytes > LARGE);
+    let mut smaps = Text::open(pid, "smaps")?;
+    let first = if is_large { Vec::new() } else { smaps.read()? };
+    if is_large || first.len() == PIECE {
+        // Asked when the first text is there, so that more is being written meanwhile.
+        let mut flags = None;
+        let mut is_complete = true;
+        Text::open(pid, "maps")?.each(Vec::new(), |mut vmas| {
+            let flags =
+                flags.get_or_insert_with(|| sys::vmflags::of(pid).unwrap_or_default().into_iter().peekable());
+            for vma in vmas.iter_mut().filter(|vma| vma.name != b"[vsyscall]") {
+                match flags.next_if(|(start, _)| *start == vma.start) {
+                    Some((_, flags)) => vma.flags = flags,
+                    None => is_complete = false,
                 }
-            });
-            for text in texts {
-                memory.add(parser.take(), &pagemap, question).map_err(explain_pages)?;
-                parser.feed(&text.map_err(explain)?);
             }
-            Ok(())
+            if is_complete { memory.add(vmas, &pagemap, question).map_err(explain) } else { Ok(()) }
         })?;
+        if is_complete {
+            return Ok(memory);
+        }
+        memory = Memory::default();
     }
-    let rest = parser.finish().ok_or_else(|| not_understood(Object::Path(path.clone()), "read it"))?;
-    memory.add(rest, &pagemap, question).map_err(explain_pages)?;
+    smaps.each(first, |vmas| memory.add(vmas, &pagemap, question).map_err(explain))?;
     Ok(memory)
 }
 
-/// Reads until there are `want` bytes, or no more.
-fn read_some(file: &mut File, want: usize) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::with_capacity(want);
-    Read::take(file, want as u64).read_to_end(&mut text)?;
-    Ok(text)
+/// A text of the kernel about mappings.
+struct Text {
+    path: String,
+    file: File,
+}
+
+impl Text {
+    fn open(pid: i32, name: &str) -> Result<Text, Failure> {
+        let path = format!("/proc/{pid}/{name}");
+        let file = File::open(&path).map_err(|error| {
+            sys::memory::io_errno("open", &error).on(Object::Path(path.clone()), "read its mappings").of(pid)
+        })?;
+        Ok(Text { path, file })
+    }
+
+    /// The next piece, which is shorter when it is the last.
+    fn read(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut text = Vec::with_capacity(PIECE);
+        Read::take(&mut self.file, PIECE as u64).read_to_end(&mut text).map_err(|error| {
+            sys::memory::io_errno("read", &error).on(Object::Path(self.path.clone()), "read its mappings")
+        })?;
+        Ok(text)
+    }
+
+    /// Hands on what follows a first piece, some mappings at a time, while more is being read.
+    fn each(
+        mut self,
+        first: Vec<u8>,
+        mut take: impl FnMut(Vec<Vma>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let path = self.path.clone();
+        let mut parser = SmapsParser::default();
+        parser.feed(&first);
+        if first.is_empty() || first.len() == PIECE {
+            std::thread::scope(|scope| {
+                let (sender, texts) = std::sync::mpsc::sync_channel(16);
+                scope.spawn(move || {
+                    loop {
+                        let text = self.read();
+                        let is_last = text.as_ref().map_or(true, |text| text.len() < PIECE);
+                        if sender.send(text).is_err() || is_last {
+                            return;
+                        }
+                    }
+                });
+                for text in texts {
+                    parser.feed(&text?);
+                    take(parser.take())?;
+                }
+                Ok(())
+            })?;
+        }
+        take(parser.finish().ok_or_else(|| not_understood(Object::Path(path), "read it"))?)
+    }
 }
 
 pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failure> {

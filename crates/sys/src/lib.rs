@@ -24,11 +24,13 @@ pub mod restart;
 pub mod shm;
 pub mod socket;
 pub mod stand_in;
+mod tracing;
 pub mod tty;
 pub mod tun;
 pub mod unix_diag;
 pub mod uring;
 pub mod userfault;
+pub mod vmflags;
 
 pub use call::{check, syscall};
 pub use model::Errno;

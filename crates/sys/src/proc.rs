@@ -47,14 +47,15 @@ impl VmFlags {
         }
     }
 
-    fn parse(line: &[u8]) -> VmFlags {
-        let mut flags = 0;
-        for word in line.split(|byte| *byte == b' ') {
-            if let Some(bit) = FLAGS.iter().position(|known| *known == word) {
-                flags |= 1 << bit;
-            }
-        }
-        VmFlags(flags)
+    /// Of two-letter names.
+    pub fn of<'w>(words: impl Iterator<Item = &'w [u8]>) -> VmFlags {
+        let known = words.filter_map(|word| FLAGS.iter().position(|known| *known == word));
+        VmFlags(known.fold(0, |flags, bit| flags | 1 << bit))
+    }
+
+    /// Those of both.
+    pub fn and(self, others: VmFlags) -> VmFlags {
+        VmFlags(self.0 | others.0)
     }
 }
 
@@ -159,7 +160,7 @@ impl SmapsParser {
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:")
             && let Some(vma) = self.vmas.last_mut()
         {
-            vma.flags = VmFlags::parse(flags);
+            vma.flags = VmFlags::of(flags.split(|byte| *byte == b' '));
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:")
             && let Some(vma) = self.vmas.last_mut()
         {

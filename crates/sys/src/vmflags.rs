@@ -1,0 +1,309 @@
+//! The flags of many mappings, faster than `smaps` tells them: a program of a few instructions ([`crate::tracing`])
+//! writes the kernel's word of each, and what its bits are called is learned from mappings of our own, made for it,
+//! of which both are read. What was not learned is not known, and `smaps` is to be asked.
+//!
+//! Source: fs/proc/task_mmu.c, show_smap_vma_flags: a name for each bit of vm_flags.
+
+use crate::memory::PAGE;
+use crate::proc::VmFlags;
+use crate::tracing::{self, Types, code, instruction};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+/// A program that writes start and flags of the mapping it is given, which are so many bytes into
+/// `struct vm_area_struct`.
+fn program(start: u32, flags: u32) -> Vec<u64> {
+    vec![
+        // struct bpf_iter__task_vma: what is written to, the task, and the mapping; none at the end.
+        instruction(code::LOAD, 6, 1, 0, 0),
+        instruction(code::LOAD, 7, 1, 16, 0),
+        instruction(code::JUMP_IF_ZERO, 7, 0, 9, 0),
+        instruction(code::LOAD, 1, 7, start as i16, 0),
+        instruction(code::STORE, 10, 1, -16, 0),
+        instruction(code::LOAD, 1, 7, flags as i16, 0),
+        instruction(code::STORE, 10, 1, -8, 0),
+        instruction(code::LOAD, 1, 6, 0, 0),
+        instruction(code::COPY, 2, 10, 0, 0),
+        instruction(code::ADD, 2, 0, 0, -16),
+        instruction(code::SET, 3, 0, 0, 16),
+        instruction(code::CALL, 0, 0, 0, code::SEQ_WRITE),
+        instruction(code::SET, 0, 0, 0, 0),
+        instruction(code::EXIT, 0, 0, 0, 0),
+    ]
+}
+
+fn load() -> Option<OwnedFd> {
+    let (iterator, start, flags) = tracing::with_types(|btf| {
+        let wanted = [(tracing::FUNC, "bpf_iter_task_vma"), (tracing::STRUCT, "vm_area_struct")];
+        let (types, found) = Types::find(btf, &wanted)?;
+        let member = |name| types.member(found[1], name).filter(|at| *at < i16::MAX as u32);
+        Some((found[0], member("vm_start")?, member("vm_flags")?))
+    })?;
+    let program = tracing::load(iterator, &program(start, flags));
+    program.map_err(|error| log::debug!("the flags of mappings are read from smaps: {error}")).ok()
+}
+
+/// Starts of the mappings of a process, in their order, each with the kernel's word of its flags.
+fn words(program: &OwnedFd, pid: i32) -> Option<Vec<(u64, u64)>> {
+    /// What the kernel writes at once, at most.
+    const PIECE: usize = 32 << 10;
+    let iterator = tracing::run(program, pid).ok()?;
+    let mut piece = vec![0; PIECE];
+    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    loop {
+        let count = crate::fd::read(&iterator, &mut piece).ok()?;
+        for pair in piece[..count].chunks_exact(16) {
+            let start = word(&pair[..8]);
+            // At the end of many Linux 6.18 begins again with the last ones, for ever.
+            if found.last().is_some_and(|(last, _)| *last >= start) {
+                return Some(found);
+            }
+            found.push((start, word(&pair[8..])));
+        }
+        if count == 0 {
+            return Some(found);
+        }
+    }
+}
+
+/// Bits that had been set together, and what they are called together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Class {
+    bits: u64,
+    names: VmFlags,
+}
+
+/// What is known of the bits.
+#[derive(Debug, Default)]
+struct Names(Vec<Class>);
+
+/// The two-letter names of one mapping.
+type Words = BTreeSet<[u8; 2]>;
+
+impl Names {
+    /// From mappings of which both are known. Bits and names belong together that the same ones of them have.
+    fn learn(samples: &[(u64, Words)]) -> Names {
+        let mut classes: BTreeMap<Vec<bool>, (u64, Words)> = BTreeMap::new();
+        for bit in (0..64).map(|bit| 1u64 << bit) {
+            let who: Vec<bool> = samples.iter().map(|(word, _)| word & bit != 0).collect();
+            classes.entry(who).or_default().0 |= bit;
+        }
+        for name in samples.iter().flat_map(|(_, names)| names) {
+            let who: Vec<bool> = samples.iter().map(|(_, names)| names.contains(name)).collect();
+            classes.entry(who).or_default().1.insert(*name);
+        }
+        // A bit without a name says something that is told elsewhere, such as a protection key.
+        let classes = classes
+            .into_iter()
+            .filter(|(who, (bits, names))| who.contains(&true) && bits.count_ones() as usize == names.len());
+        Names(
+            classes
+                .map(|(_, (bits, names))| Class {
+                    bits,
+                    names: VmFlags::of(names.iter().map(|name| &name[..])),
+                })
+                .collect(),
+        )
+    }
+
+    /// What a word says; none when it has a bit that is not known, or parts bits that are known together.
+    fn read(&self, word: u64) -> Option<VmFlags> {
+        let mut rest = word;
+        let mut flags = VmFlags::default();
+        for class in &self.0 {
+            match word & class.bits {
+                0 => {}
+                bits if bits == class.bits => flags = flags.and(class.names),
+                _ => return None,
+            }
+            rest &= !class.bits;
+        }
+        (rest == 0).then_some(flags)
+    }
+}
+
+/// Mappings of a page each, unlike each other, with room between them.
+struct Samples {
+    base: *mut libc::c_void,
+    len: usize,
+}
+
+impl Samples {
+    fn make() -> Option<Samples> {
+        const NONE: i32 = libc::PROT_NONE;
+        const READ: i32 = libc::PROT_READ;
+        const WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+        const EXECUTE: i32 = libc::PROT_READ | libc::PROT_EXEC;
+        const PRIVATE: i32 = libc::MAP_PRIVATE;
+        /// Since Linux 6.11.
+        const MAP_DROPPABLE: i32 = 8;
+        let kinds = [
+            (NONE, PRIVATE),
+            (READ, PRIVATE),
+            (WRITE, PRIVATE),
+            (EXECUTE, PRIVATE),
+            (WRITE | EXECUTE, PRIVATE),
+            (NONE, PRIVATE | libc::MAP_NORESERVE),
+            (WRITE, PRIVATE | libc::MAP_NORESERVE),
+            (WRITE, PRIVATE | libc::MAP_GROWSDOWN),
+            (WRITE, PRIVATE | libc::MAP_LOCKED),
+            (READ, libc::MAP_SHARED),
+            (WRITE, libc::MAP_SHARED),
+            (WRITE, MAP_DROPPABLE),
+        ];
+        let advice = [
+            libc::MADV_DONTFORK,
+            libc::MADV_DONTDUMP,
+            libc::MADV_HUGEPAGE,
+            libc::MADV_NOHUGEPAGE,
+            libc::MADV_MERGEABLE,
+            libc::MADV_WIPEONFORK,
+            libc::MADV_SEQUENTIAL,
+            libc::MADV_RANDOM,
+        ];
+        let page = PAGE as usize;
+        // Behind one that grows down the kernel wants room.
+        let step = 512 * page;
+        let len = step * (kinds.len() + advice.len() + 2);
+        let map = |at, len, prot, flags| {
+            // SAFETY: a new mapping, or one in the place of a part of our own that nobody uses.
+            unsafe { libc::mmap(at, len, prot, flags | libc::MAP_ANONYMOUS, -1, 0) }
+        };
+        let base = map(std::ptr::null_mut(), len, NONE, PRIVATE | libc::MAP_NORESERVE);
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        let samples = Samples { base, len };
+        // What this kernel does not have fails, and is not learned.
+        let mut places = (1..).map(|number| base.wrapping_byte_add(number * step));
+        for ((prot, flags), at) in kinds.into_iter().zip(&mut places) {
+            map(at, page, prot, flags | libc::MAP_FIXED);
+        }
+        for (advice, at) in advice.into_iter().zip(&mut places) {
+            map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
+            // SAFETY: a page that was just mapped, and that nobody uses.
+            unsafe { libc::madvise(at, page, advice) };
+        }
+        if let Some(at) = places.next() {
+            map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
+            // SAFETY: as above.
+            unsafe { libc::mlock2(at, page, libc::MLOCK_ONFAULT) };
+        }
+        Some(samples)
+    }
+}
+
+impl Drop for Samples {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is our own, and nobody has a reference into it.
+        unsafe { libc::munmap(self.base, self.len) };
+    }
+}
+
+/// Starts of mappings with the names of their flags.
+fn named(smaps: &[u8]) -> Vec<(u64, Words)> {
+    let mut found: Vec<(u64, Words)> = Vec::new();
+    for line in smaps.split(|byte| *byte == b'\n') {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let words = flags.split(|byte| *byte == b' ').filter_map(|word| <[u8; 2]>::try_from(word).ok());
+            found.last_mut().into_iter().for_each(|(_, names)| names.extend(words.clone()));
+        } else if let Some(vma) = crate::proc::parse_vma_line(line) {
+            found.push((vma.start, Words::new()));
+        }
+    }
+    found
+}
+
+/// The program, loaded once, and what the bits are called.
+fn learned() -> Option<&'static (OwnedFd, Names)> {
+    static LEARNED: OnceLock<Option<(OwnedFd, Names)>> = OnceLock::new();
+    let learn = || {
+        let program = load()?;
+        let _samples = Samples::make()?;
+        let words = words(&program, crate::process::own_pid())?;
+        let named = named(&std::fs::read("/proc/self/smaps").ok()?);
+        let find = |start| Some(words[words.binary_search_by_key(&start, |(start, _)| *start).ok()?].1);
+        let samples: Vec<(u64, Words)> =
+            named.into_iter().filter_map(|(start, names)| Some((find(start)?, names))).collect();
+        Some((program, Names::learn(&samples)))
+    };
+    LEARNED.get_or_init(learn).as_ref()
+}
+
+/// Starts of the mappings of a process that stands still, in their order, with their flags; none where this kernel
+/// does not tell, or one of them has a flag that was not learned.
+pub fn of(pid: i32) -> Option<Vec<(u64, VmFlags)>> {
+    let (program, names) = learned()?;
+    let mut last = None;
+    let mut found = Vec::new();
+    for (start, word) in words(program, pid)? {
+        let flags = match last {
+            Some((same, flags)) if same == word => flags,
+            _ => names.read(word)?,
+        };
+        last = Some((word, flags));
+        found.push((start, flags));
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Words {
+        text.split(" ").filter_map(|word| word.as_bytes().try_into().ok()).collect()
+    }
+
+    #[test]
+    fn bits_and_names_that_the_same_mappings_have_belong_together() {
+        let samples = [
+            (0b0_0111, words("rd mr gd")),
+            (0b0_1011, words("rd mr lo")),
+            (0b0_0011, words("rd mr")),
+            (0b1_1000, words("lo")),
+            (0b0_0000, words("")),
+        ];
+        let names = Names::learn(&samples);
+        let has = |word, flag| names.read(word).map(|flags: VmFlags| flags.has(flag));
+        assert_eq!((has(0b0111, "gd"), has(0b0111, "lo")), (Some(true), Some(false)));
+        assert_eq!(has(0b1100, "lo"), Some(true));
+        // Known together alone; without a name; never seen.
+        assert_eq!(names.read(0b0001), None);
+        assert_eq!(names.read(0b1_0000), None);
+        assert_eq!(names.read(0b10_0000), None);
+        assert_eq!(names.read(0), Some(VmFlags::default()));
+    }
+
+    #[test]
+    fn what_is_learned_is_what_smaps_says() {
+        let pid = crate::process::own_pid();
+        let Some((_, names)) = learned() else { return println!("SKIP: no BPF iterators here") };
+        assert!(names.0.iter().any(|class| class.names.has("gd")), "{names:x?}");
+        for flag in ["dc", "dd", "hg", "nh", "wf", "sr", "rr", "nr", "lo", "de"] {
+            let classes = names.0.iter().filter(|class| class.names.has(flag));
+            assert_eq!(
+                classes.map(|class| class.bits.count_ones()).collect::<Vec<_>>(),
+                [1],
+                "{flag} in {names:x?}"
+            );
+        }
+        let found = of(pid).expect("flags of our own");
+        let mut parser = crate::proc::SmapsParser::default();
+        parser.feed(&std::fs::read("/proc/self/smaps").unwrap());
+        let vmas = parser.finish().unwrap();
+        let mut same = 0;
+        for vma in vmas {
+            // Other tests may map and unmap meanwhile: those that are files stay.
+            if let Ok(at) = found.binary_search_by_key(&vma.start, |(start, _)| *start)
+                && vma.inode != 0
+            {
+                assert_eq!(found[at].1, vma.flags, "{vma:?}");
+                same += 1;
+            }
+        }
+        assert!(same > 3);
+    }
+}
