@@ -538,7 +538,7 @@ impl<'r> Exec<'r> {
             filling.copy.clear();
             ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
         } else {
-            filling.copy_nothing();
+            filling.copy_nothing(task, ops);
         }
         self.count(&filling.read, 0);
         memory::read(task, &mut filling.read, sources, ops)?;

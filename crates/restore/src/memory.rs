@@ -248,7 +248,7 @@ pub struct Filling {
     pub copy: Vec<Run>,
     /// Anonymous mappings that have those.
     pub mappings: Vec<Range<u64>>,
-    /// Starts of mappings that are writable for it, and must not be in the end.
+    /// Starts of mappings whose protection is another until it is done.
     pub open: HashSet<u64>,
     /// Pages that were compared with those of the process whose memory it is a copy of, and how many stay
     /// shared with it.
@@ -299,7 +299,32 @@ pub fn build(
     sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops);
     let is_placed =
         |entry: &VmaEntry| vma::is_special(entry) || sysv::is_attached(entry) || vma::is_ring(entry);
-    for entry in task.mm.vmas.iter().filter(|entry| !is_placed(entry)) {
+    let entries: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| !is_placed(entry)).collect();
+    let is_filled =
+        |entry: &VmaEntry| vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
+    // Locked pages are there at once; who locks them waits for them. Huge pages come whole, or not at all.
+    let is_read = |entry: &VmaEntry| {
+        vma::has_file(entry) || entry.flags & MAP_LOCKED != 0 || hugetlb::of(entry).is_some()
+    };
+    let can_copy = |entry: &&&VmaEntry| !inherited(entry) && is_filled(entry) && !is_read(entry);
+    let bytes = entries.iter().filter(can_copy).flat_map(|entry| runs_in(task, entry)).map(|run| run.len());
+    let copies = bytes.sum::<u64>() >= sources.many;
+    let are_together = |one: &&VmaEntry, next: &&VmaEntry| {
+        let is_alone = |entry| !vma::is_plain(entry) || inherited(entry);
+        one.end == next.start && one.flags == next.flags && !is_alone(one) && !is_alone(next)
+    };
+    for together in entries.chunk_by(are_together) {
+        let entry = together[0];
+        if together.len() > 1 {
+            let filled: Vec<bool> = together.iter().map(|entry| is_filled(entry)).collect();
+            map_together(together, &filled, copies, &mut filling, ops);
+            let filled = together.iter().zip(&filled).filter(|(_, is_filled)| **is_filled).map(|(entry, _)| entry);
+            filling.copy.extend(filled.clone().flat_map(|entry| runs_in(task, entry)));
+            if let (Some(first), Some(last)) = (filled.clone().next(), filled.last()) {
+                filling.mappings.push(first.start..last.end);
+            }
+            continue;
+        }
         if inherited(entry) {
             if let Some(parent) = parent
                 && vma::content(entry) == Content::Private
@@ -311,16 +336,17 @@ pub fn build(
                 }
                 let is_open = parents_open.is_some_and(|open| open.contains(&entry.start));
                 let is_changed = difference.put.last().map(|run| run.range.end) != before;
-                if is_changed && !is_open && vma::is_guarded(entry) {
+                let opens = is_changed && (is_open || vma::is_guarded(entry));
+                if opens {
                     vma::open(entry, ops);
                 }
-                if is_open || is_changed && vma::is_guarded(entry) {
+                if is_open || opens {
                     filling.open.insert(entry.start);
                 }
             }
             continue;
         }
-        let is_filled = vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
+        let is_filled = is_filled(entry);
         let is_open = is_filled && vma::is_guarded(entry);
         if is_open {
             filling.open.insert(entry.start);
@@ -341,18 +367,15 @@ pub fn build(
             }
             None => vma::map(entry, None, is_open, ops),
         }
-        // Locked pages are there at once; who locks them waits for them. Huge pages come whole, or not at all.
-        if is_filled
-            && (vma::has_file(entry) || entry.flags & MAP_LOCKED != 0 || hugetlb::of(entry).is_some())
-        {
+        if is_filled && is_read(entry) {
             filling.read.extend(runs_in(task, entry));
         } else if is_filled {
             filling.copy.extend(runs_in(task, entry));
             filling.mappings.push(entry.start..entry.end);
         }
     }
-    if filling.copy.iter().map(Run::len).sum::<u64>() < sources.many {
-        filling.copy_nothing();
+    if !copies {
+        filling.read_all();
     }
     ops.list.label("drop pages that only the parent has");
     for range in &difference.drop {
@@ -364,11 +387,52 @@ pub fn build(
     Ok(filling)
 }
 
+/// Maps neighbours together. When the agent reads their pages, each has to be writable then; whoever copies them
+/// does not care, and they are protected afterwards.
+fn map_together(
+    entries: &[&VmaEntry],
+    filled: &[bool],
+    copies: bool,
+    filling: &mut Filling,
+    ops: &mut TaskOps,
+) {
+    let prot = vma::map_together(entries, ops);
+    // From the last on, so that what is split is always the first part.
+    for (entry, is_filled) in entries.iter().zip(filled).rev() {
+        let is_open = *is_filled && vma::is_guarded(entry);
+        if is_open || copies && entry.prot != prot {
+            filling.open.insert(entry.start);
+        }
+        match (copies, is_open) {
+            (true, _) => {}
+            (false, true) => vma::open(entry, ops),
+            (false, false) if entry.prot != prot => vma::protect(entry, entry.prot, ops),
+            (false, false) => {}
+        }
+    }
+}
+
 impl Filling {
     /// Leaves everything to the agent.
-    pub fn copy_nothing(&mut self) {
+    fn read_all(&mut self) {
         self.read.append(&mut self.copy);
         self.mappings.clear();
+    }
+
+    /// Leaves everything to the agent, when all is mapped, and nobody can copy it.
+    pub fn copy_nothing(&mut self, task: &Task, ops: &mut TaskOps) {
+        let mut last = None;
+        for run in &self.copy {
+            let after = task.mm.vmas.partition_point(|vma| {
+                vma.start <= run.range.start && vma.status & status::GUARD == 0
+            });
+            if let Some(entry) = after.checked_sub(1).map(|at| &task.mm.vmas[at])
+                && last.replace(entry.start) != Some(entry.start)
+            {
+                vma::open(entry, ops);
+            }
+        }
+        self.read_all();
     }
 }
 

@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     case!(sparse_mapping_of_64_gib_survives),
     case!(ten_thousand_mappings_survive),
     case!(neighbours_with_other_flags_stay_apart),
+    case!(neighbours_of_every_protection_keep_their_pages),
     case!(advice_is_kept),
     case!(guard_pages_still_fault).peer_cannot("it does not know guard ranges"),
     case!(grows_down_mapping_still_grows),
@@ -149,6 +150,57 @@ fn ten_thousand_mappings_survive(t: &Trial) {
         .filter(|m| m.start >= map.address && m.end <= map.address + map.length)
         .count();
     assert!(inside >= 19_990, "{inside} mappings are left");
+}
+
+/// Few pages are read by the process itself, many are put in by the tool: each for a process with a child that has
+/// changed some.
+fn neighbours_of_every_protection_keep_their_pages(t: &Trial) {
+    const PROTECTIONS: [i32; 5] =
+        [RW, libc::PROT_NONE, READ, READ | libc::PROT_EXEC, READ | libc::PROT_WRITE | libc::PROT_EXEC];
+    let protection = |page: usize| PROTECTIONS[page % 5];
+    let maps = [100, 3000].map(|count| Map::private(pages(count)));
+    let each = |map: &Map| 0..map.length / PAGE;
+    for map in &maps {
+        each(map).filter(|page| page % 3 != 0).for_each(|page| map.fill(page..page + 1, page as u64));
+        each(map).for_each(|page| map.protect(page..page + 1, protection(page)));
+    }
+    let check = |is_child: bool| {
+        for map in &maps {
+            let mappings = procfs::mappings("self");
+            for page in each(map) {
+                let at = map.address + pages(page);
+                let found = mappings.iter().find(|m| (m.start..m.end).contains(&at)).expect("a mapping");
+                let bits = "rwx".chars().zip([READ, libc::PROT_WRITE, libc::PROT_EXEC]);
+                let bits = bits.filter(|(letter, _)| found.protection.contains(*letter));
+                let bits = bits.fold(0, |bits, (_, bit)| bits | bit);
+                assert_eq!(bits, protection(page), "page {page}");
+            }
+            for page in each(map) {
+                map.protect(page..page + 1, RW);
+                match page {
+                    _ if is_child && page % 7 == 0 => map.check(page..page + 1, 1),
+                    _ if page % 3 != 0 => map.check(page..page + 1, page as u64),
+                    _ => map.check_zero(page..page + 1),
+                }
+            }
+        }
+    };
+    let child = fork(|| {
+        for map in &maps {
+            for page in each(map).filter(|page| page % 7 == 0) {
+                map.protect(page..page + 1, RW);
+                map.fill(page..page + 1, 1);
+                map.protect(page..page + 1, protection(page));
+            }
+        }
+        t.mark("child");
+        t.hold();
+        check(true);
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    check(false);
+    child.succeed();
 }
 
 fn neighbours_with_other_flags_stay_apart(t: &Trial) {

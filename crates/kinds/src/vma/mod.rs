@@ -279,34 +279,36 @@ pub fn file_id(entry: &VmaEntry) -> Option<u32> {
 
 /// Every reason not to make a mapping of a record.
 pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
-    let corrupt = |why: String| Some(Failure::corrupt(image, Some(index), why));
-    let what = format!("{:#x}-{:#x}", entry.start, entry.end);
+    let corrupt = |why: &dyn std::fmt::Display| {
+        let why = format!("{:#x}-{:#x} {why}", entry.start, entry.end);
+        Some(Failure::corrupt(image, Some(index), why))
+    };
     if entry.start >= entry.end || !entry.start.is_multiple_of(4096) || !entry.end.is_multiple_of(4096) {
-        return corrupt(format!("{what} is no range of pages"));
+        return corrupt(&"is no range of pages");
     }
     let is = |bits: u32| entry.status & bits != 0;
     if entry.end > USER_END && !is(status::VSYSCALL) {
-        return corrupt(format!("{what} is no memory of a process"));
+        return corrupt(&"is no memory of a process");
     }
     if entry.prot & !7 != 0 {
-        return corrupt(format!("{what} has the protection {:#x}", entry.prot));
+        return corrupt(&format_args!("has the protection {:#x}", entry.prot));
     }
     if let Some(why) = hugetlb::check(entry) {
-        return corrupt(format!("{what} {why}"));
+        return corrupt(&why);
     }
     if is(status::VDSO) && entry.end - entry.start > VDSO_MAX {
-        return corrupt(format!("{what} is too long for a vdso"));
+        return corrupt(&"is too long for a vdso");
     }
     if is(status::FILE_PRIVATE | status::FILE_SHARED) {
         if !entry.pgoff.is_multiple_of(4096) {
-            return corrupt(format!("{what} has the offset {:#x} in its file", entry.pgoff));
+            return corrupt(&format_args!("has the offset {:#x} in its file", entry.pgoff));
         }
         if file_id(entry).is_none() {
-            return corrupt(format!("{what} maps file {}, which is none", entry.shmid));
+            return corrupt(&format_args!("maps file {}, which is none", entry.shmid));
         }
     }
     if is(status::SYSV) && (!is(status::ANON_SHARED) || i32::try_from(entry.shmid).is_err()) {
-        return corrupt(format!("{what} attaches segment {}, which is none", entry.shmid));
+        return corrupt(&format_args!("attaches segment {}, which is none", entry.shmid));
     }
     if is(status::ANON_SHARED) && !is(status::SYSV) && file_id(entry).is_none() {
         let object =
@@ -319,7 +321,7 @@ pub fn check(entry: &VmaEntry, image: &str, index: usize) -> Option<Failure> {
     // Pages put into a mapping that is shared after all would go to the file.
     let is_private = matches!(entry.flags & MAP_TYPE, MAP_PRIVATE | MAP_DROPPABLE);
     if is(status::FILE_PRIVATE | status::ANON_PRIVATE) && (!is_private || is(status::FILE_SHARED)) {
-        return corrupt(format!("{what} is both private and shared"));
+        return corrupt(&"is both private and shared");
     }
     let unknown = entry.status & !status::CARRIED;
     if unknown != 0 {
@@ -351,11 +353,40 @@ pub fn map(entry: &VmaEntry, file: Option<Arg>, is_open: bool, ops: &mut TaskOps
     ops.list.call(libc::SYS_mmap, &args, Judge::Equal(entry.start as i64));
 }
 
+/// Is there nothing to a mapping but its protection? Such neighbours can be made together.
+pub fn is_plain(entry: &VmaEntry) -> bool {
+    entry.flags & !MAP_NORESERVE == MAP_PRIVATE | MAP_ANONYMOUS
+        && entry.status & status::ANON_PRIVATE != 0
+        && !is_special(entry)
+        && !has_file(entry)
+        && hugetlb::of(entry).is_none()
+}
+
+/// Maps plain neighbours as one, which has the protection that is returned. The kernel is faster to protect parts of a
+/// mapping than to make each. Nothing is writable that is not to be: it would count as memory that is promised.
+pub fn map_together(entries: &[&VmaEntry], ops: &mut TaskOps) -> u32 {
+    let mut counts = [0; 8];
+    for entry in entries {
+        counts[(entry.prot & 7) as usize] += 1;
+    }
+    let is_guarded = |prot: &usize| *prot as u32 & PROT_WRITE == 0 && counts[*prot] > 0;
+    let guarded = (0..8).filter(is_guarded).max_by_key(|prot| counts[*prot]);
+    let prot = guarded.or((0..8).max_by_key(|prot| counts[*prot])).unwrap_or_default() as u32;
+    if let [first, .., last] = entries {
+        map(&VmaEntry { end: last.end, prot, ..(*first).clone() }, None, false, ops);
+    }
+    prot
+}
+
 /// Makes a mapping writable whose pages are to be changed.
 pub fn open(entry: &VmaEntry, ops: &mut TaskOps) {
+    protect(entry, entry.prot | PROT_WRITE, ops);
+}
+
+/// Gives a mapping a protection.
+pub fn protect(entry: &VmaEntry, prot: u32, ops: &mut TaskOps) {
     let len = entry.end - entry.start;
-    ops.list
-        .ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(entry.prot | PROT_WRITE).into()]);
+    ops.list.ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(prot).into()]);
 }
 
 /// Gives a mapping its final protection and state, when its pages are there.
@@ -371,7 +402,7 @@ pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), 
         return Ok(());
     }
     if is_open {
-        ops.list.ok(libc::SYS_mprotect, &[start.into(), len.into(), u64::from(entry.prot).into()]);
+        protect(entry, entry.prot, ops);
     }
     let madv = entry.madv.unwrap_or(0);
     for (_, advice) in ADVICE.iter().filter(|advice| madv >> advice.1 & 1 != 0) {
