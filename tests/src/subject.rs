@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 
 use crate::reap::{Reaper, others, quiet};
 use crate::tool::{LIMIT, Ran, Tool, read_lossy, tail};
@@ -40,6 +41,8 @@ pub struct Subject {
     /// And to each, whatever the outside says.
     pub more_for_every_dump: Vec<&'static str>,
     pub more_for_every_restore: Vec<&'static str>,
+    /// Processes beside the tree: nobody dumps them, and they stay.
+    pub bystanders: Vec<i32>,
     steps: usize,
     /// Logs worth showing when something goes wrong, the latest last.
     logs: Vec<PathBuf>,
@@ -105,6 +108,7 @@ impl Subject {
             more_for_restore: Vec::new(),
             more_for_every_dump: Vec::new(),
             more_for_every_restore: Vec::new(),
+            bystanders: Vec::new(),
             steps: 0,
             logs: Vec::new(),
         })
@@ -306,13 +310,37 @@ impl Subject {
         self.see_nobody("after the refused restore")
     }
 
+    fn others(&self) -> Vec<i32> {
+        others().into_iter().filter(|pid| !self.bystanders.contains(pid)).collect()
+    }
+
+    /// Kills the whole tree and whoever works for it, and sees it end.
+    ///
     /// # Errors
-    /// When somebody besides this process stays in the namespace.
+    /// When somebody stays.
+    pub fn kill(&mut self, when: &str) -> Result<(), String> {
+        let start = Instant::now();
+        // Once is not enough where a process makes others meanwhile.
+        while start.elapsed() < Duration::from_secs(5) {
+            let left = self.others();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            self.reaper.collect();
+        }
+        self.see_killed(when)
+    }
+
+    /// # Errors
+    /// When somebody besides this process and bystanders stays in the namespace.
     pub fn see_nobody(&mut self, when: &str) -> Result<(), String> {
         let start = Instant::now();
         loop {
             self.reaper.forget();
-            let left = others();
+            let left = self.others();
             if left.is_empty() {
                 return Ok(());
             }

@@ -9,6 +9,7 @@ use crate::tool::read_lossy;
 
 /// The calls that a look waits for.
 const SOME: u64 = 10;
+/// Of a daemon that listens at `FOLDER/bus`.
 const CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -24,6 +25,11 @@ const CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D
 "#;
 
 pub struct Dbus;
+
+/// Writes what a daemon that listens at `folder/bus` is told.
+pub fn configure(folder: &Path) -> Result<(), String> {
+    put(&folder.join("bus.conf"), &CONFIGURATION.replace("FOLDER", &folder.display().to_string()))
+}
 
 /// How far the calls that were heard count, each once and in order.
 fn heard(text: &str) -> Result<u64, String> {
@@ -50,7 +56,7 @@ impl Program for Dbus {
 
     fn command(&self, own: &Path) -> Result<Command, String> {
         put(&own.join("bus.sh"), include_str!("bus.sh"))?;
-        put(&own.join("bus.conf"), &CONFIGURATION.replace("FOLDER", &own.display().to_string()))?;
+        configure(own)?;
         let mut bash = command("bash")?;
         bash.arg("bus.sh");
         Ok(bash)

@@ -6,6 +6,7 @@
 
 mod bash;
 mod bus;
+mod bus_client;
 mod counting;
 mod database;
 mod logging;
@@ -17,10 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-use crate::case::Mode;
+use crate::case::{Mode, Moment};
 use crate::subject::{PATH, Subject, Tools};
 use crate::sys;
 
@@ -55,6 +53,14 @@ pub trait Program {
     /// With what is wrong, or that it did not go on.
     fn look(&self, subject: &mut Subject, before: u64) -> Result<u64, String>;
 
+    /// What is outside of the tree gets its turn: before a dump, and before a restore.
+    ///
+    /// # Errors
+    /// With what went wrong there.
+    fn outside(&self, _subject: &mut Subject, _moment: Moment) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Asks it to end with status 0. Most look for a file.
     ///
     /// # Errors
@@ -75,6 +81,7 @@ pub fn all() -> Vec<Box<dyn Program>> {
         Box::new(serving::Nginx),
         Box::new(logging::Logger::default()),
         Box::new(bus::Dbus),
+        Box::new(bus_client::BusClient::default()),
         Box::new(panes::Tmux),
         Box::new(database::Postgres),
         Box::new(counting::Static { is_pie: false }),
@@ -162,7 +169,9 @@ pub fn play(program: &dyn Program, mode: Mode, directory: &Path, tools: Tools) -
 fn there_and_back(program: &dyn Program, subject: &mut Subject, times: usize) -> Result<(), String> {
     let mut done = program.look(subject, 0)?;
     for _ in 0..times {
+        program.outside(subject, Moment::Ready)?;
         let images = subject.dump_away()?;
+        program.outside(subject, Moment::Away)?;
         subject.restore(&images)?;
         done = program.look(subject, done)?;
     }
@@ -177,6 +186,7 @@ fn snapshot(program: &dyn Program, subject: &mut Subject) -> Result<(), String> 
     let copy = subject.directory().join("w-at-the-dump");
     let script =
         format!("[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || cp -a {} {}", own.display(), copy.display());
+    program.outside(subject, Moment::Ready)?;
     let images = subject.step("images")?;
     let ran = subject.dump(&images, &["--leave-running", "--action-script", &script])?;
     if !ran.is_good() {
@@ -184,11 +194,10 @@ fn snapshot(program: &dyn Program, subject: &mut Subject) -> Result<(), String> 
     }
     subject.still_there("after the snapshot")?;
     program.look(subject, done)?;
-    // All but this process, which is the first of its namespace and not hit by its own broadcast.
-    kill(Pid::from_raw(-1), Signal::SIGKILL).map_err(|e| format!("kill the program: {e}"))?;
-    subject.see_killed("after the kill")?;
+    subject.kill("after the kill")?;
     fs::remove_dir_all(&own).map_err(|e| format!("remove the program's files: {e}"))?;
     fs::rename(&copy, &own).map_err(|e| format!("put the copy of the files in place: {e}"))?;
+    program.outside(subject, Moment::Away)?;
     subject.restore(&images)?;
     program.look(subject, done).map(drop)
 }

@@ -13,7 +13,7 @@
 mod make;
 
 use super::socket_options;
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx};
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{Dir, FdTypes, FileEntry, FownEntry, Message, SkOptsEntry, SkShutdown, kind};
 use model::options;
 use model::{Errno, Failure, Failures, Object, Options, Remedy};
@@ -498,6 +498,13 @@ impl FdKind for Unix {
 
     fn key(&self, entry: &UnixSkEntry, _files: &FileTable) -> Option<String> {
         Some(format!("socket:[{}]", entry.ino))
+    }
+
+    /// The end that is given belongs to the tree alone: whether it waits is as the program expects, which would
+    /// stand still for ever in a call that it made not to wait.
+    fn inherited(&self, entry: &UnixSkEntry, fd: &OwnedFd, _cx: &mut OpenCx) -> Result<(), Failure> {
+        let object = || Object::Named(format!("unix socket {}", entry.ino));
+        set_status(fd, entry.flags).map_err(|error| error.on(object(), "set the flags of the descriptor given for it"))
     }
 
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure> {
