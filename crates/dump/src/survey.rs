@@ -131,9 +131,16 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
     let mut observed = observe_all(tree, depth);
     for (process, observed) in tree.processes.iter().zip(&mut observed) {
         let Some(Ok((_, seen))) = observed else { continue };
-        for told in seen.iter_mut().filter_map(|seen| seen.rings.take()) {
-            let objection = kinds::fd::uring::keep(process.pid, told, &mut survey.cx);
-            survey.failures.extend(objection);
+        for seen in seen {
+            let Some(told) = seen.rings.take() else { continue };
+            match (
+                kinds::fd::uring::keep(process.pid, seen.tid, told, &mut survey.cx),
+                &mut seen.core.thread_core,
+            ) {
+                (Ok(registered), Some(core)) => core.registered_rings = registered,
+                (Err(objection), _) => survey.failures.push(objection),
+                (Ok(_), None) => {}
+            }
         }
     }
     survey.objects = objects(tree)?;

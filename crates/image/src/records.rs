@@ -229,6 +229,18 @@ pub struct ThreadCoreEntry {
     pub numa_mode: Option<u32>,
     #[prost(bytes = "vec", optional, tag = "1003")]
     pub numa_nodes: Option<Vec<u8>>,
+    /// Ours: descriptors of io_urings that it has registered.
+    #[prost(message, repeated, tag = "1004")]
+    pub registered_rings: Vec<RegisteredRing>,
+}
+
+/// IORING_REGISTER_RING_FDS.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RegisteredRing {
+    #[prost(uint32, required, tag = "1")]
+    pub index: u32,
+    #[prost(int32, required, tag = "2")]
+    pub fd: i32,
 }
 
 /// sigaltstack(2).

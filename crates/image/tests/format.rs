@@ -14,7 +14,7 @@ use syn::{Expr, ImplItem, Item, Lit, Meta, Token, Type};
 const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
-const OWN_MESSAGES: &[&str] = &["IoUringEntry", "UnixCredEntry", "XstateComponent"];
+const OWN_MESSAGES: &[&str] = &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
 const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];
@@ -47,6 +47,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("ThreadCoreEntry", "numa_mode", 1002),
     ("ThreadCoreEntry", "numa_nodes", 1003),
     ("ThreadCoreEntry", "timer_slack", 1001),
+    ("ThreadCoreEntry", "registered_rings", 1004),
     ("TtyInfoEntry", "has_hung_up", 1000),
     ("TtyInfoEntry", "lines", 1002),
     ("TtyInfoEntry", "mode", 1001),

@@ -21,6 +21,7 @@ use agent::{Arg, Judge, List, Watch};
 use image::pagemap::PagesFile;
 use kinds::contract::TaskOps;
 use kinds::fd::tty::Control;
+use kinds::fd::uring;
 use kinds::task::{attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::stats::RestoreStats;
@@ -852,6 +853,7 @@ impl<'r> Exec<'r> {
                 attributes::restore_timer_slack(thread.timer_slack, own_slack, ops);
                 sched::restore_affinity(thread, is_own_everywhere, ops)?;
                 numa::restore(thread, ops)?;
+                uring::restore(thread, ops)?;
                 sched::restore(thread, ops)?;
                 if nth == 0 {
                     if let Some(limits) = &tc.rlimits {

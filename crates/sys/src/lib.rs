@@ -11,6 +11,7 @@ pub mod fanotify;
 pub mod fd;
 pub mod inherited;
 pub mod inotify;
+pub mod inside;
 pub mod memory;
 pub mod name;
 pub mod pagemap;

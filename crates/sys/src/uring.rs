@@ -1,15 +1,27 @@
 //! io_uring: setup, registration, and what a ring looks like in memory.
 
 use crate::call::check;
+use crate::inside::inside;
 use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Flags of io_uring_setup(2). Source: include/uapi/linux/io_uring.h.
 pub mod setup {
+    pub const IOPOLL: u32 = 1;
     pub const CQSIZE: u32 = 1 << 3;
+    pub const CLAMP: u32 = 1 << 4;
+    pub const ATTACH_WQ: u32 = 1 << 5;
+    pub const R_DISABLED: u32 = 1 << 6;
+    pub const SUBMIT_ALL: u32 = 1 << 7;
+    pub const COOP_TASKRUN: u32 = 1 << 8;
+    pub const TASKRUN_FLAG: u32 = 1 << 9;
     pub const SQE128: u32 = 1 << 10;
     pub const CQE32: u32 = 1 << 11;
+    pub const SINGLE_ISSUER: u32 = 1 << 12;
+    pub const DEFER_TASKRUN: u32 = 1 << 13;
+    pub const NO_MMAP: u32 = 1 << 14;
     pub const NO_SQARRAY: u32 = 1 << 16;
+    pub const HYBRID_IOPOLL: u32 = 1 << 17;
 }
 
 /// Operations of io_uring_register(2).
@@ -17,6 +29,9 @@ pub mod register {
     pub const BUFFERS: u32 = 0;
     pub const FILES: u32 = 2;
     pub const EVENTFD: u32 = 4;
+    pub const EVENTFD_ASYNC: u32 = 7;
+    pub const RESTRICTIONS: u32 = 11;
+    pub const RING_FDS: u32 = 20;
     pub const PBUF_STATUS: u32 = 26;
     pub const NAPI: u32 = 27;
 }
@@ -102,4 +117,84 @@ pub fn has_buffers(ring: impl AsFd, group: u16) -> bool {
         unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, status.as_mut_ptr(), 1) };
     // A group of the older sort is refused with EINVAL, which a kernel without the question answers for all.
     result == 0
+}
+
+/// How many descriptors of rings a thread can register. Source: include/linux/io_uring_types.h.
+pub const RINGFD_REG_MAX: u32 = 16;
+
+/// What the kernel keeps of a ring and tells nobody but its tracing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inner {
+    /// With what flags it was made; R_DISABLED only as long as it is.
+    pub setup: u32,
+    /// The number of the registered eventfd, which its own `fdinfo` tells as well; is it for what ends later alone?
+    pub eventfd: Option<(u32, bool)>,
+    pub has_buffer_groups: bool,
+    pub has_personalities: bool,
+    pub has_restrictions: bool,
+    context: u64,
+}
+
+impl Inner {
+    /// Of the ring behind a descriptor of a process that stands still, with so many entries; none where the kernel
+    /// does not tell, or has other structures by now.
+    pub fn of(pid: i32, number: i32, sq_entries: u32, cq_entries: u32) -> Option<Inner> {
+        const CONTEXT: &str = "io_ring_ctx";
+        let inside = inside()?;
+        let context = inside.member(inside.file(pid, number)?, "file", "private_data")?;
+        let int = |member: &str| inside.int(inside.at(context, CONTEXT, member)?);
+        let is_there =
+            |array: &str| Some(inside.member(inside.at(context, CONTEXT, array)?, "xarray", "xa_head")? != 0);
+        if (int("sq_entries")?, int("cq_entries")?) != (sq_entries, cq_entries) {
+            return None;
+        }
+        let eventfd = match inside.member(context, CONTEXT, "io_ev_fd")? {
+            0 => None,
+            registered => {
+                let counter = inside.member(registered, "io_ev_fd", "cq_ev_fd")?;
+                let is_async = inside.int(inside.at(registered, "io_ev_fd", "eventfd_async")?)? & 1 != 0;
+                Some((inside.int(inside.at(counter, "eventfd_ctx", "id")?)?, is_async))
+            }
+        };
+        let restrictions = inside.at(context, CONTEXT, "restrictions")?;
+        let is_restricted = inside.at(restrictions, "io_restriction", "registered")?;
+        Some(Inner {
+            setup: int("flags")?,
+            eventfd,
+            has_buffer_groups: is_there("io_bl_xa")?,
+            has_personalities: is_there("personalities")?,
+            has_restrictions: inside.int(is_restricted)? & 0xff != 0,
+            context,
+        })
+    }
+
+    /// The `struct file` of each registered file, zero for none.
+    pub fn files(&self) -> Option<Vec<u64>> {
+        /// What is kept in the lowest bits. Source: io_uring/filetable.h.
+        const FLAGS: u64 = 3;
+        let inside = inside()?;
+        let table = inside.at(self.context, "io_ring_ctx", "file_table")?;
+        let data = inside.at(table, "io_file_table", "data")?;
+        let count = inside.int(inside.at(data, "io_rsrc_data", "nr")?)?;
+        let nodes = inside.member(data, "io_rsrc_data", "nodes")?;
+        let file = |index: u32| {
+            let node = inside.long(nodes.checked_add(u64::from(index) * 8)?)?;
+            Some(if node == 0 { 0 } else { inside.member(node, "io_rsrc_node", "file_ptr")? & !FLAGS })
+        };
+        (0..count).map(file).collect()
+    }
+}
+
+/// The `struct file` of each descriptor of a ring that a thread has registered, by index.
+pub fn registered_rings(tid: i32) -> Option<[u64; RINGFD_REG_MAX as usize]> {
+    let inside = inside()?;
+    let own = inside.member(inside.task(tid)?, "task_struct", "io_uring")?;
+    let mut rings = [0; RINGFD_REG_MAX as usize];
+    if own != 0 {
+        let first = inside.at(own, "io_uring_task", "registered_rings")?;
+        for (index, ring) in (0..).zip(&mut rings) {
+            *ring = inside.long(first + index * 8)?;
+        }
+    }
+    Some(rings)
 }

@@ -47,6 +47,18 @@ pub fn perf_event() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, 0) })
 }
 
+/// # Errors
+/// Where the kernel does not describe its types, so that its tracing cannot be asked.
+pub fn tells_types() -> Result<(), String> {
+    reason("types of the kernel", std::fs::File::open("/sys/kernel/btf/vmlinux"))
+}
+
+/// # Errors
+/// Why not.
+pub fn has_io_uring_and_types() -> Result<(), String> {
+    has_io_uring().and_then(|()| tells_types())
+}
+
 fn reason<T>(what: &str, tried: io::Result<T>) -> Result<(), String> {
     tried.map(|_| ()).map_err(|e| format!("no {what} here: {e}"))
 }

@@ -5,12 +5,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::call::check;
 
+pub const IOPOLL: u32 = 1;
 pub const SQPOLL: u32 = 1 << 1;
+pub const R_DISABLED: u32 = 1 << 6;
+pub const SUBMIT_ALL: u32 = 1 << 7;
+pub const COOP_TASKRUN: u32 = 1 << 8;
 pub const SQE128: u32 = 1 << 10;
 pub const CQE32: u32 = 1 << 11;
 pub const SINGLE_ISSUER: u32 = 1 << 12;
 pub const DEFER_TASKRUN: u32 = 1 << 13;
 pub const NO_SQARRAY: u32 = 1 << 16;
+
+/// A flag: the descriptor is the index of a registered file.
+const FIXED_FILE: u8 = 1;
 
 const NOP: u8 = 0;
 const READ_FIXED: u8 = 4;
@@ -35,6 +42,11 @@ impl Request {
         Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data }
     }
 
+    /// Of an operation that there is not.
+    pub fn wrong(data: u64) -> Self {
+        Self { operation: 0xee, ..Self::nop(data) }
+    }
+
     pub fn write(fd: BorrowedFd, bytes: &'static [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_ptr() as u64, bytes.len() as u32);
         Self { operation: WRITE, flags: 0, fd: fd.as_raw_fd(), address, length, data }
@@ -51,6 +63,11 @@ impl Request {
         self.flags |= ASYNC;
     }
 
+    /// Of registered file `index`, from its position.
+    pub fn read_registered(index: i32, address: u64, length: u32, data: u64) -> Self {
+        Self { operation: READ, flags: FIXED_FILE, fd: index, address, length, data }
+    }
+
     /// Ends with an error after a time: seconds and nanoseconds.
     pub fn timeout(after: &'static [i64; 2], data: u64) -> Self {
         Self { operation: TIMEOUT, flags: 0, fd: -1, address: after.as_ptr() as u64, length: 1, data }
@@ -58,7 +75,6 @@ impl Request {
 
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
-        const FIXED_FILE: u8 = 1;
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
         Self { operation, flags: FIXED_FILE, fd: index, address, length, data }
     }
@@ -77,6 +93,11 @@ pub struct Ring {
     cqes: usize,
     masks: (u32, u32),
 }
+
+// SAFETY: the mappings belong to no thread; what the program counts is behind a mutable reference.
+unsafe impl Send for Ring {}
+// SAFETY: as for Send; words that others change are atomics.
+unsafe impl Sync for Ring {}
 
 impl Ring {
     #[track_caller]
@@ -148,15 +169,35 @@ impl Ring {
     /// Tells the kernel of all requests; waits for as many completions.
     #[track_caller]
     pub fn submit(&self, wait: u32) -> u32 {
+        check("io_uring_enter", self.enter(self.fd.as_raw_fd(), wait, 0)) as u32
+    }
+
+    /// The same by what the thread has registered as `index`.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn submit_registered(&self, index: i32, wait: u32) -> std::io::Result<u32> {
+        const REGISTERED_RING: u32 = 1 << 4;
+        let done = self.enter(index, wait, REGISTERED_RING);
+        u32::try_from(done).map_err(|_| std::io::Error::last_os_error())
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn try_submit(&self) -> std::io::Result<u32> {
+        let done = self.enter(self.fd.as_raw_fd(), 0, 0);
+        u32::try_from(done).map_err(|_| std::io::Error::last_os_error())
+    }
+
+    fn enter(&self, fd: i32, wait: u32, flags: u32) -> i64 {
         const GETEVENTS: u32 = 1;
         self.word(4).store(self.sq_tail, Ordering::Release);
         let count = self.sq_tail.wrapping_sub(self.word(0).load(Ordering::Acquire));
-        let fd = self.fd.as_raw_fd();
+        let flags = GETEVENTS | flags;
         // SAFETY: integers and a null pointer; memory that requests name lives for ever.
-        let done = unsafe {
-            libc::syscall(libc::SYS_io_uring_enter, fd, count, wait, GETEVENTS, std::ptr::null::<u8>(), 0)
-        };
-        check("io_uring_enter", done) as u32
+        unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, count, wait, flags, std::ptr::null::<u8>(), 0) }
     }
 
     /// The next completion: what came along, and the result.
@@ -174,12 +215,14 @@ impl Ring {
         Some((data, result))
     }
 
+    /// Records of the operation; none is a null pointer.
     #[track_caller]
-    pub fn register<T>(&self, operation: u32, argument: &[T]) {
-        let (fd, count, argument) = (self.fd.as_raw_fd(), argument.len(), argument.as_ptr());
+    pub fn register<T>(&self, operation: u32, argument: &[T]) -> i64 {
+        let (fd, count) = (self.fd.as_raw_fd(), argument.len());
+        let argument = if count == 0 { std::ptr::null() } else { argument.as_ptr() };
         // SAFETY: the kernel reads as many records as there are; the caller's are those of the operation.
         check("io_uring_register", unsafe {
             libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count)
-        });
+        })
     }
 }

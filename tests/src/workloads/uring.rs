@@ -3,11 +3,15 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use crate::case;
 use crate::case::{Case, Trial};
 use crate::sys::process::fork;
-use crate::sys::strange::has_io_uring;
-use crate::sys::uring::{CQE32, DEFER_TASKRUN, NO_SQARRAY, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL};
+use crate::sys::strange::{has_io_uring, has_io_uring_and_types};
+use crate::sys::uring::{
+    COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL, SUBMIT_ALL,
+};
 
 const WHY: &str = "it refuses every ring";
 
@@ -25,12 +29,26 @@ pub const CASES: &[Case] = &[
         .peer_cannot(WHY),
     case!(ring_with_a_thread_of_the_kernel_is_refused).refused(&["fd", "io_uring", "SQPOLL"]).needs(has_io_uring)
         .peer_cannot(WHY),
-    case!(ring_with_an_eventfd_is_refused).refused(&["fd", "io_uring", "eventfd"]).needs(has_io_uring)
-        .peer_cannot(WHY),
+    case!(ring_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_with_an_eventfd_for_later_ends_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(eventfd_that_is_closed_is_refused).refused(&["fd", "io_uring", "eventfd", "closed"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_that_is_not_enabled_yet_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_that_polls_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_submits_all_as_before).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(registered_rings_of_threads_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(registered_ring_that_is_closed_is_refused).refused(&["io_uring", "IORING_REGISTER_RING_FDS", "closed"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(registered_files_of_one_name_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(provided_buffers_are_refused).refused(&["fd", "io_uring", "provided buffers"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(personalities_are_refused).refused(&["fd", "io_uring", "personalities"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(restrictions_are_refused).refused(&["fd", "io_uring", "restrictions"])
+        .needs(has_io_uring).peer_cannot(WHY),
     case!(registered_file_that_is_closed_is_refused).refused(&["fd", "io_uring", "registered file 0"])
         .needs(has_io_uring).peer_cannot(WHY),
-    case!(ring_of_one_thread_with_an_eventfd_is_refused).refused(&["fd", "io_uring", "eventfd"])
-        .needs(has_io_uring).peer_cannot(WHY),
+    case!(ring_of_one_thread_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
 ];
 
 #[track_caller]
@@ -210,14 +228,190 @@ fn ring_with_a_thread_of_the_kernel_is_refused(t: &Trial) {
     ring.submit(1);
 }
 
-fn ring_with_an_eventfd_is_refused(t: &Trial) {
+/// Operations of io_uring_register(2).
+const FILES: u32 = 2;
+const EVENTFD: u32 = 4;
+const EVENTFD_ASYNC: u32 = 7;
+const PERSONALITY: u32 = 9;
+const RESTRICTIONS: u32 = 11;
+const ENABLE: u32 = 12;
+const RING_FDS: u32 = 20;
+const BUFFER_RING: u32 = 22;
+
+fn ring_with_an_eventfd_goes_on(t: &Trial) {
     let mut ring = Ring::new(8, 0);
-    let event = nix::sys::eventfd::EventFd::new().expect("eventfd");
+    works(&mut ring, 3);
+    // Another one before it.
+    let _other = EventFd::new().expect("eventfd");
+    let event = EventFd::new().expect("eventfd");
     let number = event.as_fd().as_raw_fd();
-    ring.register(4, &[number]);
+    ring.register(EVENTFD, &[number]);
+    works(&mut ring, 2);
     t.checkpoint();
     works(&mut ring, 3);
-    assert_eq!(event.read(), Ok(3));
+    assert_eq!(event.read(), Ok(5));
+}
+
+fn ring_with_an_eventfd_for_later_ends_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).expect("eventfd");
+    let number = event.as_fd().as_raw_fd();
+    ring.register(EVENTFD_ASYNC, &[number]);
+    t.checkpoint();
+    works(&mut ring, 3);
+    assert!(event.read().is_err());
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
+    request.make_async();
+    ring.push(request);
+    assert_eq!(ring.submit(0), 1);
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((3, 1)));
+    assert_eq!(event.read(), Ok(1));
+}
+
+fn eventfd_that_is_closed_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let event = EventFd::new().expect("eventfd");
+    let number = event.as_fd().as_raw_fd();
+    ring.register(EVENTFD, &[number]);
+    drop(event);
+    t.checkpoint();
+    works(&mut ring, 3);
+}
+
+fn ring_that_is_not_enabled_yet_goes_on(t: &Trial) {
+    let flags = R_DISABLED | SINGLE_ISSUER | DEFER_TASKRUN;
+    let mut rings = [Ring::new(8, flags), Ring::new(8, R_DISABLED)];
+    let code = |ring: &Ring| ring.try_submit().expect_err("it is not enabled").raw_os_error();
+    t.checkpoint();
+    for ring in &mut rings {
+        assert_eq!(code(ring), Some(libc::EBADFD));
+        ring.register::<u8>(ENABLE, &[]);
+        works(ring, 10);
+    }
+    // The first is for the one who enabled it, the other for all.
+    let refused = std::thread::scope(|scope| {
+        let [first, other] = &mut rings;
+        first.push(Request::nop(1));
+        other.push(Request::nop(1));
+        let others = || rings.each_ref().map(|ring| ring.try_submit().err().and_then(|error| error.raw_os_error()));
+        scope.spawn(others).join().expect("a thread")
+    });
+    assert_eq!(refused, [Some(libc::EEXIST), None]);
+}
+
+fn ring_that_polls_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, IOPOLL);
+    works(&mut ring, 10);
+    let (reader, _writer) = std::io::pipe().expect("pipe");
+    t.checkpoint();
+    works(&mut ring, 10);
+    // A pipe cannot be polled for the end of a request.
+    ring.push(Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3));
+    assert_eq!(ring.submit(0), 1);
+    assert_eq!(ring.reap(), Some((3, -libc::EOPNOTSUPP)));
+}
+
+fn ring_submits_all_as_before(t: &Trial) {
+    let mut rings = [SUBMIT_ALL | COOP_TASKRUN, 0].map(|flags| Ring::new(8, flags));
+    t.checkpoint();
+    // What follows a request that is none is submitted, or left.
+    let taken = rings.each_mut().map(|ring| {
+        ring.push(Request::wrong(1));
+        ring.push(Request::nop(2));
+        ring.submit(0)
+    });
+    assert_eq!(taken, [2, 1]);
+}
+
+/// IORING_REGISTER_RING_FDS takes an index, or hands out the next, and a descriptor.
+fn register_itself(ring: &Ring, index: u32) {
+    let number = u64::from(ring.fd.as_raw_fd().cast_unsigned());
+    assert_eq!(ring.register(RING_FDS, &[[u64::from(index), number]]), 1);
+}
+
+fn registered_rings_of_threads_go_on(t: &Trial) {
+    let mut first = Ring::new(8, 0);
+    let mut second = Ring::new(8, 0);
+    register_itself(&second, 1);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            register_itself(&first, 3);
+            t.mark("thread");
+            t.hold();
+            first.push(Request::nop(5));
+            assert_eq!(first.submit_registered(3, 1).expect("its own"), 1);
+            assert_eq!(first.reap(), Some((5, 0)));
+            let code = first.submit_registered(1, 0).expect_err("of another thread").raw_os_error();
+            assert!(matches!(code, Some(libc::EBADF | libc::EINVAL)), "{code:?}");
+        });
+        t.await_mark("thread");
+        t.checkpoint();
+        second.push(Request::nop(6));
+        assert_eq!(second.submit_registered(1, 1).expect("its own"), 1);
+        assert_eq!(second.reap(), Some((6, 0)));
+        other.join().expect("the thread");
+    });
+}
+
+fn registered_ring_that_is_closed_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    register_itself(&ring, 0);
+    let other = Ring::new(8, 0);
+    drop(std::mem::replace(&mut ring.fd, File::open("/dev/null").expect("open").into()));
+    t.checkpoint();
+    assert_eq!(other.submit(0), 0);
+    ring.push(Request::nop(5));
+    assert_eq!(ring.submit_registered(0, 1).expect("submit"), 1);
+    assert_eq!(ring.reap(), Some((5, 0)));
+}
+
+fn registered_files_of_one_name_go_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    fs::write(t.path("file"), "12345678").expect("write");
+    let files = [0, 1, 2].map(|_| File::open(t.path("file")).expect("open"));
+    for (at, mut file) in (0_u64..).zip(&files) {
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(at)).expect("seek");
+    }
+    ring.register(FILES, &[files[2].as_raw_fd(), files[1].as_raw_fd()]);
+    t.checkpoint();
+    let bytes = Box::leak(vec![0_u8; 2].into_boxed_slice());
+    let address = bytes.as_mut_ptr();
+    for (index, offset) in [(0, 0), (1, 1)] {
+        // From the position of the file, which only this open file has.
+        ring.push(Request::read_registered(index, address as u64 + offset, 1, 7));
+        assert_eq!(ring.submit(1), 1);
+        assert_eq!(ring.reap(), Some((7, 1)));
+    }
+    assert_eq!(bytes, b"32");
+}
+
+fn provided_buffers_are_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let memory = crate::sys::memory::Map::private(4096);
+    // struct io_uring_buf_reg: address, entries, and a number that nobody would ask about; reserved.
+    ring.register(BUFFER_RING, &[[memory.address as u64, 8 | 40_000 << 32, 0, 0, 0]]);
+    t.checkpoint();
+    works(&mut ring, 3);
+}
+
+fn personalities_are_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    assert!(ring.register::<u8>(PERSONALITY, &[]) > 0);
+    t.checkpoint();
+    works(&mut ring, 3);
+}
+
+fn restrictions_are_refused(t: &Trial) {
+    const SQE_OP: u16 = 1;
+    let mut ring = Ring::new(8, R_DISABLED);
+    // struct io_uring_restriction: what, which (no operation), reserved.
+    ring.register(RESTRICTIONS, &[[u64::from(SQE_OP), 0]]);
+    t.checkpoint();
+    ring.register::<u8>(ENABLE, &[]);
+    works(&mut ring, 3);
 }
 
 fn registered_file_that_is_closed_is_refused(t: &Trial) {
@@ -230,9 +424,9 @@ fn registered_file_that_is_closed_is_refused(t: &Trial) {
     assert_eq!(ring.submit(0), 0);
 }
 
-fn ring_of_one_thread_with_an_eventfd_is_refused(t: &Trial) {
+fn ring_of_one_thread_with_an_eventfd_goes_on(t: &Trial) {
     let mut ring = Ring::new(8, SINGLE_ISSUER);
-    let event = nix::sys::eventfd::EventFd::new().expect("eventfd");
+    let event = EventFd::new().expect("eventfd");
     let number = event.as_fd().as_raw_fd();
     ring.register(4, &[number]);
     t.checkpoint();

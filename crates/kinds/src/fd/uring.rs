@@ -1,25 +1,27 @@
 //! io_uring(7): rings through which a program and the kernel hand each other requests and completions.
 //!
-//! Read from: `fdinfo` (sizes, counters, registered files and buffers), the rings themselves, and what threads of the
-//! process are answered when they ask for what cannot be had.
+//! Read from: `fdinfo` (sizes, counters, registered files and buffers), the rings themselves, what threads of the
+//! process are answered when they ask for what cannot be had, and what the kernel tells its tracing ([`Inner`]).
 //! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
-//! Refused: requests in flight, after some waiting; SQPOLL, IOPOLL, rings in the program's own memory or not enabled
-//! yet; a registered eventfd, provided buffers, registered descriptors of rings; registered files that are not found.
-//! Not kept: SUBMIT_ALL, COOP_TASKRUN, SINGLE_ISSUER and DEFER_TASKRUN, see `docs/decisions/0019-io-uring.md`;
-//! personalities, restrictions, rings of provided buffers with large numbers.
+//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory, provided buffers,
+//! personalities, restrictions; registered files, eventfds and rings that nobody has open. Where the kernel tells no types
+//! to its tracing, also IOPOLL, and every registered eventfd or ring.
+//! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
+//! no types, also SUBMIT_ALL, COOP_TASKRUN, personalities, restrictions, provided buffers with large numbers.
 
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
 use crate::task::{Answers, Ask, ZERO, words};
-use agent::Arg;
-use image::{FdTypes, FownEntry};
+use agent::{Arg, Judge};
+use image::{FdTypes, FownEntry, RegisteredRing, ThreadCoreEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
-use sys::uring::{self, Params, register, ring, setup};
+use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, register, ring, setup};
 
 pub static KIND: IoUring = IoUring;
 
@@ -37,7 +39,7 @@ pub struct IoUringEntry {
     pub flags: u32,
     #[prost(message, required, tag = "3")]
     pub fown: FownEntry,
-    /// SQE128, CQE32, NO_SQARRAY.
+    /// As io_uring_setup(2) takes it.
     #[prost(uint32, required, tag = "4")]
     pub setup: u32,
     #[prost(uint32, required, tag = "5")]
@@ -58,6 +60,11 @@ pub struct IoUringEntry {
     /// Registered buffers: address and length of each, zeros for none.
     #[prost(uint64, repeated, tag = "11", packed = "false")]
     pub buffers: Vec<u64>,
+    /// The descriptor of the eventfd that is told of completions; is it told only of those that come later?
+    #[prost(sint32, optional, tag = "12")]
+    pub eventfd: Option<i32>,
+    #[prost(bool, optional, tag = "13")]
+    pub eventfd_async: Option<bool>,
 }
 
 /// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
@@ -88,8 +95,8 @@ struct AskedRing {
 /// What it was answered.
 #[derive(Debug, Clone, Default)]
 pub struct Told {
-    /// It has registered the descriptor of a ring, which only it may use.
-    has_registered: bool,
+    /// Where it has registered descriptors of rings, which only it may use.
+    registered: Vec<u32>,
     rings: Vec<ToldRing>,
 }
 
@@ -118,13 +125,12 @@ pub fn numbers(pid: i32, inodes: &[u64]) -> Vec<i32> {
 /// Asks for what cannot be had: the argument lies nowhere.
 pub fn ask(numbers: &[i32], ask: &mut Ask) -> Result<Asked, Failure> {
     const NOWHERE: u64 = 1;
-    const RINGFD_REG_MAX: i32 = 16;
     const ENTER_REGISTERED_RING: u64 = 1 << 4;
     ask.list.label("ask about its rings");
-    let enter = |index: i32, ask: &mut Ask| {
+    let enter = |index: u32, ask: &mut Ask| {
         ask.list.any(
             libc::SYS_io_uring_enter,
-            &[index.into(), ZERO, ZERO, ENTER_REGISTERED_RING.into(), ZERO, ZERO],
+            &[u64::from(index).into(), ZERO, ZERO, ENTER_REGISTERED_RING.into(), ZERO, ZERO],
         )
     };
     let registered = (0..RINGFD_REG_MAX).map(|index| enter(index, ask)).collect();
@@ -155,10 +161,10 @@ impl Asked {
             napi: answers.result(ring.napi),
             has_groups: ring.groups.iter().any(|group| answers.result(*group) == 0),
         });
-        Told {
-            has_registered: self.registered.iter().any(|at| answers.result(*at) >= 0),
-            rings: rings.collect(),
-        }
+        // Of one that is not enabled yet the answer is another, but it is there.
+        let is_there = |at: usize| answers.result(at) >= 0 || answers.result(at) == -i64::from(libc::EBADFD);
+        let registered = (0..).zip(&self.registered).filter(|(_, at)| is_there(**at));
+        Told { registered: registered.map(|(index, _)| index).collect(), rings: rings.collect() }
     }
 }
 
@@ -169,15 +175,50 @@ struct Answered(HashMap<(i32, i32), Vec<ToldRing>>);
 #[derive(Debug, Default)]
 struct Known(HashMap<u64, u32>);
 
-/// Keeps what threads of a process were answered.
-pub fn keep(pid: i32, told: Told, cx: &mut DumpCx) -> Option<Failure> {
+/// Keeps what a thread was answered; returns the rings that it has registered.
+///
+/// # Errors
+/// When it is not known which these are.
+pub fn keep(pid: i32, tid: i32, told: Told, cx: &mut DumpCx) -> Result<Vec<RegisteredRing>, Failure> {
     for ring in told.rings {
         cx.shelf.of::<Answered>().0.entry((pid, ring.number)).or_default().push(ring);
     }
-    told.has_registered.then(|| {
-        let why = "has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS), which is not carried";
-        Failure::unsupported(Object::Task, why).of(pid)
-    })
+    if told.registered.is_empty() {
+        return Ok(Vec::new());
+    }
+    let refuse = |why: &str| {
+        let why = format!("has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS){why}");
+        Failure::unsupported(Object::Thread(tid), why).of(pid)
+    };
+    let files = uring::registered_rings(tid).ok_or_else(|| refuse(", and the kernel does not tell which"))?;
+    let folder = format!("/proc/{pid}/fd");
+    let is_ring = |number: &i32| {
+        std::fs::read_link(format!("{folder}/{number}")).is_ok_and(|link| link.as_os_str().as_bytes() == NAME)
+    };
+    let numbers = sys::fd::numbers(&folder).unwrap_or_default().into_iter().filter(is_ring);
+    let numbers: HashMap<u64, i32> =
+        numbers.filter_map(|number| Some((sys::inside::inside()?.file(pid, number)?, number))).collect();
+    let find = |index: u32| {
+        let file = files.get(index as usize).copied().unwrap_or_default();
+        let fd = numbers.get(&file).ok_or_else(|| refuse(" that it has closed, which is not carried"))?;
+        Ok(RegisteredRing { index, fd: *fd })
+    };
+    told.registered.into_iter().map(find).collect()
+}
+
+/// Registers the rings of a thread under the same numbers.
+pub fn restore(core: &ThreadCoreEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+    if core.registered_rings.is_empty() {
+        return Ok(());
+    }
+    ops.list.label("register the descriptors of rings");
+    for ring in &core.registered_rings {
+        // struct io_uring_rsrc_update: offset, reserved, data.
+        let update = ops.bytes(&words(&[ring.index.into(), ring.fd as u64]))?;
+        let args = [ring.fd.into(), u64::from(register::RING_FDS).into(), update.into(), 1.into()];
+        ops.list.call(libc::SYS_io_uring_register, &args, Judge::Equal(1));
+    }
+    Ok(())
 }
 
 /// The record of the ring with this inode, if it was seen.
@@ -237,9 +278,16 @@ fn not_understood(probe: &FdProbe) -> Failure {
     probe.refuse("the kernel tells its state in a way not understood")
 }
 
-/// Refuses what a ring has that is not carried.
-fn check(probe: &FdProbe, told: &[ToldRing]) -> Result<(), Failure> {
+/// The flags that a ring is to be made with, and its eventfd; or what it has that is not carried.
+fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u32, Option<(u32, bool)>), Failure> {
+    let refuse = |why: &str| Err(probe.refuse(format!("is an io_uring {why}, which is not carried")));
     let negated = |code: i32| -i64::from(code);
+    // Of one that is enabled already this is refused as such.
+    let has_restrictions = uring::refusal(&probe.fd, register::RESTRICTIONS) == libc::EBUSY;
+    let is_disabled = uring::submit(&probe.fd, 0).is_err_and(|error| error.code == libc::EBADFD);
+    if has_restrictions || inner.is_some_and(|inner| inner.has_restrictions) {
+        return refuse("with restrictions");
+    }
     // From outside, where the ring answers us; otherwise by the thread that it is for.
     let mut eventfd = negated(uring::refusal(&probe.fd, register::EVENTFD));
     let mut napi = negated(uring::refusal(&probe.fd, register::NAPI));
@@ -249,15 +297,26 @@ fn check(probe: &FdProbe, told: &[ToldRing]) -> Result<(), Failure> {
             return Err(probe.refuse("is an io_uring for one thread (SINGLE_ISSUER), which has ended"));
         };
         (eventfd, napi, has_groups) = (told.eventfd, told.napi, told.has_groups);
-    } else {
+    } else if inner.is_none() {
         has_groups |= (0..MANY_GROUPS).any(|group| uring::has_buffers(&probe.fd, group));
     }
-    let refuse = |why: &str| Err(probe.refuse(format!("is an io_uring {why}, which is not carried")));
-    if eventfd == negated(libc::EBADFD) {
-        return refuse("that was not enabled yet (R_DISABLED)");
+    if has_groups || inner.is_some_and(|inner| inner.has_buffer_groups) {
+        return refuse("with provided buffers");
+    }
+    if let Some(inner) = inner {
+        if inner.has_personalities {
+            return refuse("with registered personalities");
+        }
+        if inner.setup & setup::NO_MMAP != 0 {
+            return refuse("in its program's own memory (NO_MMAP)");
+        }
+        if inner.setup & !KNOWN != 0 {
+            return refuse(&format!("made with flags {:#x}", inner.setup & !KNOWN));
+        }
+        return Ok((kept(inner.setup), inner.eventfd));
     }
     if eventfd == negated(libc::EBUSY) {
-        return refuse("with a registered eventfd");
+        return refuse("with a registered eventfd, of which the kernel does not tell more here");
     }
     if eventfd != negated(libc::EFAULT) {
         return Err(not_understood(probe));
@@ -265,10 +324,49 @@ fn check(probe: &FdProbe, told: &[ToldRing]) -> Result<(), Failure> {
     if napi == negated(libc::EINVAL) && knows_napi() {
         return refuse("that polls for completions (IOPOLL)");
     }
-    if has_groups {
-        return refuse("with a ring of provided buffers");
+    Ok((if is_disabled { setup::R_DISABLED } else { 0 }, None))
+}
+
+/// Flags whose meaning is known; those of sizes are found out in another way, too.
+const KNOWN: u32 = (setup::HYBRID_IOPOLL << 1) - 1;
+/// Flags that a record may have.
+const CARRIED: u32 = setup::SQE128
+    | setup::CQE32
+    | setup::NO_SQARRAY
+    | setup::IOPOLL
+    | setup::HYBRID_IOPOLL
+    | setup::R_DISABLED
+    | setup::SUBMIT_ALL
+    | setup::COOP_TASKRUN
+    | setup::TASKRUN_FLAG
+    | setup::SINGLE_ISSUER
+    | setup::DEFER_TASKRUN;
+
+/// The flags that a ring comes back with. Of one that is not enabled yet its thread is the one that enables it;
+/// otherwise it would be us.
+fn kept(setup: u32) -> u32 {
+    let mut kept = setup & (CARRIED & !(setup::SQE128 | setup::CQE32 | setup::NO_SQARRAY));
+    if setup & setup::R_DISABLED == 0 {
+        kept &= !(setup::SINGLE_ISSUER | setup::DEFER_TASKRUN);
     }
-    Ok(())
+    if kept & (setup::COOP_TASKRUN | setup::DEFER_TASKRUN) == 0 {
+        kept &= !setup::TASKRUN_FLAG;
+    }
+    kept
+}
+
+/// The descriptor of an eventfd with this number.
+fn find_eventfd(probe: &FdProbe, id: u32) -> Result<i32, Failure> {
+    let texts = sys::fd::Texts::of(probe.pid).map_err(|error| probe.fail(error, "find its eventfd"))?;
+    let is_it = |number: &i32| {
+        let text = texts.info(*number).unwrap_or_default();
+        sys::proc::fdinfo(&text, "eventfd-id").and_then(sys::proc::decimal) == Some(id)
+    };
+    let numbers = sys::fd::numbers(&format!("/proc/{}/fd", probe.pid)).unwrap_or_default();
+    numbers
+        .into_iter()
+        .find(is_it)
+        .ok_or_else(|| probe.refuse("is an io_uring with a registered eventfd that its process has closed"))
 }
 
 /// Does this kernel know busy polling at all? Linux 6.9.
@@ -278,7 +376,7 @@ fn knows_napi() -> bool {
 }
 
 /// The numbers of the descriptors that are registered files.
-fn find_files(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<i32>, Failure> {
+fn find_files(probe: &FdProbe, known: &sys::proc::Uring, inner: Option<&Inner>) -> Result<Vec<i32>, Failure> {
     let mut files = vec![-1; known.file_count as usize];
     if known.files.is_empty() {
         return Ok(files);
@@ -292,27 +390,31 @@ fn find_files(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<i32>, Fai
             by_name.entry(link.into_os_string().into_vec()).or_default().push(number);
         }
     }
+    let pointers = inner.and_then(Inner::files);
     for (index, name) in &known.files {
         let found = by_name.get(name).map(Vec::as_slice).unwrap_or_default();
         let is_one = |number: &i32| {
             let pair = ((probe.pid, found[0]), (probe.pid, *number));
             sys::process::kcmp(sys::process::Kcmp::File, pair.0, pair.1).is_ok_and(|order| order.is_eq())
         };
+        let is_it = |number: &&i32| {
+            let file = sys::inside::inside().and_then(|inside| inside.file(probe.pid, **number));
+            file.is_some() && file == pointers.as_ref().and_then(|all| all.get(*index as usize)).copied()
+        };
         let shown = || String::from_utf8_lossy(name).into_owned();
-        match found.first() {
-            Some(first) if found.iter().all(is_one) => match files.get_mut(*index as usize) {
-                Some(place) => *place = *first,
-                None => return Err(not_understood(probe)),
-            },
-            Some(_) => {
+        let it = match &pointers {
+            Some(_) => found.iter().find(is_it),
+            None if found.iter().all(is_one) => found.first(),
+            None => {
                 let why = format!("is an io_uring whose registered file {index} is one of several called {}", shown());
                 return Err(probe.refuse(why));
             }
-            None => {
-                let why = format!("is an io_uring whose registered file {index} ({}) nobody has open", shown());
-                return Err(probe.refuse(why).help(Remedy::Advice("the kernel gives registered files to nobody")));
-            }
-        }
+        };
+        let Some(it) = it else {
+            let why = format!("is an io_uring whose registered file {index} ({}) nobody has open", shown());
+            return Err(probe.refuse(why).help(Remedy::Advice("the kernel gives registered files to nobody")));
+        };
+        *files.get_mut(*index as usize).ok_or_else(|| not_understood(probe))? = *it;
     }
     Ok(files)
 }
@@ -348,7 +450,8 @@ impl FdKind for IoUring {
             return Err(probe.refuse("is an io_uring with a thread of the kernel (SQPOLL), which is not carried"));
         }
         let told = cx.shelf.of::<Answered>().0.remove(&(probe.pid, probe.number)).unwrap_or_default();
-        check(probe, &told)?;
+        let inner = Inner::of(probe.pid, probe.number, known.sq_entries, known.cq_entries);
+        let (mut setup, eventfd) = check(probe, &told, inner.as_ref())?;
         if known.taken != known.told || !known.polls.is_empty() || known.has_overflow {
             let mut why = format!(
                 "is an io_uring with requests in flight: {} were taken, {} completed",
@@ -379,7 +482,6 @@ impl FdKind for IoUring {
         if !closely.has_cqe_lines {
             return Err(not_understood(probe));
         }
-        let mut setup = 0;
         if closely.has_large_cqes {
             setup |= setup::CQE32;
         }
@@ -410,13 +512,14 @@ impl FdKind for IoUring {
             done: known.taken,
             rings,
             requests,
-            files: find_files(probe, &known)?,
+            files: find_files(probe, &known, inner.as_ref())?,
             buffers: buffers(probe, &known)?,
+            eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
+            eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
         })
     }
 
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
-        const CARRIED: u32 = setup::SQE128 | setup::CQE32 | setup::NO_SQARRAY;
         let is_wrong = |entry: &IoUringEntry| {
             let is_size = |size: u32| size.is_power_of_two() && size <= MAX_ENTRIES;
             entry.setup & !CARRIED != 0
@@ -428,6 +531,7 @@ impl FdKind for IoUring {
                     (rings, requests) != (entry.rings.len(), entry.requests.len())
                 }
                 || !can_wind(entry.done, entry.sq_entries)
+                || entry.setup & setup::R_DISABLED != 0 && entry.done != 0
                 || entry.files.len() > MAX_REGISTERED
                 || !entry.buffers.len().is_multiple_of(2)
                 || entry.buffers.len() > 2 * MAX_REGISTERED
@@ -485,7 +589,7 @@ impl FdKind for IoUring {
             let argument = ops.bytes(argument)?;
             let args: [Arg; 4] =
                 [number.into(), u64::from(operation).into(), argument.into(), (count as u64).into()];
-            ops.list.label("register buffers and files with a ring").ok(libc::SYS_io_uring_register, &args);
+            ops.list.label("register buffers, files and an eventfd with a ring").ok(libc::SYS_io_uring_register, &args);
             Ok(())
         };
         if !entry.buffers.is_empty() {
@@ -495,6 +599,11 @@ impl FdKind for IoUring {
         if !entry.files.is_empty() {
             let numbers: Vec<u8> = entry.files.iter().flat_map(|number| number.to_ne_bytes()).collect();
             register(register::FILES, &numbers, entry.files.len())?;
+        }
+        if let Some(eventfd) = entry.eventfd {
+            let is_async = entry.eventfd_async == Some(true);
+            let operation = if is_async { register::EVENTFD_ASYNC } else { register::EVENTFD };
+            register(operation, &eventfd.to_ne_bytes(), 1)?;
         }
         Ok(())
     }

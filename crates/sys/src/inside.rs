@@ -1,0 +1,418 @@
+//! What the kernel tells nobody but its own tracing: structures in its memory, read by a program of a few instructions
+//! (bpf(2), an iterator over tasks), with its own description of its types (BTF).
+//!
+//! Where the kernel was built without, or forbids it (lockdown), nothing is told, and callers say what they then do.
+//! An address that is none by now is no harm: the kernel checks, and then tells nothing.
+//!
+//! Source: Documentation/bpf/bpf_iterators.rst; Documentation/bpf/btf.rst.
+
+use crate::bpf::{ARRAY, Map, Shape, bpf, number, owned, pair};
+use crate::memory::View;
+use model::Errno;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, OnceLock};
+
+const PROG_LOAD: i32 = 5;
+const LINK_CREATE: i32 = 28;
+const ITER_CREATE: i32 = 33;
+const PROG_TYPE_TRACING: u32 = 26;
+const TRACE_ITER: u32 = 28;
+
+/// Bytes that a program tells at a time.
+pub const SOME: usize = 64;
+
+// ------------------------------------------------------------------------------------------------ types
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+enum Text {
+    Mapped(View),
+    Read(Vec<u8>),
+}
+
+/// The kernel's description of its types.
+#[allow(missing_debug_implementations)]
+pub struct Types {
+    text: Text,
+    /// Where the first is described, and where their names begin.
+    first: usize,
+    names: usize,
+    /// Where each is described, by its number less one.
+    places: OnceLock<Vec<usize>>,
+}
+
+fn word(text: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(text.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+impl Types {
+    fn new(text: Text) -> Option<Types> {
+        let types = Types { text, first: 0, names: 0, places: OnceLock::new() };
+        let text = types.text();
+        if word(text, 0)? & 0xffff != 0xeb9f {
+            return None;
+        }
+        let head = word(text, 4)? as usize;
+        let first = head.checked_add(word(text, 8)? as usize)?;
+        let names = head.checked_add(word(text, 16)? as usize)?;
+        (first.checked_add(word(text, 12)? as usize)? == names).then_some(())?;
+        Some(Types { first, names, ..types })
+    }
+
+    fn text(&self) -> &[u8] {
+        match &self.text {
+            Text::Mapped(view) => view.bytes(),
+            Text::Read(bytes) => bytes,
+        }
+    }
+
+    /// Where each is described, in the order of their numbers, which begin with one.
+    fn all(&self) -> impl Iterator<Item = usize> {
+        let next = |at: &usize| {
+            let info = word(self.text(), at + 4)?;
+            let count = (info & 0xffff) as usize;
+            let more = match info >> 24 & 0x1f {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                STRUCT | UNION | 15 | 19 => count * 12,
+                6 | 13 => count * 8,
+                _ => 0,
+            };
+            Some(at + 12 + more)
+        };
+        std::iter::successors(Some(self.first), next).take_while(|at| *at < self.names)
+    }
+
+    fn is(&self, name: u32, wanted: &str) -> bool {
+        let text = self.text().get(self.names..).and_then(|names| names.get(name as usize..));
+        text.and_then(|text| text.strip_prefix(wanted.as_bytes()))
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    fn kind(&self, at: usize) -> u32 {
+        word(self.text(), at + 4).unwrap_or(0) >> 24 & 0x1f
+    }
+
+    /// The number of the type of this kind and name, and where it is described.
+    fn find(&self, kind: u32, name: &str) -> Option<(u32, usize)> {
+        let is_it =
+            |at: usize| self.kind(at) == kind && word(self.text(), at).is_some_and(|of| self.is(of, name));
+        (1..).zip(self.all()).find(|(_, at)| is_it(*at))
+    }
+
+    /// Where in a structure a member is, in bytes; also one of those in it that have no name.
+    pub fn offset(&self, structure: &str, member: &str) -> Option<u64> {
+        self.member(self.find(STRUCT, structure)?.1, member, 8)
+    }
+
+    fn member(&self, structure: usize, wanted: &str, depth: u32) -> Option<u64> {
+        let info = word(self.text(), structure + 4)?;
+        let members = || {
+            (0..(info & 0xffff) as usize).filter_map(|nth| {
+                let at = structure + 12 + nth * 12;
+                let [name, kind, bits] = [at, at + 4, at + 8].map(|at| word(self.text(), at));
+                // With fields of bits the upper byte is a length.
+                let bits = bits.map(|bits| if info >> 31 != 0 { bits & 0xff_ffff } else { bits });
+                Some((name?, kind?, u64::from(bits? / 8)))
+            })
+        };
+        if let Some((.., offset)) = members().find(|(name, ..)| self.is(*name, wanted)) {
+            return Some(offset);
+        }
+        members().filter(|(name, ..)| *name == 0 && depth > 0).find_map(|(_, kind, offset)| {
+            let places = self.places.get_or_init(|| self.all().collect());
+            let inner = *places.get((kind as usize).checked_sub(1)?)?;
+            let is_some = matches!(self.kind(inner), STRUCT | UNION);
+            is_some.then(|| self.member(inner, wanted, depth - 1)).flatten().map(|within| offset + within)
+        })
+    }
+}
+
+/// Those of this kernel.
+pub fn types() -> Option<&'static Types> {
+    static TYPES: OnceLock<Option<Types>> = OnceLock::new();
+    let read = || {
+        let mut file = File::open("/sys/kernel/btf/vmlinux").ok()?;
+        // Since Linux 6.16 it can be mapped, which takes a tenth of the time.
+        match View::new(&file, file.metadata().ok()?.len() as usize) {
+            Ok(view) => {
+                view.populate(0..view.bytes().len());
+                Types::new(Text::Mapped(view))
+            }
+            Err(_) => {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes).ok()?;
+                Types::new(Text::Read(bytes))
+            }
+        }
+    };
+    TYPES.get_or_init(read).as_ref()
+}
+
+// ------------------------------------------------------------------------------------------------ programs
+
+/// One instruction: code, registers, offset, value.
+fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    u64::from(code)
+        | u64::from(to | from << 4) << 8
+        | u64::from(offset as u16) << 16
+        | u64::from(value as u32) << 32
+}
+
+/// Where a program is to read.
+enum Place<'m> {
+    /// So many bytes behind the beginning of the task.
+    InTask(u64),
+    /// At the address that is the first value of a map; zero is the address of the task itself, which is then told.
+    Noted(&'m OwnedFd),
+}
+
+/// A program that writes [`SOME`] bytes for the task that it is given.
+fn program(place: Place) -> Vec<u64> {
+    const LOAD: u8 = 0x79;
+    const STORE: u8 = 0x7b;
+    const STORE_HALF: u8 = 0x62;
+    const ADDRESS: u8 = 0x18;
+    const COPY: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    const SET: u8 = 0xb7;
+    const JUMP_IF_ZERO: u8 = 0x15;
+    const JUMP_IF_OTHER: u8 = 0x55;
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    const MAP_LOOKUP: i32 = 1;
+    const PROBE_READ_KERNEL: i32 = 113;
+    const SEQ_WRITE: i32 = 127;
+    const STACK: u8 = 10;
+    const FOUND: i32 = -(SOME as i32);
+    const TASK: i16 = FOUND as i16 - 8;
+    const KEY: i16 = FOUND as i16 - 16;
+    // Into registers 1 and 2: where to put how much.
+    let target = |at: i32, len: i32| {
+        [instruction(COPY, 1, STACK, 0, 0), instruction(ADD, 1, 0, 0, at), instruction(SET, 2, 0, 0, len)]
+    };
+    let read = match place {
+        Place::InTask(offset) => {
+            let mut read = target(FOUND, SOME as i32).to_vec();
+            read.extend([instruction(COPY, 3, 7, 0, 0), instruction(ADD, 3, 0, 0, offset as i32)]);
+            read
+        }
+        Place::Noted(map) => {
+            let mut read = vec![
+                instruction(STORE, STACK, 7, TASK, 0),
+                instruction(STORE_HALF, STACK, 0, KEY, 0),
+                // The number of a descriptor in the place of an address, which takes two.
+                instruction(ADDRESS, 1, 1, 0, number(map) as i32),
+                0,
+                instruction(COPY, 2, STACK, 0, 0),
+                instruction(ADD, 2, 0, 0, KEY.into()),
+                instruction(CALL, 0, 0, 0, MAP_LOOKUP),
+                instruction(JUMP_IF_OTHER, 0, 0, 1, 0),
+                instruction(EXIT, 0, 0, 0, 0),
+                instruction(LOAD, 8, 0, 0, 0),
+            ];
+            read.extend(target(FOUND, SOME as i32));
+            read.extend([
+                instruction(COPY, 3, 8, 0, 0),
+                instruction(JUMP_IF_OTHER, 8, 0, 3, 0),
+                // The address that lies on the stack, as a number.
+                instruction(SET, 2, 0, 0, 8),
+                instruction(COPY, 3, STACK, 0, 0),
+                instruction(ADD, 3, 0, 0, TASK.into()),
+            ]);
+            read
+        }
+    };
+    let mut code = vec![
+        // struct bpf_iter__task: what is written to, and the task; none at the end.
+        instruction(LOAD, 6, 1, 0, 0),
+        instruction(LOAD, 7, 1, 8, 0),
+        instruction(SET, 0, 0, 0, 0),
+        instruction(JUMP_IF_OTHER, 7, 0, 1, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ];
+    for at in 0..SOME as i32 / 8 {
+        code.push(instruction(STORE, STACK, 0, (FOUND + at * 8) as i16, 0));
+    }
+    code.extend(read);
+    code.extend([
+        instruction(CALL, 0, 0, 0, PROBE_READ_KERNEL),
+        instruction(JUMP_IF_ZERO, 0, 0, 2, 0),
+        instruction(SET, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+        instruction(LOAD, 3, 6, 0, 0),
+    ]);
+    code.extend(target(FOUND, SOME as i32).map(|code| match code {
+        // They are the second and third argument here.
+        code if code as u8 == SET => instruction(SET, 3, 0, 0, SOME as i32),
+        code => code + (1 << 8),
+    }));
+    // The first is what is written to.
+    code.extend([instruction(LOAD, 1, 6, 0, 0), instruction(CALL, 0, 0, 0, SEQ_WRITE)]);
+    code.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    code
+}
+
+fn load(types: &Types, code: &[u64]) -> Result<OwnedFd, Errno> {
+    let unknown = Errno { call: "bpf", code: libc::EOPNOTSUPP };
+    let (iterator, _) = types.find(FUNC, "bpf_iter_task").ok_or(unknown)?;
+    let mut words = [0u64; 16];
+    words[0] = pair(PROG_TYPE_TRACING, code.len() as u32);
+    words[1] = code.as_ptr() as u64;
+    words[2] = c"Dual MIT/GPL".as_ptr() as u64;
+    // No log; then kern_version, flags, name, device, expected_attach_type.
+    words[8] = pair(0, TRACE_ITER);
+    // prog_btf_fd, func_info (three words), line_info (three), attach_btf_id.
+    words[13] = pair(0, iterator);
+    // SAFETY: the kernel reads the instructions and a C string.
+    unsafe { bpf(PROG_LOAD, &mut words) }.map(owned)
+}
+
+/// What a program says of a thread.
+fn run(program: &OwnedFd, tid: i32) -> Option<[u8; SOME]> {
+    // union bpf_iter_link_info: tid, pid, pidfd.
+    let mut wanted = [tid as u32, 0, 0, 0];
+    let info = wanted.as_mut_ptr() as u64;
+    let mut words = [pair(number(program), 0), pair(TRACE_ITER, 0), info, size_of_val(&wanted) as u64];
+    // SAFETY: the kernel reads as much of the array as it has.
+    let link = owned(unsafe { bpf(LINK_CREATE, &mut words) }.ok()?);
+    let mut words = [pair(number(&link), 0)];
+    // SAFETY: no addresses.
+    let iterator = owned(unsafe { bpf(ITER_CREATE, &mut words) }.ok()?);
+    let mut bytes = [0u8; SOME];
+    let count = crate::fd::read(&iterator, &mut bytes).ok()?;
+    (count == bytes.len()).then_some(bytes)
+}
+
+/// Tells of each thread what lies at one place in its `task_struct`.
+#[derive(Debug)]
+pub struct OfTask(OwnedFd);
+
+impl OfTask {
+    /// None where this kernel tells nothing, or has no such member.
+    pub fn new(member: &str) -> Option<OfTask> {
+        let types = types()?;
+        let code = program(Place::InTask(types.offset("task_struct", member)?));
+        let loaded =
+            load(types, &code).map_err(|error| log::debug!("{member} of tasks cannot be read: {error}"));
+        loaded.ok().map(OfTask)
+    }
+
+    /// Of a thread that stands still.
+    pub fn read(&self, tid: i32) -> Option<[u8; SOME]> {
+        run(&self.0, tid)
+    }
+}
+
+/// Tells what lies at an address.
+#[allow(missing_debug_implementations)]
+pub struct Inside {
+    program: OwnedFd,
+    place: Map<OwnedFd>,
+    /// One question at a time.
+    turn: Mutex<()>,
+    types: &'static Types,
+}
+
+/// None where this kernel tells nothing.
+pub fn inside() -> Option<&'static Inside> {
+    static INSIDE: OnceLock<Option<Inside>> = OnceLock::new();
+    let open = || {
+        let types = types()?;
+        let explain = |error: Errno| log::debug!("the kernel's memory cannot be read: {error}");
+        let shape = Shape { kind: ARRAY, key_size: 4, value_size: 8, max_entries: 1, ..Shape::default() };
+        let place = Map::new(&shape).map_err(explain).ok()?;
+        let program = load(types, &program(Place::Noted(&place.fd))).map_err(explain).ok()?;
+        Some(Inside { program, place, turn: Mutex::new(()), types })
+    };
+    INSIDE.get_or_init(open).as_ref()
+}
+
+impl Inside {
+    fn tell(&self, tid: i32, address: u64) -> Option<[u8; SOME]> {
+        let _turn = self.turn.lock().ok()?;
+        self.place.fill(&0u32.to_ne_bytes(), &address.to_ne_bytes()).ok()?;
+        run(&self.program, tid)
+    }
+
+    /// Where the kernel keeps a thread: its `task_struct`.
+    pub fn task(&self, tid: i32) -> Option<u64> {
+        let told = self.tell(tid, 0)?;
+        Some(u64::from_ne_bytes(told[..8].try_into().ok()?))
+    }
+
+    /// [`SOME`] bytes.
+    pub fn bytes(&self, address: u64) -> Option<[u8; SOME]> {
+        if address == 0 {
+            return None;
+        }
+        // Any task will do, and this one is there.
+        self.tell(crate::process::own_pid(), address)
+    }
+
+    fn few<const COUNT: usize>(&self, address: u64) -> Option<[u8; COUNT]> {
+        // They may be the last that are there.
+        let behind = || self.bytes(address.checked_sub((SOME - COUNT) as u64)?);
+        match self.bytes(address) {
+            Some(bytes) => bytes[..COUNT].try_into().ok(),
+            None => behind()?[SOME - COUNT..].try_into().ok(),
+        }
+    }
+
+    pub fn long(&self, address: u64) -> Option<u64> {
+        self.few(address).map(u64::from_ne_bytes)
+    }
+
+    pub fn int(&self, address: u64) -> Option<u32> {
+        self.few(address).map(u32::from_ne_bytes)
+    }
+
+    /// The address of a member of the structure at `address`.
+    pub fn at(&self, address: u64, structure: &str, member: &str) -> Option<u64> {
+        address.checked_add(self.types.offset(structure, member)?).filter(|_| address != 0)
+    }
+
+    /// What a member of eight bytes holds: mostly an address.
+    pub fn member(&self, address: u64, structure: &str, member: &str) -> Option<u64> {
+        self.long(self.at(address, structure, member)?)
+    }
+
+    /// The open file behind a descriptor of a thread: its `struct file`.
+    pub fn file(&self, tid: i32, number: i32) -> Option<u64> {
+        let files = self.member(self.task(tid)?, "task_struct", "files")?;
+        let table = self.member(files, "files_struct", "fdt")?;
+        let entries = self.member(table, "fdtable", "fd")?;
+        self.long(entries.checked_add(u64::from(u32::try_from(number).ok()?) * 8)?).filter(|file| *file != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn nonsense_describes_no_types() {
+        for text in [&[][..], &[0xff; 64], &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]] {
+            assert!(Types::new(Text::Read(text.to_vec())).is_none());
+        }
+    }
+
+    #[test]
+    fn two_descriptors_of_one_file_have_one_address() {
+        let Some(inside) = inside() else { return println!("SKIP: no BPF iterators here") };
+        // SAFETY: takes nothing.
+        let me = unsafe { libc::gettid() };
+        let file = File::open("/dev/null").expect("open");
+        let same = file.try_clone().expect("dup");
+        let other = File::open("/dev/null").expect("open");
+        let address = |file: &File| inside.file(me, file.as_raw_fd()).expect("an address");
+        assert_eq!(address(&file), address(&same));
+        assert_ne!(address(&file), address(&other));
+        assert_eq!(inside.long(8), None);
+    }
+}
