@@ -334,8 +334,13 @@ impl<'o> Survey<'o> {
             umask: seen.first().and_then(|seen| seen.umask),
         };
         let exe = self.link_record(pid, &look.exe);
-        for (map, _) in look.memory.maps.iter().filter(|(map, _)| vma::sysv::is_segment(&map.name)) {
-            self.failures.extend(vma::sysv::note(pid, map, &mut self.cx).err());
+        for (map, _) in &look.memory.maps {
+            if vma::sysv::is_segment(&map.name) {
+                self.failures.extend(vma::sysv::note(pid, map, &mut self.cx).err());
+            }
+            if vma::aio::is_ring(&map.name) {
+                self.failures.extend(vma::aio::check_in_flight(pid, map));
+            }
         }
         (look, seen, fs, exe)
     }

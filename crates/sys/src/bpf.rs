@@ -15,6 +15,7 @@ const MAP_FREEZE: i32 = 22;
 
 pub const HASH: u32 = 1;
 pub const ARRAY: u32 = 2;
+pub const PERCPU_ARRAY: u32 = 6;
 
 /// Makes a call with attributes in words of eight.
 ///

@@ -6,7 +6,7 @@
 //!
 //! Source: Documentation/bpf/bpf_iterators.rst; Documentation/bpf/btf.rst.
 
-use crate::bpf::{ARRAY, Map, Shape, bpf, number, owned, pair};
+use crate::bpf::{ARRAY, Map, PERCPU_ARRAY, Shape, bpf, number, owned, pair};
 use crate::memory::View;
 use model::Errno;
 use std::fs::File;
@@ -169,6 +169,9 @@ enum Place<'m> {
     InTask(u64),
     /// At the address that is the first value of a map; zero is the address of the task itself, which is then told.
     Noted(&'m OwnedFd),
+    /// Nowhere: it tells the address of a map of one value for each processor, and that of the value of the processor
+    /// whose number is the first value of another map.
+    OfProcessor(&'m OwnedFd, &'m OwnedFd),
 }
 
 /// A program that writes [`SOME`] bytes for the task that it is given.
@@ -186,6 +189,7 @@ fn program(place: Place) -> Vec<u64> {
     const EXIT: u8 = 0x95;
     const MAP_LOOKUP: i32 = 1;
     const PROBE_READ_KERNEL: i32 = 113;
+    const MAP_LOOKUP_PERCPU: i32 = 195;
     const SEQ_WRITE: i32 = 127;
     const STACK: u8 = 10;
     const FOUND: i32 = -(SOME as i32);
@@ -195,26 +199,38 @@ fn program(place: Place) -> Vec<u64> {
     let target = |at: i32, len: i32| {
         [instruction(COPY, 1, STACK, 0, 0), instruction(ADD, 1, 0, 0, at), instruction(SET, 2, 0, 0, len)]
     };
+    let exit = [instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)];
+    // Into register 8: what is noted.
+    let noted = |map: &OwnedFd| {
+        vec![
+            instruction(STORE_HALF, STACK, 0, KEY, 0),
+            // The number of a descriptor in the place of an address, which takes two.
+            instruction(ADDRESS, 1, 1, 0, number(map) as i32),
+            0,
+            instruction(COPY, 2, STACK, 0, 0),
+            instruction(ADD, 2, 0, 0, KEY.into()),
+            instruction(CALL, 0, 0, 0, MAP_LOOKUP),
+            instruction(JUMP_IF_OTHER, 0, 0, 1, 0),
+            exit[1],
+            instruction(LOAD, 8, 0, 0, 0),
+        ]
+    };
+    let probe = [
+        instruction(CALL, 0, 0, 0, PROBE_READ_KERNEL),
+        instruction(JUMP_IF_ZERO, 0, 0, 2, 0),
+        exit[0],
+        exit[1],
+    ];
     let read = match place {
         Place::InTask(offset) => {
             let mut read = target(FOUND, SOME as i32).to_vec();
             read.extend([instruction(COPY, 3, 7, 0, 0), instruction(ADD, 3, 0, 0, offset as i32)]);
+            read.extend(probe);
             read
         }
         Place::Noted(map) => {
-            let mut read = vec![
-                instruction(STORE, STACK, 7, TASK, 0),
-                instruction(STORE_HALF, STACK, 0, KEY, 0),
-                // The number of a descriptor in the place of an address, which takes two.
-                instruction(ADDRESS, 1, 1, 0, number(map) as i32),
-                0,
-                instruction(COPY, 2, STACK, 0, 0),
-                instruction(ADD, 2, 0, 0, KEY.into()),
-                instruction(CALL, 0, 0, 0, MAP_LOOKUP),
-                instruction(JUMP_IF_OTHER, 0, 0, 1, 0),
-                instruction(EXIT, 0, 0, 0, 0),
-                instruction(LOAD, 8, 0, 0, 0),
-            ];
+            let mut read = noted(map);
+            read.push(instruction(STORE, STACK, 7, TASK, 0));
             read.extend(target(FOUND, SOME as i32));
             read.extend([
                 instruction(COPY, 3, 8, 0, 0),
@@ -223,6 +239,23 @@ fn program(place: Place) -> Vec<u64> {
                 instruction(SET, 2, 0, 0, 8),
                 instruction(COPY, 3, STACK, 0, 0),
                 instruction(ADD, 3, 0, 0, TASK.into()),
+            ]);
+            read.extend(probe);
+            read
+        }
+        Place::OfProcessor(map, values) => {
+            let mut read = noted(map);
+            read.extend([
+                instruction(ADDRESS, 1, 1, 0, number(values) as i32),
+                0,
+                instruction(STORE, STACK, 1, FOUND as i16, 0),
+                instruction(COPY, 2, STACK, 0, 0),
+                instruction(ADD, 2, 0, 0, KEY.into()),
+                instruction(COPY, 3, 8, 0, 0),
+                instruction(CALL, 0, 0, 0, MAP_LOOKUP_PERCPU),
+                instruction(JUMP_IF_OTHER, 0, 0, 1, 0),
+                exit[1],
+                instruction(STORE, STACK, 0, FOUND as i16 + 8, 0),
             ]);
             read
         }
@@ -240,20 +273,13 @@ fn program(place: Place) -> Vec<u64> {
     }
     code.extend(read);
     code.extend([
-        instruction(CALL, 0, 0, 0, PROBE_READ_KERNEL),
-        instruction(JUMP_IF_ZERO, 0, 0, 2, 0),
-        instruction(SET, 0, 0, 0, 0),
-        instruction(EXIT, 0, 0, 0, 0),
-        instruction(LOAD, 3, 6, 0, 0),
+        instruction(LOAD, 1, 6, 0, 0),
+        instruction(COPY, 2, STACK, 0, 0),
+        instruction(ADD, 2, 0, 0, FOUND),
+        instruction(SET, 3, 0, 0, SOME as i32),
+        instruction(CALL, 0, 0, 0, SEQ_WRITE),
     ]);
-    code.extend(target(FOUND, SOME as i32).map(|code| match code {
-        // They are the second and third argument here.
-        code if code as u8 == SET => instruction(SET, 3, 0, 0, SOME as i32),
-        code => code + (1 << 8),
-    }));
-    // The first is what is written to.
-    code.extend([instruction(LOAD, 1, 6, 0, 0), instruction(CALL, 0, 0, 0, SEQ_WRITE)]);
-    code.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    code.extend(exit);
     code
 }
 
@@ -312,6 +338,8 @@ impl OfTask {
 #[allow(missing_debug_implementations)]
 pub struct Inside {
     program: OwnedFd,
+    /// And what tells where processors have something for themselves.
+    of_processor: OnceLock<Option<OwnedFd>>,
     place: Map<OwnedFd>,
     /// One question at a time.
     turn: Mutex<()>,
@@ -327,21 +355,21 @@ pub fn inside() -> Option<&'static Inside> {
         let shape = Shape { kind: ARRAY, key_size: 4, value_size: 8, max_entries: 1, ..Shape::default() };
         let place = Map::new(&shape).map_err(explain).ok()?;
         let program = load(types, &program(Place::Noted(&place.fd))).map_err(explain).ok()?;
-        Some(Inside { program, place, turn: Mutex::new(()), types })
+        Some(Inside { program, of_processor: OnceLock::new(), place, turn: Mutex::new(()), types })
     };
     INSIDE.get_or_init(open).as_ref()
 }
 
 impl Inside {
-    fn tell(&self, tid: i32, address: u64) -> Option<[u8; SOME]> {
+    fn tell(&self, program: &OwnedFd, tid: i32, noted: u64) -> Option<[u8; SOME]> {
         let _turn = self.turn.lock().ok()?;
-        self.place.fill(&0u32.to_ne_bytes(), &address.to_ne_bytes()).ok()?;
-        run(&self.program, tid)
+        self.place.fill(&0u32.to_ne_bytes(), &noted.to_ne_bytes()).ok()?;
+        run(program, tid)
     }
 
     /// Where the kernel keeps a thread: its `task_struct`.
     pub fn task(&self, tid: i32) -> Option<u64> {
-        let told = self.tell(tid, 0)?;
+        let told = self.tell(&self.program, tid, 0)?;
         Some(u64::from_ne_bytes(told[..8].try_into().ok()?))
     }
 
@@ -351,7 +379,7 @@ impl Inside {
             return None;
         }
         // Any task will do, and this one is there.
-        self.tell(crate::process::own_pid(), address)
+        self.tell(&self.program, crate::process::own_pid(), address)
     }
 
     fn few<const COUNT: usize>(&self, address: u64) -> Option<[u8; COUNT]> {
@@ -379,6 +407,24 @@ impl Inside {
     /// What a member of eight bytes holds: mostly an address.
     pub fn member(&self, address: u64, structure: &str, member: &str) -> Option<u64> {
         self.long(self.at(address, structure, member)?)
+    }
+
+    /// How far what a processor has for itself lies behind the address that all say; none for a processor that there
+    /// is not.
+    pub fn shift(&self, processor: u32) -> Option<u64> {
+        let program = self.of_processor.get_or_init(|| {
+            let shape =
+                Shape { kind: PERCPU_ARRAY, key_size: 4, value_size: 8, max_entries: 1, ..Shape::default() };
+            let loaded = Map::new(&shape).and_then(|values| {
+                // The program keeps the map.
+                load(self.types, &program(Place::OfProcessor(&self.place.fd, &values.fd)))
+            });
+            loaded.map_err(|error| log::debug!("what processors have cannot be read: {error}")).ok()
+        });
+        let told = self.tell(program.as_ref()?, crate::process::own_pid(), processor.into())?;
+        let word = |at: usize| Some(u64::from_ne_bytes(told[at..at + 8].try_into().ok()?));
+        let for_all = self.member(word(0)?, "bpf_array", "pptrs")?;
+        Some(word(8)?.wrapping_sub(for_all))
     }
 
     /// The open file behind a descriptor of a thread: its `struct file`.
@@ -414,5 +460,16 @@ mod tests {
         assert_eq!(address(&file), address(&same));
         assert_ne!(address(&file), address(&other));
         assert_eq!(inside.long(8), None);
+    }
+
+    #[test]
+    fn every_processor_has_its_own() {
+        let Some(inside) = inside() else { return println!("SKIP: no BPF iterators here") };
+        let shifts: Vec<u64> = (0..).map_while(|processor| inside.shift(processor)).collect();
+        assert!(!shifts.is_empty());
+        let mut different = shifts.clone();
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(different.len(), shifts.len());
     }
 }

@@ -3,6 +3,7 @@
 //! Every call returns the error number with the name of the call ([`model::Errno`]); what it was about,
 //! the caller knows.
 
+pub mod aio;
 pub mod apart;
 pub mod bpf;
 mod call;

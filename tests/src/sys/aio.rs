@@ -24,10 +24,21 @@ impl Context {
     #[track_caller]
     pub fn write(self, fd: BorrowedFd, bytes: &'static [u8], offset: u64, data: u64) {
         const IOCB_CMD_PWRITE: u64 = 1;
+        self.submit(IOCB_CMD_PWRITE, fd, [bytes.as_ptr() as u64, bytes.len() as u64, offset], data);
+    }
+
+    /// Ends when a file can be read.
+    #[track_caller]
+    pub fn poll(self, fd: BorrowedFd, data: u64) {
+        const IOCB_CMD_POLL: u64 = 5;
+        self.submit(IOCB_CMD_POLL, fd, [libc::POLLIN as u64, 0, 0], data);
+    }
+
+    #[track_caller]
+    fn submit(self, operation: u64, fd: BorrowedFd, [buffer, length, offset]: [u64; 3], data: u64) {
         // struct iocb: data, key and flags, opcode and priority and descriptor, buffer, length, offset, two more.
         let number = (fd.as_raw_fd() as u64) << 32;
-        let block =
-            [data, 0, IOCB_CMD_PWRITE | number, bytes.as_ptr() as u64, bytes.len() as u64, offset, 0, 0];
+        let block = [data, 0, operation | number, buffer, length, offset, 0, 0];
         let list = [block.as_ptr()];
         // SAFETY: the kernel reads a list of one block, both live locals, and bytes that live for ever.
         let sent = unsafe { libc::syscall(libc::SYS_io_submit, self.0, 1, list.as_ptr()) };

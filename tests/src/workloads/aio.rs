@@ -2,16 +2,25 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::case;
 use crate::case::{Case, Trial};
 use crate::sys::aio::Context;
 use crate::sys::process::fork;
+use crate::sys::strange::tells_types;
 
 pub const CASES: &[Case] = &[
     case!(aio_contexts_go_on).exchange(),
     case!(aio_context_of_a_child_goes_on),
     case!(completions_not_collected_are_kept).exchange(),
+    case!(aio_requests_that_end_soon_are_waited_for).needs(tells_types)
+        .peer_cannot("it does not wait, and loses them"),
+    case!(aio_request_that_does_not_end_is_refused).refused(&["pid ", "AIO context", "2 requests in flight"])
+        .needs(tells_types).peer_cannot("it loses them"),
 ];
 
 fn works(context: Context, file: &File, data: u64) {
@@ -69,5 +78,36 @@ fn completions_not_collected_are_kept(t: &Trial) {
     }
     for n in 0..8 {
         assert_eq!(context.next(true), Some((n, 1)));
+    }
+}
+
+fn aio_requests_that_end_soon_are_waited_for(t: &Trial) {
+    let file = File::create(t.path("file")).expect("create");
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty()).expect("timerfd");
+    let contexts = [Context::new(4), Context::new(200)];
+    contexts.into_iter().for_each(|context| works(context, &file, 1));
+    for data in 10..13 {
+        contexts[1].poll(timer.as_fd(), data);
+    }
+    // Longer than it takes until the first try of a dump, shorter than a dump waits.
+    let soon = Expiration::OneShot(TimeSpec::from_duration(Duration::from_millis(150)));
+    timer.set(soon, TimerSetTimeFlags::empty()).expect("settime");
+    t.checkpoint();
+    let mut seen = [(); 3].map(|()| contexts[1].next(true));
+    seen.sort_unstable();
+    assert_eq!(seen, [10, 11, 12].map(|data| Some((data, libc::POLLIN.into()))));
+    contexts.into_iter().for_each(|context| works(context, &file, 2));
+}
+
+fn aio_request_that_does_not_end_is_refused(t: &Trial) {
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let context = Context::new(64);
+    context.poll(reader.as_fd(), 5);
+    context.poll(reader.as_fd(), 5);
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    for _ in 0..2 {
+        let (data, mask) = context.next(true).expect("a completion");
+        assert_eq!((data, mask & i64::from(libc::POLLIN)), (5, libc::POLLIN.into()));
     }
 }

@@ -3,13 +3,14 @@
 //! Read from: the ring's mapping, and its header.
 //! Rebuilt by: io_setup(2) in the process, then mremap(2) of the ring to its place, which is the context's new name.
 //! Completions that were not collected: as many reads of nothing, whose completions are then replaced.
-//! Not kept: the kernel tells nobody of requests in flight.
+//! Refused: requests in flight, after some waiting. Where the kernel tells its tracing no types, nobody knows of them, and
+//! they are lost.
 
 use crate::contract::TaskOps;
 use crate::task::{ZERO, words};
 use agent::{Arg, Judge};
 use image::{AioRingEntry, VmaEntry, vma as status};
-use model::{Errno, Failure, Object};
+use model::{Errno, Failure, Object, Remedy};
 use sys::proc::Vma;
 
 /// Start of `struct aio_ring`: id, number of events, head, tail, magic. Source: fs/aio.c.
@@ -37,6 +38,23 @@ pub fn dump(pid: i32, vma: &Vma) -> Result<AioRingEntry, Failure> {
     }
     // The kernel doubles what was asked for, adds two, and fills up the last page.
     Ok(AioRingEntry { id: vma.start, nr_req: (events - 2) / 2, ring_len: (vma.end - vma.start) as u32 })
+}
+
+/// The objection to a context with requests that have not ended.
+pub fn check_in_flight(pid: i32, vma: &Vma) -> Option<Failure> {
+    let object = || Object::Vma { start: vma.start, end: vma.end, what: "the ring of an AIO context".into() };
+    match sys::aio::in_flight(pid, vma.start) {
+        Some(0) => None,
+        Some(count) => {
+            let why = format!("has {count} requests in flight");
+            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
+            Some(Failure::unsupported(object(), why).of(pid).help(advice).passes())
+        }
+        None => {
+            log::warn!("{}: requests in flight, if it has any, are lost", object());
+            None
+        }
+    }
 }
 
 /// Why the contexts of a process do not belong to its mappings.
