@@ -626,7 +626,7 @@ impl Guest {
                     flags: stat.flags,
                     blk_sigset: thread.context.mask,
                     comm: status.comm.clone(),
-                    timers: Some(timers.answer(answers)),
+                    timers: Some(timers.answer(pid, &shared, answers)),
                     rlimits: Some(limits.answer(answers)),
                     signals_s: Some(signals::queue(shared)),
                     sigactions: actions.answer(answers),

@@ -391,6 +391,9 @@ pub struct PosixTimerEntry {
     pub vnsec: u64,
     #[prost(int32, optional, tag = "11")]
     pub notify_thread_id: Option<i32>,
+    /// Ours: how often it has expired since its signal, which still waits, was sent.
+    #[prost(uint32, optional, tag = "1000")]
+    pub pending_overrun: Option<u32>,
 }
 
 /// rseq(2).

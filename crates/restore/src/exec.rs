@@ -935,19 +935,25 @@ impl<'r> Exec<'r> {
     fn start_timers(&self) -> Result<(), Failure> {
         let mut runs = Vec::new();
         for (at, task) in self.tasks().filter(|(_, task)| !task.is_zombie()) {
+            let threads = task.cores.iter().filter_map(|core| core.thread_core.as_ref()?.signals_p.as_ref());
+            let queues = threads.chain(&task.tc().signals_s);
+            let senders = task.tc().timers.as_ref().map(|entry| timers::Senders::new(entry, queues));
             for (nth, (tid, core)) in task.tids.iter().zip(&task.cores).enumerate() {
                 let mut list = List::new();
                 let ops = &mut TaskOps { list: &mut list, area: &self.area };
                 let Some(thread) = &core.thread_core else { continue };
+                if let Some(senders) = senders.as_ref().filter(|_| nth == 0) {
+                    timers::tell_overruns(senders, ops)?;
+                }
                 if let Some(queue) = &thread.signals_p {
-                    signals::restore_pending(queue, task.pid, Some(*tid), ops)?;
+                    signals::restore_pending(queue, senders.as_ref(), task.pid, Some(*tid), ops)?;
                 }
                 if nth == 0 {
                     if let Some(queue) = &task.tc().signals_s {
-                        signals::restore_pending(queue, task.pid, None, ops)?;
+                        signals::restore_pending(queue, senders.as_ref(), task.pid, None, ops)?;
                     }
-                    if let Some(entry) = &task.tc().timers {
-                        timers::arm(entry, ops)?;
+                    if let Some(senders) = &senders {
+                        timers::arm(senders, ops)?;
                     }
                 }
                 if !list.is_empty() {

@@ -26,7 +26,7 @@ pub mod restart;
 pub mod shm;
 pub mod socket;
 pub mod stand_in;
-mod tracing;
+pub mod timer;
 pub mod tty;
 pub mod tun;
 pub mod unix_diag;

@@ -78,6 +78,15 @@ pub fn set(id: i32, first: Duration, every: Duration) {
     check("timer_settime", unsafe { libc::syscall(libc::SYS_timer_settime, id, 0, &raw const new, 0) });
 }
 
+/// timer_settime(2) to a time of its clock, which may be past.
+#[track_caller]
+pub fn set_at(id: i32, first: Duration, every: Duration) {
+    let new = libc::itimerspec { it_interval: timespec(every), it_value: timespec(first) };
+    let flags = libc::TIMER_ABSTIME;
+    // SAFETY: the kernel reads one live local during the call.
+    check("timer_settime", unsafe { libc::syscall(libc::SYS_timer_settime, id, flags, &raw const new, 0) });
+}
+
 /// timer_gettime(2) as `(left, every)`.
 #[track_caller]
 pub fn get(id: i32) -> (Duration, Duration) {

@@ -8,6 +8,7 @@ use nix::sys::wait::WaitStatus;
 use crate::case;
 use crate::case::{Case, Trial, until};
 use crate::sys::process::fork;
+use crate::sys::strange::tells_types;
 use crate::sys::{call, memory::Map, procfs, signal, timer};
 
 pub const CASES: &[Case] = &[
@@ -30,7 +31,10 @@ pub const CASES: &[Case] = &[
     case!(posix_timer_with_gaps_in_the_ids_is_kept),
     case!(posix_timer_fires_with_its_value),
     case!(posix_timer_for_one_thread_keeps_it),
-    case!(posix_timer_overrun_is_kept),
+    case!(posix_timer_goes_on_while_its_signal_waits),
+    case!(posix_timer_tells_overruns_again).peer_cannot("it loses them"),
+    case!(waiting_signals_of_posix_timers_count_overruns).needs(tells_types)
+        .peer_cannot("it loses them"),
     case!(sleeping_task_reacts_to_a_signal),
     case!(poll_with_a_time_limit_ends).restless(),
     case!(absolute_sleep_ends).restless(),
@@ -291,7 +295,7 @@ fn posix_timer_for_one_thread_keeps_it(t: &Trial) {
     });
 }
 
-fn posix_timer_overrun_is_kept(t: &Trial) {
+fn posix_timer_goes_on_while_its_signal_waits(t: &Trial) {
     let number = libc::SIGRTMIN() + 4;
     signal::block_number(number);
     let timer = timer::create(libc::CLOCK_MONOTONIC, timer::Notify::Signal(number, 7));
@@ -301,6 +305,67 @@ fn posix_timer_overrun_is_kept(t: &Trial) {
     assert_eq!(signal::take(&[number]).map(|(number, code, _)| (number, code)), Some((number, libc::SI_TIMER)));
     assert!(timer::overrun(timer) >= 0);
     timer::set(timer, Duration::ZERO, Duration::ZERO);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Sets a timer to expire every hour, `overruns` times before now and half an hour from now.
+fn set_hourly(timer: i32, overruns: u32) {
+    let now = timer::now(libc::CLOCK_REALTIME);
+    timer::set_at(timer, now + HOUR / 2 - HOUR * (overruns + 1), HOUR);
+}
+
+/// Is it still half an hour from the next expiry?
+#[track_caller]
+fn sees_half_an_hour(timer: i32) {
+    let (left, every) = timer::get(timer);
+    assert!(left <= HOUR / 2 && left > HOUR / 2 - Duration::from_secs(100) && every == HOUR, "{left:?} {every:?}");
+}
+
+fn posix_timer_tells_overruns_again(t: &Trial) {
+    let (first, second) = (libc::SIGRTMIN() + 4, libc::SIGUSR1);
+    let timers = [(first, 1000), (first, 0), (second, 7)].map(|(number, overruns)| {
+        signal::block_number(number);
+        let timer = timer::create(libc::CLOCK_REALTIME, timer::Notify::Signal(number, 7));
+        set_hourly(timer, overruns);
+        until("its signal", || signal::take(&[number]).is_some());
+        assert_eq!(timer::overrun(timer), overruns.into());
+        (timer, overruns)
+    });
+    // One that waits for the same number, which nobody is to take for that of a timer.
+    signal::queue(None, first, 77);
+    t.checkpoint();
+    for (timer, overruns) in timers {
+        assert_eq!(timer::overrun(timer), overruns.into());
+        sees_half_an_hour(timer);
+    }
+    assert_eq!(signal::take(&[first, second]), Some((first, libc::SI_QUEUE, 77)));
+    assert_eq!(signal::take(&[first, second]), None);
+}
+
+fn waiting_signals_of_posix_timers_count_overruns(t: &Trial) {
+    let (number, other) = (libc::SIGRTMIN() + 4, libc::SIGRTMIN() + 5);
+    signal::block_number(number);
+    signal::block_number(other);
+    let timer = timer::create(libc::CLOCK_REALTIME, timer::Notify::Signal(number, 7));
+    set_hourly(timer, 10);
+    let once = timer::create(libc::CLOCK_MONOTONIC, timer::Notify::Signal(number, 8));
+    timer::set(once, Duration::from_millis(1), Duration::ZERO);
+    let own = timer::create(libc::CLOCK_REALTIME, timer::Notify::Thread(other, 9, call::gettid()));
+    set_hourly(own, 5);
+    until("the signals", || {
+        let counts = ["ShdPnd", "SigPnd"].map(|which| procfs::status("self", which));
+        counts.iter().all(|set| set.bytes().any(|digit| digit != b'0')) && timer::get(once).0.is_zero()
+    });
+    t.checkpoint();
+    let mut values = [(); 2].map(|()| signal::take(&[number]).map(|(_, code, value)| (code, value)));
+    values.sort_unstable();
+    assert_eq!(values, [Some((libc::SI_TIMER, 7)), Some((libc::SI_TIMER, 8))]);
+    assert_eq!(signal::take(&[other]), Some((other, libc::SI_TIMER, 9)));
+    assert_eq!([timer, once, own].map(timer::overrun), [10, 0, 5]);
+    assert_eq!(signal::take(&[number, other]), None);
+    [timer, own].into_iter().for_each(sees_half_an_hour);
+    assert_eq!(timer::get(once), (Duration::ZERO, Duration::ZERO));
 }
 
 /// A child that is blocked in the call `number` when this returns.

@@ -4,6 +4,7 @@
 //! Rebuilt by: rt_sigaction(2); rt_sigqueueinfo(2) and rt_tgsigqueueinfo(2) by the thread itself, which may
 //! send itself anything, while all signals are blocked.
 
+use super::timers::Senders;
 use super::{Answers, Ask, ZERO, words};
 use crate::contract::TaskOps;
 use image::{SaEntry, SiginfoEntry, SignalQueueEntry};
@@ -87,15 +88,17 @@ pub fn check(queue: &SignalQueueEntry) -> Option<String> {
     })
 }
 
-/// Queues signals for the thread `tid` of `pid`, or with no `tid` for the process.
+/// Queues signals for the thread `tid` of `pid`, or with no `tid` for the process; not those that timers send again.
 pub fn restore_pending(
     queue: &SignalQueueEntry,
+    senders: Option<&Senders>,
     pid: i32,
     tid: Option<i32>,
     ops: &mut TaskOps,
 ) -> Result<(), Failure> {
+    let is_ours = |entry: &&SiginfoEntry| senders.is_none_or(|senders| !senders.sends(&entry.siginfo));
     ops.list.label("queue the pending signals");
-    for entry in &queue.signals {
+    for entry in queue.signals.iter().filter(is_ours) {
         // Checked by the loader.
         let signal = i32::from_ne_bytes(entry.siginfo[..4].try_into().expect("four bytes"));
         let info = ops.bytes(&entry.siginfo)?;
