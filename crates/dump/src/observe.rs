@@ -12,6 +12,7 @@ use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, se
 use kinds::vma;
 use model::{Errno, Failure, Object};
 use pages::select::{Area, Question, Selection};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,7 @@ use std::rc::Rc;
 use sys::fd::Texts;
 use sys::proc::{SmapsParser, Stat, Status, Timer, Vma};
 use sys::process::Kcmp;
+use sys::threads::Told;
 
 /// As `/proc/PID/ns` names them.
 pub const NAMESPACES: [&str; 10] =
@@ -405,9 +407,10 @@ struct Guest {
     timers: Option<Vec<Timer>>,
     rings: Vec<i32>,
     instruction: u64,
-    /// None when the agent could not enter.
+    /// None when the agent could not enter, or nobody is asked.
     host: Option<Host>,
-    /// The first thread of the next round.
+    /// The threads that are asked, and which of them is the first of the next round.
+    asked: Vec<usize>,
     next: usize,
     seen: Vec<Seen>,
     failure: Option<Failure>,
@@ -440,11 +443,15 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
             rings: questions.rings,
             instruction: questions.instruction,
             host: None,
+            asked: Vec::new(),
             next: 0,
             seen: Vec::new(),
             failure: None,
         })
         .collect();
+    for guest in &mut guests {
+        guest.failure = guest.listen().err();
+    }
     enter(&mut guests, &watch);
     while guests.iter().any(Guest::has_more) {
         watch.forget();
@@ -462,7 +469,7 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
 fn enter(guests: &mut [Guest], watch: &Rc<Watch>) {
     let mut doors = Vec::with_capacity(guests.len());
     let mut entering = Vec::with_capacity(guests.len());
-    for guest in guests {
+    for guest in guests.iter_mut().filter(|guest| !guest.asked.is_empty() && guest.failure.is_none()) {
         let Guest { part, instruction, host, failure, .. } = guest;
         let Some(Thread { context, stopped, .. }) = part.threads.first_mut() else { continue };
         let thread = stopped.take().expect("a frozen thread is stopped");
@@ -516,10 +523,10 @@ fn round(guests: &mut [Guest]) {
     for (at, (guest, asked)) in guests.iter_mut().zip(&mut asked).enumerate() {
         let (Some(host), first) = (&guest.host, guest.next) else { continue };
         for (nth, asked) in asked.iter_mut().enumerate() {
-            let thread = &mut guest.part.threads[first + nth];
+            let thread = &mut guest.part.threads[guest.asked[first + nth]];
             let stopped = thread.stopped.take().expect("a frozen thread is stopped");
             match host.start(stopped, &thread.context, std::mem::take(&mut asked.list)) {
-                Ok((running, run)) => runs.push((at, first + nth, running, run)),
+                Ok((running, run)) => runs.push((at, guest.asked[first + nth], running, run)),
                 Err(failure) => {
                     guest.failure.get_or_insert(failure);
                 }
@@ -564,16 +571,45 @@ fn round(guests: &mut [Guest]) {
 
 impl Guest {
     fn has_more(&self) -> bool {
-        self.host.is_some() && self.failure.is_none() && self.next < self.part.threads.len()
+        self.host.is_some() && self.failure.is_none() && self.next < self.asked.len()
+    }
+
+    /// Of many threads the kernel is asked itself: of those that differ from their leader in nothing that it does
+    /// not tell.
+    fn listen(&mut self) -> Result<(), Failure> {
+        const MANY: usize = 16;
+        let pid = self.part.pid;
+        let is_told = self.part.threads.len() >= MANY && self.rings.is_empty();
+        let told = if is_told { sys::threads::of(pid) } else { None };
+        let told: HashMap<i32, Told> =
+            told.unwrap_or_default().into_iter().map(|told| (told.tid, told)).collect();
+        let leader = told.get(&pid).map(|leader| Ok((leader, status(pid, pid)?))).transpose()?;
+        for (at, thread) in self.part.threads.iter().enumerate() {
+            let (Some(told), Some((leader, of_leader))) = (told.get(&thread.tid), &leader) else {
+                self.asked.push(at);
+                continue;
+            };
+            if thread.tid == pid || told.identity != leader.identity || told.has_policy {
+                self.asked.push(at);
+                continue;
+            }
+            let status = Status { comm: told.comm.clone(), ..of_leader.clone() };
+            let mut seen = see(pid, thread, &status, &told.into(), Some((told, leader)))?;
+            if let Some(core) = &mut seen.core.thread_core {
+                core.creds = Some(creds::record(&status, told.secure_bits));
+            }
+            self.seen.push(seen);
+        }
+        Ok(())
     }
 
     /// The questions for the threads of the next round.
     fn prepare(&mut self) -> Result<Vec<Asked>, Failure> {
         let Some(host) = self.host.as_ref().filter(|_| self.has_more()) else { return Ok(Vec::new()) };
         host.next_batch();
-        let end = self.part.threads.len().min(self.next + BATCH);
+        let end = self.asked.len().min(self.next + BATCH);
         let mut all = Vec::with_capacity(end - self.next);
-        for thread in &self.part.threads[self.next..end] {
+        for thread in self.asked[self.next..end].iter().map(|at| &self.part.threads[*at]) {
             let mut list = List::new();
             let mut ask = Ask { list: &mut list, area: host.area() };
             let creds = creds::ask(&mut ask);
@@ -603,11 +639,12 @@ impl Guest {
         let pid = self.part.pid;
         let first = self.next;
         self.next += asked.len();
-        for ((thread, asked), ops) in self.part.threads[first..].iter().zip(asked).zip(executed) {
+        for ((at, asked), ops) in self.asked[first..].iter().zip(asked).zip(executed) {
+            let thread = &self.part.threads[*at];
             let status = status(pid, thread.tid)?;
             let answers = Answers { ops, area: host.area() };
             let own = asked.own.answer(answers);
-            let mut seen = see(pid, thread, &status, &own)?;
+            let mut seen = see(pid, thread, &status, &own, None)?;
             seen.rings = asked.rings.map(|rings| rings.answer(answers));
             if let Some(thread_core) = &mut seen.core.thread_core {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
@@ -649,18 +686,21 @@ fn status(pid: i32, tid: i32) -> Result<Status, Failure> {
     sys::proc::parse_status(&text).ok_or_else(|| not_understood(Object::Thread(tid), "read its status"))
 }
 
-/// The record of one thread.
+/// The record of one thread. `told` is what the kernel tells of it and of its leader.
 fn see(
     pid: i32,
     thread: &Thread,
     status: &Status,
     own: &attributes::ThreadAttributes,
+    told: Option<(&Told, &Told)>,
 ) -> Result<Seen, Failure> {
     let tid = thread.tid;
     let mut failures = Vec::new();
     let stopped = thread.stopped.as_ref().expect("every list was collected");
     let explain = |error: Errno| error.on(Object::Thread(tid), "read its state").of(pid);
-    if tid != pid {
+    let shares_all =
+        told.is_some_and(|(own, leader)| (own.files, own.folders) == (leader.files, leader.folders));
+    if tid != pid && !shares_all {
         for (what, name) in [(Kcmp::Files, "descriptors"), (Kcmp::Fs, "working directory")] {
             let order = sys::process::kcmp(what, (pid, 0), (tid, 0)).map_err(explain)?;
             if order.is_ne() {
@@ -678,7 +718,10 @@ fn see(
         registers.ip = abort;
     }
     let (futex_rla, futex_rla_len) = sys::process::robust_list(tid).map_err(explain)?;
-    let pending = stopped.pending(false).map_err(explain)?;
+    let pending = match told {
+        Some((told, _)) if !told.has_pending => Vec::new(),
+        _ => stopped.pending(false).map_err(explain)?,
+    };
     check_pending(pid, tid, &pending, &mut failures);
     let mode = seccomp::mode(status.seccomp)?;
     let filters = match mode {

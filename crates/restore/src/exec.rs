@@ -616,6 +616,7 @@ impl<'r> Exec<'r> {
             let mut is_owner = true;
             if !task.is_zombie() {
                 ops.list.label("set the state of the memory");
+                vma::advise(&task.mm.vmas, ops);
                 for entry in &task.mm.vmas {
                     vma::finish(entry, open[at].contains(&entry.start), ops)?;
                 }

@@ -98,13 +98,20 @@ impl Held {
 
     pub fn set_registers(&mut self, checkpoint: &Checkpoint, _hole: &Range<u64>) -> Result<(), Failure> {
         let mut xstate = vec![0; arch::XSTATE_MAX];
+        // Its length, the same for every thread on this host.
+        let mut known = None;
         for (thread, stopped) in &self.stopped {
             let task = &checkpoint.tasks[thread.task];
             let core = &task.cores[thread.nth];
             let explain = explain(task, *thread, "set its registers");
             // The loader has seen to it that both are there.
             let (Some(own), Some(info)) = (&core.thread_core, &core.thread_info) else { continue };
-            let length = stopped.read_regset(ptrace::X86_XSTATE, &mut xstate).map_err(&explain)?;
+            let length = match known {
+                Some(length) => length,
+                None => {
+                    *known.insert(stopped.read_regset(ptrace::X86_XSTATE, &mut xstate).map_err(&explain)?)
+                }
+            };
             let name = format!("core-{}.img", task.tids[thread.nth]);
             arch::record::fill_xstate(&info.fpregs, &mut xstate[..length], &name)
                 .map_err(|failure| failure.of(task.pid))?;

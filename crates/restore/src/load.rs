@@ -240,6 +240,11 @@ fn load_core(dir: &Dir, tid: u32) -> Result<CoreEntry, Failure> {
     if core.thread_core.is_some() && core.thread_info.is_none() {
         return Err(Failure::corrupt(name, Some(0), "has no registers"));
     }
+    if let Some(info) = &core.thread_info {
+        // With room for all that this processor has, so that only the image is judged, and the processor.
+        let mut xstate = vec![0; agent::arch::Layout.size(u64::MAX)];
+        agent::arch::record::fill_xstate(&info.fpregs, &mut xstate, &name)?;
+    }
     Ok(core)
 }
 
@@ -372,13 +377,6 @@ fn check_state(task: &Task) -> Result<(), Failures> {
     for (tid, core) in task.tids.iter().zip(&task.cores) {
         let queue = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
         queue.and_then(signals::check).into_iter().for_each(|why| corrupt(*tid, why));
-    }
-    // As large as the kernel's can be, so that only the image is judged, and the processor.
-    let mut xstate = vec![0; agent::arch::XSTATE_MAX];
-    for (tid, core) in task.tids.iter().zip(&task.cores) {
-        let Some(info) = &core.thread_info else { continue };
-        let name = format!("core-{tid}.img");
-        failures.extend(agent::arch::record::fill_xstate(&info.fpregs, &mut xstate, &name).err());
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
 }

@@ -318,9 +318,10 @@ pub fn build(
         if together.len() > 1 {
             let filled: Vec<bool> = together.iter().map(|entry| is_filled(entry)).collect();
             map_together(together, &filled, copies, &mut filling, ops);
-            let filled = together.iter().zip(&filled).filter(|(_, is_filled)| **is_filled).map(|(entry, _)| entry);
+            let mut filled =
+                together.iter().zip(&filled).filter(|(_, is_filled)| **is_filled).map(|(entry, _)| entry);
             filling.copy.extend(filled.clone().flat_map(|entry| runs_in(task, entry)));
-            if let (Some(first), Some(last)) = (filled.clone().next(), filled.last()) {
+            if let (Some(first), Some(last)) = (filled.clone().next(), filled.next_back()) {
                 filling.mappings.push(first.start..last.end);
             }
             continue;
@@ -423,9 +424,10 @@ impl Filling {
     pub fn copy_nothing(&mut self, task: &Task, ops: &mut TaskOps) {
         let mut last = None;
         for run in &self.copy {
-            let after = task.mm.vmas.partition_point(|vma| {
-                vma.start <= run.range.start && vma.status & status::GUARD == 0
-            });
+            let after = task
+                .mm
+                .vmas
+                .partition_point(|vma| vma.start <= run.range.start && vma.status & status::GUARD == 0);
             if let Some(entry) = after.checked_sub(1).map(|at| &task.mm.vmas[at])
                 && last.replace(entry.start) != Some(entry.start)
             {

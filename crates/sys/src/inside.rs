@@ -9,6 +9,7 @@
 use crate::bpf::{ARRAY, Map, PERCPU_ARRAY, Shape, bpf, number, owned, pair};
 use crate::memory::View;
 use model::Errno;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -25,9 +26,9 @@ pub const SOME: usize = 64;
 
 // ------------------------------------------------------------------------------------------------ types
 
-const STRUCT: u32 = 4;
+pub(crate) const STRUCT: u32 = 4;
 const UNION: u32 = 5;
-const FUNC: u32 = 12;
+pub(crate) const FUNC: u32 = 12;
 
 enum Text {
     Mapped(View),
@@ -43,6 +44,8 @@ pub struct Types {
     names: usize,
     /// Where each is described, by its number less one.
     places: OnceLock<Vec<usize>>,
+    /// What was found already.
+    known: Mutex<HashMap<(u32, String), (u32, usize)>>,
 }
 
 fn word(text: &[u8], at: usize) -> Option<u32> {
@@ -51,7 +54,7 @@ fn word(text: &[u8], at: usize) -> Option<u32> {
 
 impl Types {
     fn new(text: Text) -> Option<Types> {
-        let types = Types { text, first: 0, names: 0, places: OnceLock::new() };
+        let types = Types { text, first: 0, names: 0, places: OnceLock::new(), known: Mutex::default() };
         let text = types.text();
         if word(text, 0)? & 0xffff != 0xeb9f {
             return None;
@@ -99,9 +102,31 @@ impl Types {
 
     /// The number of the type of this kind and name, and where it is described.
     fn find(&self, kind: u32, name: &str) -> Option<(u32, usize)> {
-        let is_it =
-            |at: usize| self.kind(at) == kind && word(self.text(), at).is_some_and(|of| self.is(of, name));
-        (1..).zip(self.all()).find(|(_, at)| is_it(*at))
+        let known = || self.known.lock().ok()?.get(&(kind, name.to_owned())).copied();
+        known().or_else(|| {
+            self.look_up(&[(kind, name)]);
+            known()
+        })
+    }
+
+    /// Finds some of them at once, for there are many thousands to look at.
+    pub(crate) fn look_up(&self, wanted: &[(u32, &str)]) {
+        let Ok(mut known) = self.known.lock() else { return };
+        let mut missing: Vec<&(u32, &str)> =
+            wanted.iter().filter(|(kind, name)| !known.contains_key(&(*kind, (*name).to_owned()))).collect();
+        for (number, at) in (1..).zip(self.all()) {
+            if missing.is_empty() {
+                return;
+            }
+            let kind = self.kind(at);
+            let name = word(self.text(), at);
+            let is_it =
+                |(of, wanted): &&(u32, &str)| *of == kind && name.is_some_and(|name| self.is(name, wanted));
+            if let Some(found) = missing.iter().position(is_it) {
+                let (kind, name) = *missing.swap_remove(found);
+                known.insert((kind, name.to_owned()), (number, at));
+            }
+        }
     }
 
     /// Where in a structure a member is, in bytes; also one of those in it that have no name.
@@ -155,8 +180,30 @@ pub fn types() -> Option<&'static Types> {
 
 // ------------------------------------------------------------------------------------------------ programs
 
+/// Codes of instructions.
+pub mod code {
+    /// Eight bytes, or four, from a place in memory.
+    pub const LOAD: u8 = 0x79;
+    pub const LOAD_INT: u8 = 0x61;
+    pub const STORE: u8 = 0x7b;
+    pub const STORE_HALF: u8 = 0x62;
+    pub const ADDRESS: u8 = 0x18;
+    pub const COPY: u8 = 0xbf;
+    pub const ADD: u8 = 0x07;
+    pub const SET: u8 = 0xb7;
+    pub const JUMP_IF_ZERO: u8 = 0x15;
+    pub const JUMP_IF_OTHER: u8 = 0x55;
+    pub const CALL: u8 = 0x85;
+    pub const EXIT: u8 = 0x95;
+    /// What is called.
+    pub const MAP_LOOKUP: i32 = 1;
+    pub const MAP_LOOKUP_PERCPU: i32 = 195;
+    pub const PROBE_READ_KERNEL: i32 = 113;
+    pub const SEQ_WRITE: i32 = 127;
+}
+
 /// One instruction: code, registers, offset, value.
-fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+pub fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
     u64::from(code)
         | u64::from(to | from << 4) << 8
         | u64::from(offset as u16) << 16
@@ -176,21 +223,7 @@ enum Place<'m> {
 
 /// A program that writes [`SOME`] bytes for the task that it is given.
 fn program(place: Place) -> Vec<u64> {
-    const LOAD: u8 = 0x79;
-    const STORE: u8 = 0x7b;
-    const STORE_HALF: u8 = 0x62;
-    const ADDRESS: u8 = 0x18;
-    const COPY: u8 = 0xbf;
-    const ADD: u8 = 0x07;
-    const SET: u8 = 0xb7;
-    const JUMP_IF_ZERO: u8 = 0x15;
-    const JUMP_IF_OTHER: u8 = 0x55;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
-    const MAP_LOOKUP: i32 = 1;
-    const PROBE_READ_KERNEL: i32 = 113;
-    const MAP_LOOKUP_PERCPU: i32 = 195;
-    const SEQ_WRITE: i32 = 127;
+    use code::*;
     const STACK: u8 = 10;
     const FOUND: i32 = -(SOME as i32);
     const TASK: i16 = FOUND as i16 - 8;
@@ -260,7 +293,7 @@ fn program(place: Place) -> Vec<u64> {
             read
         }
     };
-    let mut code = vec![
+    let mut text = vec![
         // struct bpf_iter__task: what is written to, and the task; none at the end.
         instruction(LOAD, 6, 1, 0, 0),
         instruction(LOAD, 7, 1, 8, 0),
@@ -269,23 +302,24 @@ fn program(place: Place) -> Vec<u64> {
         instruction(EXIT, 0, 0, 0, 0),
     ];
     for at in 0..SOME as i32 / 8 {
-        code.push(instruction(STORE, STACK, 0, (FOUND + at * 8) as i16, 0));
+        text.push(instruction(STORE, STACK, 0, (FOUND + at * 8) as i16, 0));
     }
-    code.extend(read);
-    code.extend([
+    text.extend(read);
+    text.extend([
         instruction(LOAD, 1, 6, 0, 0),
         instruction(COPY, 2, STACK, 0, 0),
         instruction(ADD, 2, 0, 0, FOUND),
         instruction(SET, 3, 0, 0, SOME as i32),
         instruction(CALL, 0, 0, 0, SEQ_WRITE),
     ]);
-    code.extend(exit);
-    code
+    text.extend(exit);
+    text
 }
 
-fn load(types: &Types, code: &[u64]) -> Result<OwnedFd, Errno> {
+/// Loads a program that the kernel calls as the function `iterator`.
+pub(crate) fn load(types: &Types, iterator: &str, code: &[u64]) -> Result<OwnedFd, Errno> {
     let unknown = Errno { call: "bpf", code: libc::EOPNOTSUPP };
-    let (iterator, _) = types.find(FUNC, "bpf_iter_task").ok_or(unknown)?;
+    let (iterator, _) = types.find(FUNC, iterator).ok_or(unknown)?;
     let mut words = [0u64; 16];
     words[0] = pair(PROG_TYPE_TRACING, code.len() as u32);
     words[1] = code.as_ptr() as u64;
@@ -298,17 +332,21 @@ fn load(types: &Types, code: &[u64]) -> Result<OwnedFd, Errno> {
     unsafe { bpf(PROG_LOAD, &mut words) }.map(owned)
 }
 
-/// What a program says of a thread.
-fn run(program: &OwnedFd, tid: i32) -> Option<[u8; SOME]> {
-    // union bpf_iter_link_info: tid, pid, pidfd.
-    let mut wanted = [tid as u32, 0, 0, 0];
+/// What a program writes, to be read. `wanted` says of whom: union bpf_iter_link_info.
+pub(crate) fn start(program: &OwnedFd, mut wanted: [u32; 4]) -> Option<OwnedFd> {
     let info = wanted.as_mut_ptr() as u64;
     let mut words = [pair(number(program), 0), pair(TRACE_ITER, 0), info, size_of_val(&wanted) as u64];
     // SAFETY: the kernel reads as much of the array as it has.
     let link = owned(unsafe { bpf(LINK_CREATE, &mut words) }.ok()?);
     let mut words = [pair(number(&link), 0)];
     // SAFETY: no addresses.
-    let iterator = owned(unsafe { bpf(ITER_CREATE, &mut words) }.ok()?);
+    Some(owned(unsafe { bpf(ITER_CREATE, &mut words) }.ok()?))
+}
+
+/// What a program says of a thread.
+fn run(program: &OwnedFd, tid: i32) -> Option<[u8; SOME]> {
+    // The tid; then pid, pidfd.
+    let iterator = start(program, [tid as u32, 0, 0, 0])?;
     let mut bytes = [0u8; SOME];
     let count = crate::fd::read(&iterator, &mut bytes).ok()?;
     (count == bytes.len()).then_some(bytes)
@@ -323,8 +361,8 @@ impl OfTask {
     pub fn new(member: &str) -> Option<OfTask> {
         let types = types()?;
         let code = program(Place::InTask(types.offset("task_struct", member)?));
-        let loaded =
-            load(types, &code).map_err(|error| log::debug!("{member} of tasks cannot be read: {error}"));
+        let loaded = load(types, "bpf_iter_task", &code)
+            .map_err(|error| log::debug!("{member} of tasks cannot be read: {error}"));
         loaded.ok().map(OfTask)
     }
 
@@ -354,7 +392,8 @@ pub fn inside() -> Option<&'static Inside> {
         let explain = |error: Errno| log::debug!("the kernel's memory cannot be read: {error}");
         let shape = Shape { kind: ARRAY, key_size: 4, value_size: 8, max_entries: 1, ..Shape::default() };
         let place = Map::new(&shape).map_err(explain).ok()?;
-        let program = load(types, &program(Place::Noted(&place.fd))).map_err(explain).ok()?;
+        let program =
+            load(types, "bpf_iter_task", &program(Place::Noted(&place.fd))).map_err(explain).ok()?;
         Some(Inside { program, of_processor: OnceLock::new(), place, turn: Mutex::new(()), types })
     };
     INSIDE.get_or_init(open).as_ref()
@@ -417,7 +456,7 @@ impl Inside {
                 Shape { kind: PERCPU_ARRAY, key_size: 4, value_size: 8, max_entries: 1, ..Shape::default() };
             let loaded = Map::new(&shape).and_then(|values| {
                 // The program keeps the map.
-                load(self.types, &program(Place::OfProcessor(&self.place.fd, &values.fd)))
+                load(self.types, "bpf_iter_task", &program(Place::OfProcessor(&self.place.fd, &values.fd)))
             });
             loaded.map_err(|error| log::debug!("what processors have cannot be read: {error}")).ok()
         });

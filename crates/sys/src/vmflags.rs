@@ -1,71 +1,17 @@
-//! The flags of many mappings, faster than `smaps` tells them: a program of a few instructions ([`crate::tracing`])
-//! writes the kernel's word of each, and what its bits are called is learned from mappings of our own, made for it,
+//! The flags of many mappings, faster than `smaps` tells them: [`crate::each`] tells the kernel's word of each, and what its bits are called is learned from mappings of our own, made for it,
 //! of which both are read. What was not learned is not known, and `smaps` is to be asked.
 //!
 //! Source: fs/proc/task_mmu.c, show_smap_vma_flags: a name for each bit of vm_flags.
 
+use crate::each::{Each, Sort, Word};
 use crate::memory::PAGE;
 use crate::proc::VmFlags;
-use crate::tracing::{self, Types, code, instruction};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-/// A program that writes start and flags of the mapping it is given, which are so many bytes into
-/// `struct vm_area_struct`.
-fn program(start: u32, flags: u32) -> Vec<u64> {
-    vec![
-        // struct bpf_iter__task_vma: what is written to, the task, and the mapping; none at the end.
-        instruction(code::LOAD, 6, 1, 0, 0),
-        instruction(code::LOAD, 7, 1, 16, 0),
-        instruction(code::JUMP_IF_ZERO, 7, 0, 9, 0),
-        instruction(code::LOAD, 1, 7, start as i16, 0),
-        instruction(code::STORE, 10, 1, -16, 0),
-        instruction(code::LOAD, 1, 7, flags as i16, 0),
-        instruction(code::STORE, 10, 1, -8, 0),
-        instruction(code::LOAD, 1, 6, 0, 0),
-        instruction(code::COPY, 2, 10, 0, 0),
-        instruction(code::ADD, 2, 0, 0, -16),
-        instruction(code::SET, 3, 0, 0, 16),
-        instruction(code::CALL, 0, 0, 0, code::SEQ_WRITE),
-        instruction(code::SET, 0, 0, 0, 0),
-        instruction(code::EXIT, 0, 0, 0, 0),
-    ]
-}
-
-fn load() -> Option<OwnedFd> {
-    let (iterator, start, flags) = tracing::with_types(|btf| {
-        let wanted = [(tracing::FUNC, "bpf_iter_task_vma"), (tracing::STRUCT, "vm_area_struct")];
-        let (types, found) = Types::find(btf, &wanted)?;
-        let member = |name| types.member(found[1], name).filter(|at| *at < i16::MAX as u32);
-        Some((found[0], member("vm_start")?, member("vm_flags")?))
-    })?;
-    let program = tracing::load(iterator, &program(start, flags));
-    program.map_err(|error| log::debug!("the flags of mappings are read from smaps: {error}")).ok()
-}
-
 /// Starts of the mappings of a process, in their order, each with the kernel's word of its flags.
-fn words(program: &OwnedFd, pid: i32) -> Option<Vec<(u64, u64)>> {
-    /// What the kernel writes at once, at most.
-    const PIECE: usize = 32 << 10;
-    let iterator = tracing::run(program, pid).ok()?;
-    let mut piece = vec![0; PIECE];
-    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
-    let mut found: Vec<(u64, u64)> = Vec::new();
-    loop {
-        let count = crate::fd::read(&iterator, &mut piece).ok()?;
-        for pair in piece[..count].chunks_exact(16) {
-            let start = word(&pair[..8]);
-            // At the end of many Linux 6.18 begins again with the last ones, for ever.
-            if found.last().is_some_and(|(last, _)| *last >= start) {
-                return Some(found);
-            }
-            found.push((start, word(&pair[8..])));
-        }
-        if count == 0 {
-            return Some(found);
-        }
-    }
+fn words(each: &Each, pid: i32) -> Option<Vec<(u64, u64)>> {
+    Some(each.of(pid)?.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
 /// Bits that had been set together, and what they are called together.
@@ -217,17 +163,19 @@ fn named(smaps: &[u8]) -> Vec<(u64, Words)> {
 }
 
 /// The program, loaded once, and what the bits are called.
-fn learned() -> Option<&'static (OwnedFd, Names)> {
-    static LEARNED: OnceLock<Option<(OwnedFd, Names)>> = OnceLock::new();
+fn learned() -> Option<&'static (Each, Names)> {
+    static LEARNED: OnceLock<Option<(Each, Names)>> = OnceLock::new();
     let learn = || {
-        let program = load()?;
+        let member = |name| [("vm_area_struct", name)];
+        let (start, flags) = (member("vm_start"), member("vm_flags"));
+        let each = Each::new(Sort::Mappings, &[Word::Member(&start, 0), Word::Member(&flags, 0)])?;
         let _samples = Samples::make()?;
-        let words = words(&program, crate::process::own_pid())?;
+        let words = words(&each, crate::process::own_pid())?;
         let named = named(&std::fs::read("/proc/self/smaps").ok()?);
         let find = |start| Some(words[words.binary_search_by_key(&start, |(start, _)| *start).ok()?].1);
         let samples: Vec<(u64, Words)> =
             named.into_iter().filter_map(|(start, names)| Some((find(start)?, names))).collect();
-        Some((program, Names::learn(&samples)))
+        Some((each, Names::learn(&samples)))
     };
     LEARNED.get_or_init(learn).as_ref()
 }
@@ -235,10 +183,10 @@ fn learned() -> Option<&'static (OwnedFd, Names)> {
 /// Starts of the mappings of a process that stands still, in their order, with their flags; none where this kernel
 /// does not tell, or one of them has a flag that was not learned.
 pub fn of(pid: i32) -> Option<Vec<(u64, VmFlags)>> {
-    let (program, names) = learned()?;
+    let (each, names) = learned()?;
     let mut last = None;
     let mut found = Vec::new();
-    for (start, word) in words(program, pid)? {
+    for (start, word) in words(each, pid)? {
         let flags = match last {
             Some((same, flags)) if same == word => flags,
             _ => names.read(word)?,

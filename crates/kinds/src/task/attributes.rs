@@ -1,13 +1,15 @@
 //! Small attributes of a process or thread, most of them behind prctl(2): alternate signal stack, timer
 //! slack, parent death signal, where the kernel clears the tid, subreaper, dumpable, huge pages, membarrier, break.
 //!
-//! Read from: the calls themselves, in the thread. Rebuilt by: their counterparts.
+//! Read from: the calls themselves, in the thread; or, for threads that are many, the kernel's tracing. Rebuilt by: their
+//! counterparts.
 
 use super::{Answers, Ask, ZERO, words};
 use crate::contract::TaskOps;
 use agent::Judge;
 use image::ThreadSasEntry;
 use model::Failure;
+use sys::threads::Told;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
@@ -62,6 +64,19 @@ impl AskedThread {
             death_signal: death as u32,
             clear_tid,
             timer_slack: answers.result(self.slack) as u64,
+        }
+    }
+}
+
+impl From<&Told> for ThreadAttributes {
+    fn from(told: &Told) -> ThreadAttributes {
+        let (ss_sp, ss_size, flags) = told.stack;
+        let disabled = if ss_size == 0 { SS_DISABLE } else { 0 };
+        ThreadAttributes {
+            stack: ThreadSasEntry { ss_sp, ss_size, ss_flags: flags & SS_AUTODISARM | disabled },
+            death_signal: told.death_signal,
+            clear_tid: told.clear_tid,
+            timer_slack: told.timer_slack,
         }
     }
 }

@@ -36,28 +36,33 @@ fn set(pair: &[u32]) -> u64 {
 
 impl Asked {
     pub fn answer(self, status: &Status, answers: Answers) -> CredsEntry {
-        let ([uid, euid, suid, fsuid], [gid, egid, sgid, fsgid]) = (status.uid, status.gid);
-        CredsEntry {
-            uid,
-            gid,
-            euid,
-            egid,
-            suid,
-            sgid,
-            fsuid,
-            fsgid,
-            cap_inh: pair(status.cap_inherited),
-            cap_prm: pair(status.cap_permitted),
-            cap_eff: pair(status.cap_effective),
-            cap_bnd: pair(status.cap_bounding),
-            secbits: answers.result(self.0) as u32,
-            groups: status.groups.clone(),
-            lsm_profile: None,
-            lsm_sockcreate: None,
-            apparmor_data: None,
-            no_new_privs: Some(status.no_new_privs),
-            cap_amb: pair(status.cap_ambient),
-        }
+        record(status, answers.result(self.0) as u32)
+    }
+}
+
+/// The record of a thread's status and securebits.
+pub fn record(status: &Status, secbits: u32) -> CredsEntry {
+    let ([uid, euid, suid, fsuid], [gid, egid, sgid, fsgid]) = (status.uid, status.gid);
+    CredsEntry {
+        uid,
+        gid,
+        euid,
+        egid,
+        suid,
+        sgid,
+        fsuid,
+        fsgid,
+        cap_inh: pair(status.cap_inherited),
+        cap_prm: pair(status.cap_permitted),
+        cap_eff: pair(status.cap_effective),
+        cap_bnd: pair(status.cap_bounding),
+        secbits,
+        groups: status.groups.clone(),
+        lsm_profile: None,
+        lsm_sockcreate: None,
+        apparmor_data: None,
+        no_new_privs: Some(status.no_new_privs),
+        cap_amb: pair(status.cap_ambient),
     }
 }
 

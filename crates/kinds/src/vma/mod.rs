@@ -389,6 +389,26 @@ pub fn protect(entry: &VmaEntry, prot: u32, ops: &mut TaskOps) {
     ops.list.ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(prot).into()]);
 }
 
+/// Gives mappings their advice, neighbours with the same at once. Not before the processes are made that it may keep things
+/// from, and before pages are locked.
+pub fn advise(entries: &[VmaEntry], ops: &mut TaskOps) {
+    let is_next = |one: &VmaEntry, next: &VmaEntry| {
+        one.end == next.start && one.madv == next.madv && !is_special(one) && !is_special(next)
+    };
+    for together in entries.chunk_by(is_next) {
+        let [first, ..] = together else { continue };
+        let (start, len) = (first.start, together.last().map_or(0, |last| last.end - first.start));
+        let madv = first.madv.filter(|_| !is_special(first)).unwrap_or(0);
+        for (_, advice) in ADVICE.iter().filter(|advice| madv >> advice.1 & 1 != 0) {
+            // Some advice needs a kernel configuration (KSM, huge pages) that this host may lack; it is advice.
+            let harmless =
+                matches!(*advice, libc::MADV_MERGEABLE | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE);
+            let judge = if harmless { Judge::OkOr(libc::EINVAL) } else { Judge::Ok };
+            ops.list.call(libc::SYS_madvise, &[start.into(), len.into(), (*advice).into()], judge);
+        }
+    }
+}
+
 /// Gives a mapping its final protection and state, when its pages are there.
 pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), Failure> {
     let (start, len) = (entry.start, entry.end - entry.start);
@@ -403,13 +423,6 @@ pub fn finish(entry: &VmaEntry, is_open: bool, ops: &mut TaskOps) -> Result<(), 
     }
     if is_open {
         protect(entry, entry.prot, ops);
-    }
-    let madv = entry.madv.unwrap_or(0);
-    for (_, advice) in ADVICE.iter().filter(|advice| madv >> advice.1 & 1 != 0) {
-        // Some advice needs a kernel configuration (KSM, huge pages) that this host may lack; it is advice.
-        let harmless = matches!(*advice, libc::MADV_MERGEABLE | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE);
-        let judge = if harmless { Judge::OkOr(libc::EINVAL) } else { Judge::Ok };
-        ops.list.call(libc::SYS_madvise, &[start.into(), len.into(), (*advice).into()], judge);
     }
     if entry.flags & MAP_LOCKED != 0 {
         let on_fault = if entry.is_locked_on_fault == Some(true) { MLOCK_ONFAULT } else { 0 };

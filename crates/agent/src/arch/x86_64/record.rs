@@ -171,21 +171,23 @@ pub fn fill_xstate(fp: &UserX86FpregsEntry, xstate: &mut [u8], image: &str) -> R
     };
     let narrow = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     let wide = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
-    let named = [
-        (YMM, narrow(&xsave.ymmh_space)),
-        (BNDREG, wide(&xsave.bndreg_state)),
-        (BNDCSR, wide(&xsave.bndcsr_state)),
-        (OPMASK, wide(&xsave.opmask_reg)),
-        (ZMM_UPPER, wide(&xsave.zmm_upper)),
-        (HI16_ZMM, wide(&xsave.hi16_zmm)),
-        (PKRU, narrow(&xsave.pkru)),
-    ];
-    let others = xsave.other.iter().map(|other| (other.number, other.state.clone()));
+    let named = NAMED.into_iter().map(|number| (number, None));
+    let others = xsave.other.iter().map(|other| (other.number, Some(&other.state)));
     let mut present = 3u64;
-    for (number, state) in named.into_iter().chain(others) {
+    for (number, state) in named.chain(others) {
         if number > 62 || xsave.xstate_bv >> number & 1 == 0 {
             continue;
         }
+        let state = match (number, state) {
+            (_, Some(state)) => state.clone(),
+            (YMM, _) => narrow(&xsave.ymmh_space),
+            (BNDREG, _) => wide(&xsave.bndreg_state),
+            (BNDCSR, _) => wide(&xsave.bndcsr_state),
+            (OPMASK, _) => wide(&xsave.opmask_reg),
+            (ZMM_UPPER, _) => wide(&xsave.zmm_upper),
+            (HI16_ZMM, _) => wide(&xsave.hi16_zmm),
+            _ => narrow(&xsave.pkru),
+        };
         let Some((offset, length)) =
             Layout.component(number).filter(|(offset, length)| offset + length <= xstate.len())
         else {
