@@ -221,6 +221,12 @@ pub fn own_timer_slack() -> u64 {
     unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) }.max(0) as u64
 }
 
+/// The securebits of this thread. Source: capabilities(7).
+pub fn own_securebits() -> u32 {
+    // SAFETY: integers only.
+    unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }.max(0) as u32
+}
+
 /// Head and length of the robust futex list of a thread. Source: get_robust_list(2).
 pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
     let (mut head, mut len) = (0u64, 0u64);

@@ -75,6 +75,13 @@ fn capability_data(effective: u64, permitted: u64, inheritable: u64) -> Vec<u8> 
         .collect()
 }
 
+/// Does a puppet have them already? It was executed by the coordinator, which `own` is, with these securebits: one of root
+/// that has all that it may have is the same after an execve(2). Threads that need no change go on sharing theirs.
+pub fn has_already(entry: &CredsEntry, own: &Status, secbits: u32) -> bool {
+    let keeps_all = own.cap_permitted == own.cap_bounding && own.cap_effective == own.cap_bounding;
+    own.uid == [0; 4] && keeps_all && own.cap_ambient == 0 && secbits == 0 && *entry == record(own, secbits)
+}
+
 /// `own` is what the coordinator, and with it the puppet, has.
 pub fn restore(entry: &CredsEntry, own: &Status, ops: &mut TaskOps) -> Result<(), Failure> {
     let prctl = |ops: &mut TaskOps, args: [u64; 3]| {

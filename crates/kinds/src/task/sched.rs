@@ -51,9 +51,14 @@ pub fn restore_affinity(
     Ok(())
 }
 
-pub fn restore(core: &ThreadCoreEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+/// Sets how a thread is scheduled, if not as `own` is: this program, whose copy it is.
+pub fn restore(core: &ThreadCoreEntry, own: &Sched, ops: &mut TaskOps) -> Result<(), Failure> {
     let policy = core.sched_policy.unwrap_or(0);
     let nice = core.sched_nice.unwrap_or(0);
+    let wanted = Sched { policy, nice, priority: core.sched_prio.unwrap_or(0) };
+    if wanted == *own && policy & RESET_ON_FORK == 0 {
+        return Ok(());
+    }
     ops.list.label("set the scheduling");
     // struct sched_attr, first version: size, policy, flags, nice, priority, three times of a deadline.
     let mut attr = Vec::with_capacity(48);
