@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use sys::fd::Texts;
 use sys::proc::{SmapsParser, Stat, Status, Timer, Vma};
 use sys::process::Kcmp;
@@ -32,6 +33,7 @@ pub const NAMESPACES: [&str; 10] =
 pub type Namespaces = [Option<u64>; NAMESPACES.len()];
 
 /// What a link of `/proc/PID` points to.
+#[derive(Clone)]
 pub struct Link {
     pub name: &'static str,
     pub path: Vec<u8>,
@@ -41,6 +43,7 @@ pub struct Link {
 /// What `/proc` tells of a process.
 pub struct Look {
     pub stat: Stat,
+    pub status: Status,
     pub namespaces: Namespaces,
     pub memory: Memory,
     /// Of its pages that no file has; the kernel's count may be off by some.
@@ -57,6 +60,43 @@ pub struct Look {
     pub instruction: u64,
     /// Descriptors of rings that it has mapped.
     pub rings: Vec<i32>,
+    /// What the kernel's tracing tells of the leader.
+    pub told: Option<Told>,
+}
+
+/// What was read once, for all processes of which the kernel's tracing tells that they have the same.
+#[derive(Default)]
+pub struct Common {
+    namespaces: Mutex<HashMap<[u64; 3], Namespaces>>,
+    links: Mutex<HashMap<(&'static str, [u64; 2]), Link>>,
+}
+
+impl Common {
+    /// Of so many processes; none when they are few, for to ask takes time, too.
+    pub fn of(count: usize) -> Option<Arc<Common>> {
+        const MANY: usize = 16;
+        (count >= MANY).then(Arc::default)
+    }
+
+    fn namespaces(&self, told: &Told, pid: i32) -> Namespaces {
+        let known = || self.namespaces.lock().ok()?.get(&told.namespaces).copied();
+        known().unwrap_or_else(|| {
+            let read = namespaces(&pid.to_string());
+            self.namespaces.lock().map(|mut known| known.insert(told.namespaces, read)).ok();
+            read
+        })
+    }
+
+    fn link(&self, key: [u64; 2], pid: i32, name: &'static str) -> Result<Link, Failure> {
+        if let Ok(known) = self.links.lock()
+            && let Some(link) = known.get(&(name, key))
+        {
+            return Ok(link.clone());
+        }
+        let read = link(pid, name)?;
+        self.links.lock().map(|mut known| known.insert((name, key), read.clone())).ok();
+        Ok(read)
+    }
 }
 
 /// What a thread tells.
@@ -113,7 +153,13 @@ pub struct Depth {
 ///
 /// # Errors
 /// The first thing that cannot be read.
-pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
+pub fn look(pid: i32, depth: Depth, common: Option<&Common>) -> Result<Look, Failure> {
+    let told = common.and_then(|_| sys::threads::of(pid)?.into_iter().find(|told| told.tid == pid));
+    let shared = common.zip(told.as_ref());
+    let link = |name, key: fn(&Told) -> [u64; 2]| match shared {
+        Some((common, told)) => common.link(key(told), pid, name),
+        None => link(pid, name),
+    };
     let memory = match depth {
         Depth { flags: true, pages } => read_memory(pid, pages.unwrap_or(Question::WhatIsThere))?,
         Depth { flags: false, pages } => {
@@ -130,17 +176,20 @@ pub fn look(pid: i32, depth: Depth) -> Result<Look, Failure> {
         private_bytes: status.anonymous_kb * 1024,
         is_locked: status.locked_kb != 0,
         stat: read_stat(pid)?,
-        namespaces: namespaces(&pid.to_string()),
+        namespaces: shared
+            .map_or_else(|| namespaces(&pid.to_string()), |(common, told)| common.namespaces(told, pid)),
         auxv: read(format!("/proc/{pid}/auxv"))?,
-        exe: link(pid, "exe")?,
-        cwd: link(pid, "cwd")?,
-        root: link(pid, "root")?,
+        exe: link("exe", |told| told.exe)?,
+        cwd: link("cwd", |told| told.cwd)?,
+        root: link("root", |told| told.root)?,
         timers: sys::proc::parse_timers(&timers)
             .ok_or_else(|| not_understood(Object::Task, "read its timers"))?,
         oom_score_adj: sys::proc::decimal(read(format!("/proc/{pid}/oom_score_adj"))?.trim_ascii()),
         instruction: find_instruction(pid, &memory.maps)?,
         rings: uring::numbers(pid, &rings),
         memory,
+        told,
+        status,
     })
 }
 
@@ -397,6 +446,7 @@ pub struct Questions {
     pub instruction: u64,
     pub rings: Vec<i32>,
     pub stat: Stat,
+    pub status: Status,
     pub timers: Vec<Timer>,
 }
 
@@ -404,6 +454,8 @@ pub struct Questions {
 struct Guest {
     part: Part,
     stat: Stat,
+    /// Of the leader.
+    status: Status,
     timers: Option<Vec<Timer>>,
     rings: Vec<i32>,
     instruction: u64,
@@ -439,6 +491,7 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
         .map(|(pid, questions)| Guest {
             part: tracer.take(pid),
             stat: questions.stat,
+            status: questions.status,
             timers: Some(questions.timers),
             rings: questions.rings,
             instruction: questions.instruction,
@@ -583,9 +636,9 @@ impl Guest {
         let told = if is_told { sys::threads::of(pid) } else { None };
         let told: HashMap<i32, Told> =
             told.unwrap_or_default().into_iter().map(|told| (told.tid, told)).collect();
-        let leader = told.get(&pid).map(|leader| Ok((leader, status(pid, pid)?))).transpose()?;
+        let leader = told.get(&pid);
         for (at, thread) in self.part.threads.iter().enumerate() {
-            let (Some(told), Some((leader, of_leader))) = (told.get(&thread.tid), &leader) else {
+            let (Some(told), Some(leader)) = (told.get(&thread.tid), leader) else {
                 self.asked.push(at);
                 continue;
             };
@@ -593,7 +646,7 @@ impl Guest {
                 self.asked.push(at);
                 continue;
             }
-            let status = Status { comm: told.comm.clone(), ..of_leader.clone() };
+            let status = Status { comm: told.comm.clone(), ..self.status.clone() };
             let mut seen = see(pid, thread, &status, &told.into(), Some((told, leader)))?;
             if let Some(core) = &mut seen.core.thread_core {
                 core.creds = Some(creds::record(&status, told.secure_bits));
@@ -641,7 +694,8 @@ impl Guest {
         self.next += asked.len();
         for ((at, asked), ops) in self.asked[first..].iter().zip(asked).zip(executed) {
             let thread = &self.part.threads[*at];
-            let status = status(pid, thread.tid)?;
+            let is_leader = thread.tid == pid;
+            let status = if is_leader { self.status.clone() } else { status(pid, thread.tid)? };
             let answers = Answers { ops, area: host.area() };
             let own = asked.own.answer(answers);
             let mut seen = see(pid, thread, &status, &own, None)?;

@@ -3,7 +3,7 @@
 
 use crate::copies::{self, Seen};
 use crate::freeze::{State, freeze};
-use crate::observe::{self, Depth};
+use crate::observe::{self, Common, Depth};
 use crate::past::{Past, divide};
 use crate::run::{Saved, Taking, connect, dedup, micros};
 use crate::{encode, track};
@@ -41,7 +41,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let pids: Vec<i32> = alive.iter().map(|(_, pid)| *pid).collect();
     let mut past = Past::of(&pids, options, dir, true)?;
     let depth = Depth { flags: false, pages: past.ask() };
-    let looks = tree.crew.each(alive, move |_, pid| observe::look(pid, depth));
+    let common = Common::of(pids.len());
+    let looks = tree.crew.each(alive, move |_, pid| observe::look(pid, depth, common.as_deref()));
     let mut looks = pids.iter().copied().zip(looks).map(|(pid, look)| look.map(|look| (pid, look)));
     let mut looks = looks.by_ref().collect::<Result<Vec<_>, Failure>>()?;
     let known = past.pages(pids.iter().copied())?;

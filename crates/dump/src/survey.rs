@@ -4,7 +4,8 @@
 use crate::freeze::{Process, State, Tree};
 use crate::identity::{At, Classes};
 use crate::observe::{
-    self, Depth, FileKey, Link, Look, Memory, NAMESPACES, Namespaces, Probed, Questions, Seen, namespaces,
+    self, Common, Depth, FileKey, Link, Look, Memory, NAMESPACES, Namespaces, Probed, Questions, Seen,
+    namespaces,
 };
 use agent::crew::{self, shares};
 use image::*;
@@ -21,6 +22,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use sys::fd::Texts;
 use sys::process::Kcmp;
+use sys::threads::Told;
 
 /// Processes that answer to one of the crew at the same time.
 const PROCESSES_AT_ONCE: usize = 32;
@@ -143,7 +145,8 @@ pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result
             }
         }
     }
-    survey.objects = objects(tree)?;
+    let told = observed.iter().flatten().filter_map(|observed| observed.as_ref().ok()?.0.told.as_ref());
+    survey.objects = objects(tree, &told.map(|told| (told.tid, told)).collect())?;
     survey.all_descriptors(tree)?;
     if survey.cx.ends_here {
         return Err(survey.failures);
@@ -173,14 +176,21 @@ fn person(stat: &sys::proc::Stat) -> Person {
     Person { sid: stat.sid, terminal: stat.tty as u32, group: stat.tty_pgid }
 }
 
-/// Tells which objects tasks share.
-fn objects(tree: &mut Tree) -> Result<Vec<Objects>, Failure> {
+/// Tells which objects tasks share. Those of which the kernel's tracing has told are compared only where it seems so.
+fn objects(tree: &mut Tree, told: &HashMap<i32, &Told>) -> Result<Vec<Objects>, Failure> {
     const WHATS: [Kcmp; 4] = [Kcmp::Vm, Kcmp::Fs, Kcmp::Sighand, Kcmp::Files];
     let explain = |error: Errno| error.on(Object::Tree, "compare what its processes share");
     let alive = tree.processes.iter().filter(|process| process.state != State::Zombie);
     let alive: Vec<At> = alive.map(|process| (process.pid, 0)).collect();
-    let sorted = tree.crew.each(shares(&alive), |_, share: Vec<At>| {
-        WHATS.map(|what| Classes::new(what, share.iter().map(|at| ((), *at))))
+    let all_told: Option<Vec<[u64; 4]>> = alive
+        .iter()
+        .map(|(pid, _)| told.get(pid).map(|told| [told.memory, told.folders, told.handlers, told.files]))
+        .collect();
+    let keys = all_told.unwrap_or_else(|| vec![[0; 4]; alive.len()]);
+    let keyed: Vec<(At, [u64; 4])> = alive.iter().copied().zip(keys).collect();
+    let sorted = tree.crew.each(shares(&keyed), |_, share: Vec<(At, [u64; 4])>| {
+        let sort = |nth: usize| Classes::new(WHATS[nth], share.iter().map(|(at, keys)| (keys[nth], *at)));
+        [0, 1, 2, 3].map(sort)
     });
     let mut all = WHATS.map(|_| Classes::default());
     for sorted in sorted {
@@ -215,7 +225,8 @@ type Observed = Result<(Look, Vec<Seen>), Failure>;
 fn observe_all(tree: &mut Tree, depth: Depth) -> Vec<Option<Observed>> {
     let alive = || tree.processes.iter().filter(|process| process.state != State::Zombie);
     let looks: Vec<(usize, i32)> = alive().map(|process| (process.members[0], process.pid)).collect();
-    let looks = tree.crew.each(looks, move |_, pid| observe::look(pid, depth));
+    let common = Common::of(looks.len());
+    let looks = tree.crew.each(looks, move |_, pid| observe::look(pid, depth, common.as_deref()));
     // Mappings were read everywhere before the agent makes one of its own.
     let mut batches: Vec<(usize, Vec<(i32, Questions)>)> = Vec::new();
     for member in 0..crew::size() {
@@ -224,9 +235,10 @@ fn observe_all(tree: &mut Tree, depth: Depth) -> Vec<Option<Observed>> {
             .filter(|(process, _)| process.members.contains(&member))
             .filter_map(|(process, look)| {
                 let look = look.as_ref().ok()?;
-                let (stat, timers) = (look.stat.clone(), look.timers.clone());
-                let rings = look.rings.clone();
-                Some((process.pid, Questions { instruction: look.instruction, rings, stat, timers }))
+                let (stat, status) = (look.stat.clone(), look.status.clone());
+                let (rings, timers) = (look.rings.clone(), look.timers.clone());
+                let instruction = look.instruction;
+                Some((process.pid, Questions { instruction, rings, stat, status, timers }))
             })
             .collect();
         let mut rest = of_member.into_iter().peekable();

@@ -29,86 +29,70 @@ pub struct Told {
     pub has_children: bool,
     /// What is the same for threads that have the same ids, groups, capabilities, rights to gain new ones, and system call filters.
     pub identity: [u64; 3],
-    /// What is the same for threads that have descriptors, and folders, in common.
+    /// What is the same for threads that have these in common: memory, descriptors, handlers of signals, and folders.
+    pub memory: u64,
     pub files: u64,
+    pub handlers: u64,
     pub folders: u64,
+    /// What is the same for threads in the same namespaces, of whatever kind.
+    pub namespaces: [u64; 3],
+    /// The same for the same executable, root and working directory.
+    pub exe: [u64; 2],
+    pub root: [u64; 2],
+    pub cwd: [u64; 2],
 }
 
 /// Bits of a thread's flags that are not told elsewhere: no_new_privs. Source: include/linux/sched.h, PFA_NO_NEW_PRIVS.
 const NO_NEW_PRIVS: u64 = 1;
 /// Namespaces of pids that may lie around ours.
 const LEVELS: usize = 4;
-/// Of a `struct upid`: number, and address of the namespace.
+/// Bytes of a `struct upid`: number, and address of the namespace.
 const UPID: u64 = 16;
-const WORDS: usize = LEVELS + 19;
+/// Of a `struct pid` the number and namespace at each level, and then all else.
+const WORDS: usize = 2 * LEVELS + 28;
 
 fn each() -> Option<&'static Each> {
     static EACH: OnceLock<Option<Each>> = OnceLock::new();
     let open = || {
         let types = types()?;
         let task = |member| [("task_struct", member)];
-        let pid = |member| [("task_struct", "thread_pid"), ("pid", member)];
-        let (numbers, level) = (pid("numbers"), pid("level"));
-        let cred = [("task_struct", "cred"), ("cred", "securebits")];
-        let names = [
-            "comm",
+        let behind = |first, structure, member| [("task_struct", first), (structure, member)];
+        let (numbers, level) = (behind("thread_pid", "pid", "numbers"), behind("thread_pid", "pid", "level"));
+        let [secure_bits, users] = ["securebits", "user_ns"].map(|member| behind("cred", "cred", member));
+        let [root, cwd] = ["root", "pwd"].map(|member| behind("fs", "fs_struct", member));
+        let exe = behind("mm", "mm_struct", "exe_file");
+        let own = [
             "sas_ss_sp",
             "sas_ss_size",
             "sas_ss_flags",
             "pdeath_signal",
             "clear_child_tid",
             "timer_slack_ns",
-            "pending",
             "cred",
             "atomic_flags",
             "seccomp",
+            "mm",
             "files",
+            "sighand",
             "fs",
+            "nsproxy",
             "children",
-            "mempolicy",
         ]
         .map(task);
-        let [
-            comm,
-            sp,
-            size,
-            flags,
-            death,
-            clear,
-            slack,
-            pending,
-            creds,
-            atomic,
-            seccomp,
-            files,
-            fs,
-            children,
-            policy,
-        ] = names.each_ref().map(|member| &member[..]);
+        let (comm, pending, policy) = (task("comm"), task("pending"), task("mempolicy"));
+        let mut words = vec![Word::Address, Word::Member(&level, 0)];
+        words.extend((0..2 * LEVELS as u64).map(|nth| Word::Member(&numbers, nth * UPID / 2)));
+        words.extend(own.iter().map(|member| Word::Member(member, 0)));
+        words.extend([&secure_bits, &users, &exe].map(|member| Word::Member(member, 0)));
+        words.extend([&comm, &comm].into_iter().zip([0, 8]).map(|(member, at)| Word::Member(member, at)));
+        for path in [&root, &cwd] {
+            words.extend([0, 8].map(|at| Word::Member(path, at)));
+        }
+        words.push(Word::Member(&pending, types.offset("sigpending", "signal")?));
+        // A kernel without nodes has none.
         let has_policies = types.offset("task_struct", "mempolicy").is_some();
-        let mut words = vec![Word::Address];
-        words.extend((0..LEVELS as u64).map(|level| Word::Member(&numbers, level * UPID)));
-        words.extend([
-            Word::Member(&level, 0),
-            Word::Member(comm, 0),
-            Word::Member(comm, 8),
-            Word::Member(sp, 0),
-            Word::Member(size, 0),
-            Word::Member(flags, 0),
-            Word::Member(death, 0),
-            Word::Member(clear, 0),
-            Word::Member(slack, 0),
-            // A kernel without nodes has none.
-            if has_policies { Word::Member(policy, 0) } else { Word::Number },
-            Word::Member(&cred, 0),
-            Word::Member(pending, types.offset("sigpending", "signal")?),
-            Word::Member(creds, 0),
-            Word::Member(atomic, 0),
-            Word::Member(seccomp, 0),
-            Word::Member(files, 0),
-            Word::Member(fs, 0),
-            Word::Member(children, 0),
-        ]);
+        words.push(if has_policies { Word::Member(&policy, 0) } else { Word::Number });
+        debug_assert_eq!(words.len(), WORDS);
         Each::new(Sort::Threads, &words)
     };
     EACH.get_or_init(open).as_ref()
@@ -119,7 +103,7 @@ fn own_level() -> Option<usize> {
     static LEVEL: OnceLock<Option<usize>> = OnceLock::new();
     let read = || {
         let words = each()?.of(crate::process::own_pid())?;
-        Some(*words.get(1 + LEVELS)? as u32 as usize).filter(|level| *level < LEVELS)
+        Some(*words.get(1)? as u32 as usize).filter(|level| *level < LEVELS)
     };
     *LEVEL.get_or_init(read)
 }
@@ -130,47 +114,47 @@ pub fn of(pid: i32) -> Option<Vec<Told>> {
     let words = each()?.of(pid)?;
     let children_at = types()?.offset("task_struct", "children")?;
     let (all, _) = words.as_chunks::<WORDS>();
-    let told = all.iter().map(|words| {
-        let tid = words[1 + level] as u32 as i32;
-        let &[
-            _,
-            name,
-            more,
-            sp,
-            size,
-            flags,
-            death,
-            clear_tid,
-            timer_slack,
-            policy,
-            bits,
-            pending,
-            creds,
-            atomic,
-            seccomp,
-            files,
-            folders,
-            children,
-        ] = words.last_chunk::<18>().expect("there are more");
-        let comm: Vec<u8> = [name, more].into_iter().flat_map(u64::to_ne_bytes).collect();
-        Told {
-            tid,
-            comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
-            stack: (sp, size, flags as u32),
-            death_signal: death as u32,
-            clear_tid,
-            timer_slack,
-            has_policy: policy != 0,
-            secure_bits: bits as u32,
-            has_pending: pending != 0,
-            // A list without entries points to itself.
-            has_children: children != words[0].wrapping_add(children_at),
-            identity: [creds, atomic & NO_NEW_PRIVS, seccomp],
-            files,
-            folders,
-        }
-    });
-    Some(told.collect())
+    Some(all.iter().map(|words| told(words, level, children_at)).collect())
+}
+
+fn told(words: &[u64; WORDS], level: usize, children_at: u64) -> Told {
+    let mut words = words.iter().copied();
+    let mut next = || words.next().expect("as many as there are");
+    let (address, own_level) = (next(), next() as u32 as usize);
+    let levels: [(u64, u64); LEVELS] = std::array::from_fn(|_| (next(), next()));
+    let stack = (next(), next(), next() as u32);
+    let (death_signal, clear_tid, timer_slack) = (next() as u32, next(), next());
+    let identity = [next(), next() & NO_NEW_PRIVS, next()];
+    let (memory, files, handlers, folders) = (next(), next(), next(), next());
+    let (nsproxy, children) = (next(), next());
+    let (secure_bits, users, exe) = (next() as u32, next(), next());
+    let comm: Vec<u8> = [next(), next()].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let (root, cwd) = ([next(), next()], [next(), next()]);
+    let (pending, policy) = (next(), next());
+    let pids = levels.get(own_level).map_or(0, |(_, namespace)| *namespace);
+    Told {
+        tid: levels[level].0 as u32 as i32,
+        comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
+        stack,
+        death_signal,
+        clear_tid,
+        timer_slack,
+        has_policy: policy != 0,
+        secure_bits,
+        has_pending: pending != 0,
+        // A list without entries points to itself.
+        has_children: children != address.wrapping_add(children_at),
+        identity,
+        memory,
+        files,
+        handlers,
+        folders,
+        // One that lies deeper than is looked is like no other.
+        namespaces: [nsproxy, users, if pids == 0 { address } else { pids }],
+        exe: [exe, 0],
+        root,
+        cwd,
+    }
 }
 
 #[cfg(test)]
