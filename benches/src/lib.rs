@@ -25,6 +25,8 @@ pub enum Word {
     Reset = 5,
     /// When the target ticked first since its memory was restored; the harness puts a zero here before.
     FirstTick = 6,
+    /// The harness wants every tenth page written; the target puts a zero here when they are.
+    Change = 7,
 }
 
 /// The shared page.

@@ -5,8 +5,11 @@
 //! Runs the tools alternating on one target program in fresh namespaces, images on a tmpfs, and prints a
 //! Markdown table of medians. In each run: one dump to warm up (a tool may keep a cache of what the kernel
 //! can do), a dump with `--leave-running` for the longest gap that the target saw, a dump, a restore, and the
-//! target's own check of its memory.
+//! target's own check of its memory. In the cases `incr-MIB` the dump is one of what changed since one of all, a tenth.
+//!
+//! `crtools-bench --limits` prints what the machine gives: the same work without a tool.
 
+mod limits;
 mod table;
 
 use std::path::Path;
@@ -45,6 +48,9 @@ struct Arguments {
 
 fn main() {
     inside(measure);
+    if std::env::args().nth(1).as_deref() == Some("--limits") {
+        return print!("{}", limits::table());
+    }
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(problem) => {
@@ -134,7 +140,14 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     std::fs::remove_dir_all(directory.join("snapshot")).map_err(|e| e.to_string())?;
 
     bench.forget_gaps()?;
-    let dump = bench.dump("images", false)?;
+    let dump = if case.starts_with("incr-") {
+        bench.dump_with("full", &["--leave-running", "--track-mem"])?;
+        board.set(Word::Change, 1);
+        wait_for("the change", &directory.join("target.log"), || board.get(Word::Change) == 0)?;
+        bench.dump_with("images", &["--track-mem", "--prev-images-dir", "../full"])?
+    } else {
+        bench.dump("images", false)?
+    };
     reaper.wait(pid, Duration::from_secs(20)).ok_or("the target is not gone after the dump")?;
     let size = size_of_images(&directory.join("images"))?;
     board.set(Word::FirstTick, 0);
@@ -209,13 +222,13 @@ impl Bench<'_> {
     }
 
     fn dump(&self, images: &str, leave_running: bool) -> Result<(f64, u64), String> {
+        self.dump_with(images, if leave_running { &["--leave-running"] } else { &[] })
+    }
+
+    fn dump_with(&self, images: &str, arguments: &[&str]) -> Result<(f64, u64), String> {
         std::fs::create_dir(self.directory.join(images)).map_err(|e| format!("make {images}: {e}"))?;
         let pid = self.pid.to_string();
-        let mut arguments = vec!["-t", &pid];
-        if leave_running {
-            arguments.push("--leave-running");
-        }
-        self.run(images, "dump", &arguments)
+        self.run(images, "dump", &[&["-t", &pid], arguments].concat())
     }
 
     /// One run of the tool: milliseconds from fork to end, and its peak memory in KiB.

@@ -93,8 +93,15 @@ fn main() {
     let number: usize = number.trim_end_matches('g').parse().expect("a number");
     let content = match kind {
         "tiny" => Content::Nothing,
-        "mem" => pages(number * 256, 1),
-        "sparse" => pages(number << 18, 100),
+        "mem" | "incr" => pages(number * 256, 1),
+        "thp" => {
+            let map = Map::anonymous(number << 20, READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+            map.advise(0..number * 256, libc::MADV_HUGEPAGE).expect("madvise");
+            map.fill(0..number * 256, 7);
+            Content::Pages { map, step: 1 }
+        }
+        // As many pages, however large it is.
+        "sparse" => pages(number << 18, number << 18 >> 14),
         "zero" => half_zero(number * 256),
         "cow" => {
             let content = pages(number * 256, 1);
@@ -127,7 +134,7 @@ fn main() {
     };
     // Without it each sleep below ends up to 50 us late.
     call::prctl(libc::PR_SET_TIMERSLACK, [1, 0, 0, 0]);
-    tick(&board);
+    tick(&board, &content);
     let is_right = std::panic::catch_unwind(|| check(&content)).is_ok();
     board.set(Word::Verdict, if is_right { 1 } else { 2 });
     exit_now(0);
@@ -139,7 +146,7 @@ fn sleep_for_ever() {
     }
 }
 
-fn tick(board: &Board) {
+fn tick(board: &Board, content: &Content) {
     let mut last = now();
     board.set(Word::LastTick, last);
     board.set(Word::Ready, 1);
@@ -154,6 +161,12 @@ fn tick(board: &Board) {
         }
         last = tick;
         board.set(Word::LastTick, tick);
+        if board.get(Word::Change) != 0
+            && let Content::Pages { map, .. } = content
+        {
+            (0..map.length / PAGE).step_by(10).for_each(|page| map.fill(page..page + 1, 7));
+            board.set(Word::Change, 0);
+        }
         if board.get(Word::FirstTick) == 0 {
             board.set(Word::FirstTick, tick);
         }

@@ -22,6 +22,9 @@ const BYTES: u64 = 1 << 30;
 /// Bytes of one UFFDIO_COPY.
 const COPIED: u64 = 2 << 20;
 
+/// Bytes that a fault in a file maps at once, and that may lie between runs that are copied together.
+const AROUND: usize = 64 << 10;
+
 /// Reads `runs`, all of one file, from descriptor `fd` of the agent's process, with few calls: `list` gets the calls, `put`
 /// makes bytes readable for the agent and returns their address.
 pub fn read_runs(
@@ -62,7 +65,9 @@ pub fn copy_runs<'v>(
     runs: &[Run],
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Errno> {
-    let runs = cut(runs, COPIED);
+    let mut runs = cut(runs, COPIED);
+    // Of a chain of snapshots there are several files, and neighbours in memory lie in this or that.
+    runs.sort_unstable_by_key(|run| (run.file, run.offset));
     let chunks = group(&runs);
     let next = AtomicUsize::new(0);
     let copy = |chunk: &[Run]| {
@@ -75,8 +80,8 @@ pub fn copy_runs<'v>(
             let bytes = pages.bytes().get(run.offset as usize..(run.offset + run.len()) as usize);
             memory.copy(run.range.start, bytes.ok_or(NONE)?)
         });
-        // Mapped pages of the file count as ours.
-        pages.forget(from);
+        // Mapped pages of the file count as ours, also those around that a fault has brought along.
+        pages.forget(from.start / AROUND * AROUND..from.end.next_multiple_of(AROUND).min(pages.bytes().len()));
         copied
     };
     let work = || -> Result<(), Errno> {
@@ -94,15 +99,16 @@ pub fn copy_runs<'v>(
     })
 }
 
-/// Runs that lie one behind the other in the file, as many as make a chunk.
+/// Runs that lie near one behind the other in the file, as many as make a chunk.
 fn group(runs: &[Run]) -> Vec<&[Run]> {
     let mut groups = Vec::new();
     let mut first = 0;
     for at in 1..=runs.len() {
         let ends = runs.get(at).is_none_or(|run| {
             let before = &runs[at - 1];
-            let is_next = run.file == before.file && run.offset == before.offset + before.len();
-            !is_next || run.offset + run.len() - runs[first].offset > COPIED
+            let gap = run.offset.checked_sub(before.offset + before.len());
+            let is_near = run.file == before.file && gap.is_some_and(|gap| gap <= AROUND as u64);
+            !is_near || run.offset + run.len() - runs[first].offset > COPIED
         });
         if ends {
             groups.push(&runs[first..at]);
@@ -200,10 +206,11 @@ mod tests {
             run(0, 4096, 0),
             run(0x9000, 8192, 4096),
             run(0x20000, 4096, 0x8000),
-            run(1 << 30, COPIED, 0x9000),
+            run(0x30000, 4096, 0x40000),
+            run(1 << 30, COPIED, 0x41000),
         ];
         let sizes: Vec<usize> = group(&runs).iter().map(|group| group.len()).collect();
-        assert_eq!(sizes, [2, 1, 1]);
+        assert_eq!(sizes, [3, 1, 1]);
         assert!(group(&[]).is_empty());
     }
 

@@ -6,6 +6,7 @@
 use crate::each::{Each, Sort, Word};
 use crate::memory::PAGE;
 use crate::proc::VmFlags;
+use crate::userfault::Userfault;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
@@ -74,6 +75,8 @@ impl Names {
 struct Samples {
     base: *mut libc::c_void,
     len: usize,
+    /// Watches one of them.
+    _watch: Option<Userfault>,
 }
 
 impl Samples {
@@ -112,7 +115,7 @@ impl Samples {
         let page = PAGE as usize;
         // Behind one that grows down the kernel wants room.
         let step = 512 * page;
-        let len = step * (kinds.len() + advice.len() + 2);
+        let len = step * (kinds.len() + advice.len() + 3);
         let map = |at, len, prot, flags| {
             // SAFETY: a new mapping, or one in the place of a part of our own that nobody uses.
             unsafe { libc::mmap(at, len, prot, flags | libc::MAP_ANONYMOUS, -1, 0) }
@@ -121,7 +124,7 @@ impl Samples {
         if base == libc::MAP_FAILED {
             return None;
         }
-        let samples = Samples { base, len };
+        let mut samples = Samples { base, len, _watch: None };
         // What this kernel does not have fails, and is not learned.
         let mut places = (1..).map(|number| base.wrapping_byte_add(number * step));
         for ((prot, flags), at) in kinds.into_iter().zip(&mut places) {
@@ -136,6 +139,11 @@ impl Samples {
             map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
             // SAFETY: as above.
             unsafe { libc::mlock2(at, page, libc::MLOCK_ONFAULT) };
+        }
+        if let Some(at) = places.next() {
+            map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
+            samples._watch = Userfault::own().ok();
+            samples._watch.as_ref().map(|watch| watch.watch(at as u64..at as u64 + PAGE));
         }
         Some(samples)
     }
@@ -230,7 +238,7 @@ mod tests {
         let pid = crate::process::own_pid();
         let Some((_, names)) = learned() else { return println!("SKIP: no BPF iterators here") };
         assert!(names.0.iter().any(|class| class.names.has("gd")), "{names:x?}");
-        for flag in ["dc", "dd", "hg", "nh", "wf", "sr", "rr", "nr", "lo", "de"] {
+        for flag in ["dc", "dd", "hg", "nh", "wf", "sr", "rr", "nr", "lo", "de", "uw"] {
             let classes = names.0.iter().filter(|class| class.names.has(flag));
             assert_eq!(
                 classes.map(|class| class.bits.count_ones()).collect::<Vec<_>>(),
