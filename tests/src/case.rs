@@ -15,6 +15,8 @@ use crate::sys;
 pub const READY: &str = "ready";
 /// Made by the harness when the program may check itself.
 pub const GO: &str = "go";
+/// The marker of the harness for memory that comes when it is touched.
+pub const LATE: &str = "memory-comes-late";
 
 /// The longest that a workload waits for anything that should happen by itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -359,6 +361,11 @@ impl Trial {
     /// Has the checkpoint passed? For the loops of programs that work meanwhile.
     pub fn is_over(&self) -> bool {
         self.path(GO).exists()
+    }
+
+    /// Does its memory come when it is touched?
+    pub fn memory_comes_late(&self) -> bool {
+        self.path(LATE).exists()
     }
 
     /// Leaves a marker for the relatives of this process.

@@ -13,7 +13,7 @@ use image::{Dir, MmEntry, kind};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::wait::WaitStatus;
 
-use crate::case::{Case, GO, Mode, Moment, Outside, READY};
+use crate::case::{Case, GO, LATE, Mode, Moment, Outside, READY};
 use crate::fingerprint::Fingerprint;
 use crate::subject::{Subject, Tools, says};
 
@@ -308,6 +308,7 @@ impl Round {
             }
             Mode::PageServer => self.over_a_page_server(is_restless),
             Mode::Lazy => {
+                std::fs::create_dir(self.subject.own(LATE)).map_err(|e| format!("make a marker: {e}"))?;
                 self.subject.more_for_every_restore.push("--lazy-pages");
                 self.dump_and_restore(is_restless)
             }

@@ -61,7 +61,29 @@ pub fn read_runs(
 /// processors. All of it is registered with `memory` and has no pages yet. `done` is told of pages.
 pub fn copy_runs<'v>(
     memory: &Userfault,
-    pages: &(dyn Fn(PagesFile) -> Option<&'v View> + Sync),
+    pages: Contents<'_, 'v>,
+    runs: &[Run],
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), Errno> {
+    put_runs(&|to, bytes| memory.copy(to, bytes), pages, runs, done)
+}
+
+/// The same for memory of `pid` that is writable: the kernel puts pages there as for the process itself, huge ones too.
+pub fn write_runs<'v>(
+    pid: i32,
+    pages: Contents<'_, 'v>,
+    runs: &[Run],
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), Errno> {
+    put_runs(&|to, bytes| sys::memory::write_remote(pid, to, bytes), pages, runs, done)
+}
+
+/// Where the mapped pages of each file are.
+pub type Contents<'c, 'v> = &'c (dyn Fn(PagesFile) -> Option<&'v View> + Sync);
+
+fn put_runs<'v>(
+    put: &(dyn Fn(u64, &[u8]) -> Result<(), Errno> + Sync),
+    pages: Contents<'_, 'v>,
     runs: &[Run],
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Errno> {
@@ -78,10 +100,11 @@ pub fn copy_runs<'v>(
         pages.populate(from.clone());
         let copied = chunk.iter().try_for_each(|run| {
             let bytes = pages.bytes().get(run.offset as usize..(run.offset + run.len()) as usize);
-            memory.copy(run.range.start, bytes.ok_or(NONE)?)
+            put(run.range.start, bytes.ok_or(NONE)?)
         });
         // Mapped pages of the file count as ours, also those around that a fault has brought along.
-        pages.forget(from.start / AROUND * AROUND..from.end.next_multiple_of(AROUND).min(pages.bytes().len()));
+        pages
+            .forget(from.start / AROUND * AROUND..from.end.next_multiple_of(AROUND).min(pages.bytes().len()));
         copied
     };
     let work = || -> Result<(), Errno> {

@@ -358,6 +358,7 @@ impl<'r> Exec<'r> {
             segments: &self.checkpoint.segments,
             reach: self.reach(),
             many: if self.lazy.is_some() { 1 } else { memory::MANY },
+            makes_huge: self.lazy.is_none(),
         };
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         let mut fillings = HashMap::new();
@@ -394,7 +395,7 @@ impl<'r> Exec<'r> {
                 let pages_compared = counts.pages_compared + filling.compared;
                 self.counts.set(RestoreStats { pages_compared, ..counts });
                 self.count(&[], filling.kept);
-                if filling.copy.is_empty() {
+                if filling.copy.is_empty() && filling.huge.is_empty() {
                     self.count(&filling.read, 0);
                     memory::read(task, &mut filling.read, &sources, ops)?;
                     self.clone_heirs(at, ops)?;
@@ -505,10 +506,18 @@ impl<'r> Exec<'r> {
         let task = &self.checkpoint.tasks[at];
         let mut list = List::new();
         let ops = &mut TaskOps { list: &mut list, area: &self.area };
+        let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
+        let all = &self.contents;
+        let contents = |file| all.of(file);
+        let progress = self.options.progress.clone();
+        let done = |pages| progress.pages_done(pages);
+        pages::put::write_runs(task.pid, &contents, &filling.huge, &done).map_err(explain)?;
+        let written: u64 = filling.huge.iter().map(|run| run.len() / PAGE).sum();
+        let counts = self.counts.get();
+        self.counts.set(RestoreStats { pages_restored: counts.pages_restored + written, ..counts });
         if let Ok(number) = i32::try_from(userfault)
             && number >= 0
         {
-            let explain = |error: Errno| error.on(Object::Task, "put its pages in").of(task.pid);
             let take = |fd: OwnedFd| {
                 let memory = Userfault::telling(fd)?;
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
@@ -519,10 +528,7 @@ impl<'r> Exec<'r> {
                 let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(task.pid)?, number)?;
                 let memory = Userfault::new(fd)?;
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
-                let progress = self.options.progress.clone();
-                let all = &self.contents;
-                let contents = |file| all.of(file);
-                pages::put::copy_runs(&memory, &contents, &filling.copy, &|pages| progress.pages_done(pages))
+                pages::put::copy_runs(&memory, &contents, &filling.copy, &done)
             };
             let copied: u64 = filling.copy.iter().map(|run| run.len() / PAGE).sum();
             match self.lazy.filter(|_| self.comes_later(at)) {

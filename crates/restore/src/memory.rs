@@ -237,6 +237,8 @@ pub struct Sources<'r> {
     pub reach: Reach,
     /// As many bytes as make it worth while that others than the agent put pages in.
     pub many: u64,
+    /// All pages come now: those that were huge can be so at once.
+    pub makes_huge: bool,
 }
 
 /// Pages that go into a new address space.
@@ -246,7 +248,9 @@ pub struct Filling {
     pub read: Vec<Run>,
     /// Put in by the coordinator, when they are many.
     pub copy: Vec<Run>,
-    /// Anonymous mappings that have those.
+    /// Written by the coordinator, into memory that gets huge pages.
+    pub huge: Vec<Run>,
+    /// Anonymous mappings that have those to copy.
     pub mappings: Vec<Range<u64>>,
     /// Starts of mappings whose protection is another until it is done.
     pub open: HashSet<u64>,
@@ -370,6 +374,15 @@ pub fn build(
         }
         if is_filled && is_read(entry) {
             filling.read.extend(runs_in(task, entry));
+        } else if is_filled && copies && sources.makes_huge && vma::wants_huge_pages(entry) {
+            vma::prefer_huge_pages(entry, ops);
+            for run in runs_in(task, entry) {
+                let [before, whole, behind] = around_huge_pages(run);
+                filling.huge.extend(Some(whole).filter(|run| !run.range.is_empty()));
+                filling.copy.extend([before, behind].into_iter().filter(|run| !run.range.is_empty()));
+            }
+            // Not parts of it: a mapping that was in parts for a moment may stay so.
+            filling.mappings.push(entry.start..entry.end);
         } else if is_filled {
             filling.copy.extend(runs_in(task, entry));
             filling.mappings.push(entry.start..entry.end);
@@ -386,6 +399,19 @@ pub fn build(
     filling.read.append(&mut difference.put);
     (filling.compared, filling.kept) = (difference.compared, difference.equal);
     Ok(filling)
+}
+
+/// Parts a run in what lies before its whole huge pages, those, and what lies behind. Where a huge page is not all
+/// there, pages that nobody had touched would come with it.
+fn around_huge_pages(run: Run) -> [Run; 3] {
+    let Range { start, end } = run.range;
+    let first = start.next_multiple_of(vma::HUGE_PAGE).min(end);
+    let last = (end / vma::HUGE_PAGE * vma::HUGE_PAGE).max(first);
+    [start..first, first..last, last..end].map(|range| Run {
+        offset: run.offset + (range.start - start),
+        range,
+        ..run.clone()
+    })
 }
 
 /// Maps neighbours together. When the agent reads their pages, each has to be writable then; whoever copies them

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     case!(neighbours_with_other_flags_stay_apart),
     case!(neighbours_of_every_protection_keep_their_pages),
     case!(advice_is_kept),
+    case!(huge_pages_that_were_asked_for_are_huge_again).needs(has_huge_pages),
     case!(guard_pages_still_fault).peer_cannot("it does not know guard ranges"),
     case!(grows_down_mapping_still_grows),
     case!(stack_still_grows),
@@ -150,6 +151,43 @@ fn ten_thousand_mappings_survive(t: &Trial) {
         .filter(|m| m.start >= map.address && m.end <= map.address + map.length)
         .count();
     assert!(inside >= 19_990, "{inside} mappings are left");
+}
+
+fn has_huge_pages() -> Result<(), String> {
+    let map = huge_pages();
+    let found = mapping_at(map.address).counter("AnonHugePages");
+    map.unmap(0..map.length / PAGE);
+    if found >= 8 << 10 { Ok(()) } else { Err("the kernel gave no transparent huge pages".into()) }
+}
+
+/// 16 MiB behind a bound of huge pages, and some pages before and behind.
+fn huge_pages() -> Map {
+    let room = Map::anonymous(24 << 20, RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    let bound = room.address.next_multiple_of(2 << 20) + (2 << 20);
+    room.unmap(0..room.length / PAGE);
+    let map = Map::private_at(bound - pages(3), (16 << 20) + pages(8), RW);
+    map.advise(0..map.length / PAGE, libc::MADV_HUGEPAGE).expect("madvise");
+    map.fill(0..map.length / PAGE, 4);
+    map
+}
+
+fn huge_pages_that_were_asked_for_are_huge_again(t: &Trial) {
+    let map = huge_pages();
+    let all = map.length / PAGE;
+    // A huge page of which a part was never there.
+    let sparse = Map::anonymous(8 << 20, RW, libc::MAP_PRIVATE);
+    sparse.advise(0..sparse.length / PAGE, libc::MADV_NOHUGEPAGE).expect("madvise");
+    sparse.fill(0..700, 5);
+    sparse.advise(0..sparse.length / PAGE, libc::MADV_HUGEPAGE).expect("madvise");
+    t.checkpoint();
+    // Memory that comes later comes in small pages.
+    let huge = mapping_at(map.address).counter("AnonHugePages");
+    assert!(huge >= 8 << 10 || t.memory_comes_late(), "{huge} kB are in huge pages");
+    map.check(0..all, 4);
+    let there = procfs::pagemap(sparse.address, sparse.length / PAGE);
+    let there = there.iter().filter(|entry| *entry >> 62 != 0).count();
+    assert_eq!(there, 700, "pages that nobody touched are there");
+    sparse.check(0..700, 5);
 }
 
 /// Few pages are read by the process itself, many are put in by the tool: each for a process with a child that has

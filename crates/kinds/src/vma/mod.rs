@@ -389,6 +389,20 @@ pub fn protect(entry: &VmaEntry, prot: u32, ops: &mut TaskOps) {
     ops.list.ok(libc::SYS_mprotect, &[entry.start.into(), len.into(), u64::from(prot).into()]);
 }
 
+/// Bytes of a transparent huge page.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Did the process ask for transparent huge pages?
+pub fn wants_huge_pages(entry: &VmaEntry) -> bool {
+    is_plain(entry) && entry.madv.unwrap_or(0) >> libc::MADV_HUGEPAGE & 1 != 0
+}
+
+/// Has the kernel put huge pages there from the first touch on.
+pub fn prefer_huge_pages(entry: &VmaEntry, ops: &mut TaskOps) {
+    let args = [entry.start.into(), (entry.end - entry.start).into(), libc::MADV_HUGEPAGE.into()];
+    ops.list.call(libc::SYS_madvise, &args, Judge::OkOr(libc::EINVAL));
+}
+
 /// Gives mappings their advice, neighbours with the same at once. Not before the processes are made that it may keep things
 /// from, and before pages are locked.
 pub fn advise(entries: &[VmaEntry], ops: &mut TaskOps) {
