@@ -764,6 +764,7 @@ fn see(
         }
     }
     let mut registers = agent::arch::restart_interrupted_call(&thread.context.registers, thread.context.rest);
+    let restart = agent::arch::restart_code(&thread.context.registers, &registers);
     let registered = stopped.rseq().map_err(explain)?;
     let read = |address: u64, bytes: &mut [u8]| {
         sys::memory::read_remote(pid, address, bytes).is_ok_and(|count| count == bytes.len())
@@ -793,6 +794,7 @@ fn see(
         comm: Some(status.comm.clone()),
         rseq_entry: rseq::record(registered),
         timer_slack: Some(own.timer_slack),
+        restart,
         ..ThreadCoreEntry::default()
     };
     let scheduling = sys::process::sched(tid).map_err(explain)?;

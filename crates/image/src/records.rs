@@ -232,6 +232,10 @@ pub struct ThreadCoreEntry {
     /// Ours: descriptors of io_urings that it has registered.
     #[prost(message, repeated, tag = "1004")]
     pub registered_rings: Vec<RegisteredRing>,
+    /// Ours: the registers are those before a call that the kernel was to make again, as this number says. Source:
+    /// include/linux/errno.h, ERESTARTSYS to ERESTARTNOHAND.
+    #[prost(uint32, optional, tag = "1005")]
+    pub restart: Option<u32>,
 }
 
 /// IORING_REGISTER_RING_FDS.

@@ -48,6 +48,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("ThreadCoreEntry", "numa_mode", 1002),
     ("ThreadCoreEntry", "numa_nodes", 1003),
     ("ThreadCoreEntry", "registered_rings", 1004),
+    ("ThreadCoreEntry", "restart", 1005),
     ("ThreadCoreEntry", "timer_slack", 1001),
     ("TtyInfoEntry", "has_hung_up", 1000),
     ("TtyInfoEntry", "lines", 1002),

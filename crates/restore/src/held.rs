@@ -23,6 +23,11 @@ pub struct Held {
     stopped: Vec<(Thread, Stopped)>,
 }
 
+/// How the kernel is to make the call again that the thread is in, if it is.
+fn restart(checkpoint: &Checkpoint, thread: Thread) -> Option<u32> {
+    checkpoint.tasks[thread.task].cores[thread.nth].thread_core.as_ref()?.restart
+}
+
 fn explain(task: &Task, thread: Thread, doing: &'static str) -> impl Fn(Errno) -> Failure + use<> {
     let (pid, tid) = (task.pid, task.tids[thread.nth]);
     move |error| error.on(Object::Thread(tid), doing).of(pid)
@@ -51,6 +56,10 @@ impl Held {
             // One that is gone is found by the wait.
             let _ = running.interrupt();
         }
+        self.stand(checkpoint)
+    }
+
+    fn stand(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         for (thread, running) in self.running.drain(..) {
             let task = &checkpoint.tasks[thread.task];
             match running.stand().map_err(explain(task, thread, "stop it"))? {
@@ -89,11 +98,15 @@ impl Held {
         for (thread, called) in threads.into_iter().zip(agent::remote::call_all(calls.collect())) {
             let explain = explain(&checkpoint.tasks[thread.task], thread, DOING);
             match called.map_err(&explain)? {
+                // The end of a call is not where the kernel makes calls again.
+                (stopped, 0) if restart(checkpoint, thread).is_some() => {
+                    self.running.push((thread, stopped.stop_again().map_err(&explain)?));
+                }
                 (stopped, 0) => self.stopped.push((thread, stopped)),
                 (_, result) => return Err(explain(Errno { call: "munmap", code: -result as i32 })),
             }
         }
-        Ok(())
+        self.stand(checkpoint)
     }
 
     pub fn set_registers(&mut self, checkpoint: &Checkpoint, _hole: &Range<u64>) -> Result<(), Failure> {
@@ -116,7 +129,8 @@ impl Held {
             arch::record::fill_xstate(&info.fpregs, &mut xstate[..length], &name)
                 .map_err(|failure| failure.of(task.pid))?;
             stopped.write_regset(ptrace::X86_XSTATE, &xstate[..length]).map_err(&explain)?;
-            arch::record::registers(&info.gpregs).write(stopped).map_err(&explain)?;
+            let registers = arch::record::registers(&info.gpregs).in_call_again(own.restart);
+            registers.write(stopped).map_err(&explain)?;
             let mask = own.blk_sigset.unwrap_or(task.tc().blk_sigset);
             stopped.set_signal_mask(mask).map_err(&explain)?;
         }

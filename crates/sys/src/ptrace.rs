@@ -266,6 +266,13 @@ impl Stopped {
         ptrace(libc::PTRACE_CONT, self.0, 0, signal as u64).map(|_| Running(self.0))
     }
 
+    /// Lets it go on from any stop to where the kernel looks for signals, and not into its program: for
+    /// [`Running::stand`]. There the kernel makes a call again whose result says so.
+    pub fn stop_again(self) -> Result<Running, Errno> {
+        Running(self.0).interrupt()?;
+        self.resume(0)
+    }
+
     /// Lets it run to the next entry to or return from a system call, with [`SYSCALL_GOOD`] set.
     pub fn resume_to_syscall(self) -> Result<Running, Errno> {
         ptrace(libc::PTRACE_SYSCALL, self.0, 0, 0).map(|_| Running(self.0))

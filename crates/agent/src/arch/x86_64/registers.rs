@@ -40,6 +40,9 @@ pub struct Registers {
 
 const _: () = assert!(size_of::<Registers>() == 27 * 8);
 
+/// Bytes of the instruction.
+const SYSCALL_LEN: u64 = 2;
+
 /// Not inside a system call: the kernel then never restarts one.
 const NO_CALL: u64 = u64::MAX;
 
@@ -150,15 +153,43 @@ fn first_call(block: &sys::restart::Block, registers: &Registers) -> i64 {
     }
 }
 
+/// What the result of a call says that the kernel makes again: unless there is a handler that wants it otherwise,
+/// always, unless there is a handler. Source: include/linux/errno.h.
+const ERESTARTSYS: i64 = 512;
+const ERESTARTNOINTR: i64 = 513;
+const ERESTARTNOHAND: i64 = 514;
+
+/// When the kernel would have made the call again that [`restart_interrupted_call`] has the thread make.
+pub fn restart_code(before: &Registers, now: &Registers) -> Option<u32> {
+    let (_, result) = before.interrupted_call()?;
+    match -result {
+        _ if now.ip != before.ip.wrapping_sub(SYSCALL_LEN) => None,
+        code @ (ERESTARTSYS | ERESTARTNOINTR) => Some(code as u32),
+        _ => Some(ERESTARTNOHAND as u32),
+    }
+}
+
+impl Registers {
+    /// The same thread in the call that it is about to make, as the kernel left it: if a signal comes first, the kernel
+    /// ends the call, where `code` of [`restart_code`] says so. To be set where the kernel looks for signals.
+    pub fn in_call_again(&self, code: Option<u32>) -> Registers {
+        match code.map(i64::from) {
+            Some(code @ ERESTARTSYS..=ERESTARTNOHAND) => Registers {
+                orig_ax: self.ax,
+                ax: -code as u64,
+                ip: self.ip.wrapping_add(SYSCALL_LEN),
+                ..*self
+            },
+            _ => *self,
+        }
+    }
+}
+
 /// The registers with which a thread goes on outside the kernel's care: a system call that the kernel
 /// would have restarted when the thread ran on is made again by the thread itself. `rest` is what
 /// [`rest`] has told.
 pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Registers {
-    const ERESTARTSYS: i64 = 512;
-    const ERESTARTNOINTR: i64 = 513;
-    const ERESTARTNOHAND: i64 = 514;
     const ERESTART_RESTARTBLOCK: i64 = 516;
-    const SYSCALL_LEN: u64 = 2;
     let Some((call, result)) = registers.interrupted_call() else {
         return Registers { orig_ax: NO_CALL, ..*registers };
     };
@@ -234,6 +265,25 @@ mod tests {
         assert_eq!((again.ip, again.ax, again.orig_ax), (0x1000, libc::SYS_read as u64, u64::MAX));
         let done = restart_interrupted_call(&in_call(libc::SYS_read, 17), None);
         assert_eq!((done.ip, done.ax), (0x1002, 17));
+    }
+
+    #[test]
+    fn a_call_is_made_again_by_the_kernel_as_it_was() {
+        for (call, result) in [(libc::SYS_read, -512), (libc::SYS_futex, -513), (libc::SYS_pause, -514)] {
+            let before = in_call(call, result);
+            let again = restart_interrupted_call(&before, None);
+            assert_eq!(again.in_call_again(restart_code(&before, &again)), before);
+        }
+        let before = in_call(libc::SYS_nanosleep, -516);
+        let again = restart_interrupted_call(&before, None);
+        let in_call = again.in_call_again(restart_code(&before, &again));
+        assert_eq!(
+            (in_call.orig_ax as i64, in_call.ax as i64, in_call.ip),
+            (libc::SYS_nanosleep, -514, 0x1002)
+        );
+        let done = Registers { ax: 17, ..before };
+        assert_eq!(restart_code(&done, &restart_interrupted_call(&done, None)), None);
+        assert_eq!(done.in_call_again(Some(511)), done);
     }
 
     #[test]
