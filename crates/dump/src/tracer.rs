@@ -127,6 +127,8 @@ impl Tracer {
                     Err(error) if error.code == libc::EPERM && is_of_kernel(pid, tid) => {
                         part.workers.push(tid);
                     }
+                    // It will be missing the next time.
+                    Err(_) if tid != pid && is_ending(pid, tid) && Instant::now() < deadline => {}
                     Err(error) => {
                         refused = Some((tid, error));
                         break;
@@ -172,6 +174,18 @@ fn is_of_kernel(pid: i32, tid: i32) -> bool {
     let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/stat")).ok();
     let stat = text.and_then(|text| sys::proc::parse_stat(&text));
     stat.is_some_and(|stat| stat.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0)
+}
+
+/// Has this thread come to its end, or is it gone, with nobody who waits for it? The kernel lets nobody attach to it any
+/// more. Source: kernel/ptrace.c, `ptrace_attach`.
+fn is_ending(pid: i32, tid: i32) -> bool {
+    let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/status"));
+    let status = text.ok().and_then(|text| sys::proc::parse_status(&text));
+    let state = || sys::fd::text(&format!("/proc/{pid}/task/{tid}/stat"));
+    let stat = || state().ok().and_then(|text| sys::proc::parse_stat(&text));
+    status.is_none_or(|status| {
+        status.tracer == 0 && stat().is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
+    })
 }
 
 /// The children that a process has, by any of these threads.

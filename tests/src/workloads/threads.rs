@@ -182,7 +182,7 @@ fn thread_blocked_in_a_futex_is_woken(t: &Trial) {
 
 fn threads_that_contend_for_a_mutex_go_on(t: &Trial) {
     let counter = Mutex::new(0_u64);
-    let done = AtomicU64::new(0);
+    let (done, working) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -192,12 +192,14 @@ fn threads_that_contend_for_a_mutex_go_on(t: &Trial) {
                         *counter.lock().expect("lock") += 1;
                         mine += 1;
                     }
+                    // A thread that has just begun still makes mappings.
+                    working.fetch_add(u64::from(mine == 100), Ordering::SeqCst);
                     std::thread::sleep(Duration::from_micros(100));
                 }
                 done.fetch_add(mine, Ordering::SeqCst);
             });
         }
-        until("some work", || *counter.lock().expect("lock") > 1000);
+        until("the work of each", || working.load(Ordering::SeqCst) == 4);
         t.checkpoint();
     });
     assert_eq!(*counter.lock().expect("lock"), done.into_inner());
