@@ -191,7 +191,7 @@ impl Stream {
     }
 
     /// Moves up to `length` bytes that follow the record just read to `to`; returns how many there were.
-    pub fn copy(&mut self, length: u64, to: &mut File) -> Result<u64, Failure> {
+    pub fn copy(&mut self, length: u64, to: &mut impl std::io::Write) -> Result<u64, Failure> {
         let copied = std::io::copy(&mut self.reader.by_ref().take(length), to);
         copied.map_err(|error| self.io(&error))
     }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use sys::memory::{SharedMap, View};
+use sys::memory::View;
 use sys::userfault::Userfault;
 
 /// iovecs of one preadv(2): IOV_MAX of the kernel.
@@ -192,22 +192,12 @@ pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
                 .map_err(|error| explain("pread", error))?;
             match huge {
                 None => to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?,
-                Some(page) => put_mapped(&to, page, at, &buffer[..length])
+                Some(page) => sys::memory::write_mapped(&to, page, at, &buffer[..length])
                     .map_err(|error| error.on(Object::Path(name.clone()), "fill huge pages"))?,
             }
             at += length as u64;
         }
     }
-    Ok(())
-}
-
-/// Writes to a file of huge pages, which takes no write(2). The pages are promised with the mapping: where they are
-/// short, mmap(2) says so.
-fn put_mapped(to: &File, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
-    let start = at / page * page;
-    let end = (at + bytes.len() as u64).next_multiple_of(page);
-    let map = SharedMap::new(to, start, (end - start) as usize)?;
-    map.write((at - start) as usize, bytes);
     Ok(())
 }
 

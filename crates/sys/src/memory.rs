@@ -121,6 +121,23 @@ impl Drop for SharedMap {
     }
 }
 
+/// Writes to a file whose pages have `page` bytes, within its length: one of huge pages, which takes no write(2). The pages
+/// are promised with the mapping: where they are short, mmap(2) says so.
+///
+/// # Errors
+/// `EFBIG` behind the end of the file; those of mmap(2).
+pub fn write_mapped(to: impl AsFd, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let too_big = Errno { call: "mmap", code: libc::EFBIG };
+    let end = at.checked_add(bytes.len() as u64).ok_or(too_big)?;
+    if end > crate::fd::stat(&to)?.st_size as u64 {
+        return Err(too_big);
+    }
+    let start = at / page * page;
+    let map = SharedMap::new(to, start, (end.next_multiple_of(page) - start) as usize)?;
+    map.write((at - start) as usize, bytes);
+    Ok(())
+}
+
 /// A private, read-only view of a whole file of images.
 ///
 /// A file that is truncated while it is mapped would end this process with SIGBUS; for what has to

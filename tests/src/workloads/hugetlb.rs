@@ -30,6 +30,8 @@ pub const CASES: &[Case] = &[
     case!(memfd_of_huge_pages_survives).huge_pages(LENT).exchange(),
     case!(sealed_memfd_of_huge_pages_stays_sealed).huge_pages(LENT),
     case!(segment_of_huge_pages_survives).huge_pages(LENT),
+    case!(named_file_of_huge_pages_survives).huge_pages(LENT).outside(mounted),
+    case!(deleted_file_of_huge_pages_survives).huge_pages(LENT).outside(mounted).options(&["--ghost-limit=16M"]),
     case!(huge_pages_that_are_short_are_missed_before_anything_is_made).huge_pages(LENT).outside(short)
         .restore_refused(&["huge pages", "are free", "vm.nr_hugepages"]),
 ];
@@ -225,6 +227,53 @@ fn segment_of_huge_pages_survives(t: &Trial) {
     assert_eq!((shm::stat(id).shm_segsz, shm::find(0x6875_6765)), (size, Some(id)));
     assert!(mapping_at(segment.address).flags.contains(&"ht".to_owned()), "these are no huge pages");
     shm::remove(id);
+}
+
+/// A file system of huge pages that is there all the time.
+fn mounted(outside: &mut Outside, moment: Moment) {
+    if moment == Moment::Begin {
+        let place = outside.directory.join("huge");
+        std::fs::create_dir(&place).expect("mkdir");
+        let kind = Some("hugetlbfs");
+        nix::mount::mount(kind, &place, kind, nix::mount::MsFlags::empty(), None::<&str>).expect("mount hugetlbfs");
+    }
+}
+
+fn named_file(t: &Trial, length: usize) -> std::fs::File {
+    let mut how = std::fs::OpenOptions::new();
+    let file = how.read(true).write(true).create(true).truncate(true).open(t.path("huge/file")).expect("create");
+    file.set_len(length as u64).expect("set its length");
+    file
+}
+
+/// Of a file of three pages: all of it, a copy of the second page that is changed, and one that is not.
+fn file_survives(t: &Trial, file: &std::fs::File) {
+    let whole = Map::file(file.as_fd(), 3 * HUGE, RW, libc::MAP_SHARED, 0);
+    let own = Map::file(file.as_fd(), HUGE, RW, libc::MAP_PRIVATE, HUGE as i64);
+    let untouched = Map::file(file.as_fd(), HUGE, RW, libc::MAP_PRIVATE, HUGE as i64);
+    whole.fill(3..PAGES + 40, 1);
+    own.fill(4..5, 2);
+    t.checkpoint();
+    is_huge(&whole);
+    is_huge(&own);
+    whole.check_zero(0..3);
+    whole.check(3..PAGES + 40, 1);
+    own.check(4..5, 2);
+    whole.set(HUGE + 9, 77);
+    assert_eq!((untouched.get(9), own.get(9) == 77), (77, false), "the private copy is of its own");
+}
+
+fn named_file_of_huge_pages_survives(t: &Trial) {
+    let file = named_file(t, 3 * HUGE);
+    file_survives(t, &file);
+    let other = std::fs::File::open(t.path("huge/file")).expect("open");
+    assert_eq!(Map::file(other.as_fd(), 3 * HUGE, READ, libc::MAP_SHARED, 0).get(HUGE + 9), 77);
+}
+
+fn deleted_file_of_huge_pages_survives(t: &Trial) {
+    let file = named_file(t, 3 * HUGE);
+    std::fs::remove_file(t.path("huge/file")).expect("unlink");
+    file_survives(t, &file);
 }
 
 /// While the tree is away, somebody else takes the huge pages.

@@ -629,15 +629,45 @@ fn make_file(ghost: &GhostFileEntry, path: &Path) -> io::Result<()> {
     }
 }
 
+/// A file of huge pages, which is written from some place on.
+struct HugePages<'f> {
+    file: &'f File,
+    page: u64,
+    at: u64,
+}
+
+impl io::Write for HugePages<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = sys::memory::write_mapped(self.file, self.page, self.at, bytes);
+        written.map_err(|error| io::Error::from_raw_os_error(error.code))?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Gives a file its content, owner, mode and times, when it has no name any more.
 fn fill(ghost: &GhostFileEntry, image: &mut Stream, base: &OwnedFd) -> Result<(), Failure> {
     let object = || Object::Path(shown(base));
     let explain = |error: Errno| error.on(object(), "fill the file without a name");
     if format(ghost.mode) == libc::S_IFREG {
-        let mut file = File::from(reopen(base, libc::O_WRONLY as u32).map_err(explain)?);
+        let huge_page = sys::fd::huge_page_of(base);
+        let access = if huge_page.is_some() { libc::O_RDWR } else { libc::O_WRONLY };
+        let mut file = File::from(reopen(base, access as u32).map_err(explain)?);
         if let Some(size) = ghost.size {
             sys::fd::truncate(&file, size).map_err(explain)?;
         }
+        let mut put = |at: u64, length: u64, image: &mut Stream| match huge_page {
+            Some(page) => image.copy(length, &mut HugePages { file: &file, page, at }),
+            None => {
+                let sought = file.seek(SeekFrom::Start(at));
+                sought.map_err(|error| explain(sys::memory::io_errno("lseek", &error)))?;
+                image.copy(length, &mut file)
+            }
+        };
         match ghost.chunks {
             Some(true) => {
                 while let Some(chunk) = image.record::<GhostChunkEntry>()? {
@@ -645,15 +675,13 @@ fn fill(ghost: &GhostFileEntry, image: &mut Stream, base: &OwnedFd) -> Result<()
                     if end.is_none_or(|end| end > ghost.size.unwrap_or(0)) {
                         return Err(image.corrupt("has a chunk beyond the end of the file".into()));
                     }
-                    file.seek(SeekFrom::Start(chunk.off))
-                        .map_err(|error| explain(sys::memory::io_errno("lseek", &error)))?;
-                    if image.copy(chunk.len, &mut file)? != chunk.len {
+                    if put(chunk.off, chunk.len, image)? != chunk.len {
                         return Err(image.corrupt("ends inside a chunk".into()));
                     }
                 }
             }
             _ => {
-                image.copy(u64::MAX, &mut file)?;
+                put(0, u64::MAX, image)?;
             }
         }
     }
