@@ -8,6 +8,7 @@ use agent::{List, Watch};
 use image::*;
 use kinds::contract::FdProbe;
 use kinds::fd::uring;
+use kinds::task::numa::Policies;
 use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
 use kinds::vma;
 use model::{Errno, Failure, Object};
@@ -108,7 +109,8 @@ pub struct Seen {
     pub filters: Vec<Vec<u8>>,
     pub umask: Option<u32>,
     pub rings: Option<uring::Told>,
-    /// Of the leader alone.
+    /// Of the leader alone, of its process.
+    pub policies: Policies,
     pub process: Option<attributes::ProcessAttributes>,
     pub failures: Vec<Failure>,
 }
@@ -445,6 +447,8 @@ pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
 pub struct Questions {
     pub instruction: u64,
     pub rings: Vec<i32>,
+    /// Beginnings of mappings.
+    pub mappings: Vec<u64>,
     pub stat: Stat,
     pub status: Status,
     pub timers: Vec<Timer>,
@@ -458,6 +462,7 @@ struct Guest {
     status: Status,
     timers: Option<Vec<Timer>>,
     rings: Vec<i32>,
+    mappings: Vec<u64>,
     instruction: u64,
     /// None when the agent could not enter, or nobody is asked.
     host: Option<Host>,
@@ -468,6 +473,9 @@ struct Guest {
     failure: Option<Failure>,
 }
 
+/// What a leader is asked about its process.
+type Whole = (attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked, numa::AskedMappings);
+
 /// What one thread is asked.
 struct Asked {
     list: List,
@@ -475,7 +483,7 @@ struct Asked {
     own: attributes::AskedThread,
     numa: numa::Asked,
     rings: Option<uring::Asked>,
-    whole: Option<(attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked)>,
+    whole: Option<Whole>,
 }
 
 /// Has every thread that `tracer` holds of these processes answer what only it can, all at the same time
@@ -494,6 +502,7 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
             status: questions.status,
             timers: Some(questions.timers),
             rings: questions.rings,
+            mappings: questions.mappings,
             instruction: questions.instruction,
             host: None,
             asked: Vec::new(),
@@ -674,6 +683,7 @@ impl Guest {
                     signals::ask(&mut ask)?,
                     limits::ask(&mut ask)?,
                     timers::ask(timers, &mut ask)?,
+                    numa::ask_mappings(&self.mappings, &mut ask)?,
                 )),
                 None => None,
             };
@@ -704,7 +714,8 @@ impl Guest {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
                 asked.numa.answer(answers, thread_core);
             }
-            if let Some((process, actions, limits, timers)) = asked.whole {
+            if let Some((process, actions, limits, timers, mappings)) = asked.whole {
+                seen.policies = mappings.answer(answers);
                 let process = process.answer(answers);
                 let stopped = thread.stopped.as_ref().expect("every list was collected");
                 let shared = stopped
@@ -811,7 +822,16 @@ fn see(
         thread_core: Some(core),
         ..CoreEntry::default()
     };
-    Ok(Seen { tid, core, filters, umask: status.umask, rings: None, process: None, failures })
+    Ok(Seen {
+        tid,
+        core,
+        filters,
+        umask: status.umask,
+        rings: None,
+        policies: Policies::default(),
+        process: None,
+        failures,
+    })
 }
 
 fn read_filters(thread: &sys::ptrace::Stopped) -> Result<Vec<Vec<u8>>, Errno> {

@@ -12,8 +12,8 @@ use image::*;
 use kinds::contract::{DumpCx, FdProbe};
 use kinds::fd::ghost::FileAt;
 use kinds::fd::tty::Person;
-use kinds::task::seccomp;
 use kinds::task::sessions::{self, Kin};
+use kinds::task::{numa, seccomp};
 use kinds::vma;
 use model::{Errno, Failure, Failures, Object, Options};
 use std::collections::HashMap;
@@ -237,8 +237,9 @@ fn observe_all(tree: &mut Tree, depth: Depth) -> Vec<Option<Observed>> {
                 let look = look.as_ref().ok()?;
                 let (stat, status) = (look.stat.clone(), look.status.clone());
                 let (rings, timers) = (look.rings.clone(), look.timers.clone());
+                let mappings = numa::asked_mappings(look.memory.maps.iter().map(|(_, entry)| entry));
                 let instruction = look.instruction;
-                Some((process.pid, Questions { instruction, rings, stat, status, timers }))
+                Some((process.pid, Questions { instruction, rings, mappings, stat, status, timers }))
             })
             .collect();
         let mut rest = of_member.into_iter().peekable();
@@ -447,7 +448,7 @@ impl<'o> Survey<'o> {
         &mut self,
         process: &Process,
         look: Look,
-        seen: Vec<Seen>,
+        mut seen: Vec<Seen>,
         fs: FsEntry,
         exe: u32,
         reading: Reading,
@@ -467,12 +468,16 @@ impl<'o> Survey<'o> {
         let mut mm = vma::mm::record(&look.stat, attributes.brk, &look.auxv, exe);
         mm.dumpable = Some(attributes.dumpable);
         mm.thp_disabled = Some(attributes.is_thp_disabled);
+        let policies = seen.first_mut().map(|seen| std::mem::take(&mut seen.policies)).unwrap_or_default();
         for (map, entry) in memory.maps {
             if vma::aio::is_ring(&map.name) {
                 mm.aios.push(vma::aio::dump(from, &map)?);
             }
             match vma::dump(from, &map, entry, &mut self.cx) {
-                Ok(entry) => vma::push(&mut mm.vmas, entry),
+                Ok(mut entry) => {
+                    policies.note(&mut entry);
+                    vma::push(&mut mm.vmas, entry);
+                }
                 Err(failure) => self.failures.push(failure.of(pid)),
             }
         }

@@ -500,6 +500,11 @@ pub struct VmaEntry {
     /// Ours: the ring of an io_uring, which the kernel places itself.
     #[prost(bool, optional, tag = "1003")]
     pub is_io_uring: Option<bool>,
+    /// Ours: where its pages are put, as mbind(2) takes it; bit n of byte m for node 8m + n.
+    #[prost(uint32, optional, tag = "1004")]
+    pub numa_mode: Option<u32>,
+    #[prost(bytes = "vec", optional, tag = "1005")]
+    pub numa_nodes: Option<Vec<u8>>,
 }
 
 /// First record of a `pagemap-*.img`: names its `pages-<pages_id>.img`.

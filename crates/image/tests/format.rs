@@ -71,6 +71,8 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("VmaEntry", "is_io_uring", 1003),
     ("VmaEntry", "is_locked_on_fault", 1002),
     ("VmaEntry", "is_sealed", 1000),
+    ("VmaEntry", "numa_mode", 1004),
+    ("VmaEntry", "numa_nodes", 1005),
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq)]

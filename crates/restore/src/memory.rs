@@ -7,6 +7,7 @@ use image::VmaEntry;
 use image::pagemap::{PagesFile, Run};
 use image::vma as status;
 use kinds::contract::TaskOps;
+use kinds::task::numa;
 use kinds::vma::hugetlb;
 use kinds::vma::sysv::{self, Segments};
 use kinds::vma::{self, Content};
@@ -25,6 +26,7 @@ pub fn is_inherited(parent: &Task, child: &VmaEntry) -> bool {
         (vma.start, vma.end, vma.flags, vma.status, vma.shmid, vma.pgoff)
             == (child.start, child.end, child.flags, child.status, child.shmid, child.pgoff)
             && vma.prot == child.prot
+            && (vma.numa_mode, &vma.numa_nodes) == (child.numa_mode, &child.numa_nodes)
     }) && !vma::is_special(child)
         && !vma::is_ring(child)
 }
@@ -314,7 +316,8 @@ pub fn build(
     let bytes = entries.iter().filter(can_copy).flat_map(|entry| runs_in(task, entry)).map(|run| run.len());
     let copies = bytes.sum::<u64>() >= sources.many;
     let are_together = |one: &&VmaEntry, next: &&VmaEntry| {
-        let is_alone = |entry| !vma::is_plain(entry) || inherited(entry);
+        let is_alone =
+            |entry: &VmaEntry| !vma::is_plain(entry) || inherited(entry) || entry.numa_mode.is_some();
         one.end == next.start && one.flags == next.flags && !is_alone(one) && !is_alone(next)
     };
     for together in entries.chunk_by(are_together) {
@@ -372,6 +375,8 @@ pub fn build(
             }
             None => vma::map(entry, None, is_open, ops),
         }
+        // It says where pages are put.
+        numa::restore_mapping(entry, ops)?;
         if is_filled && is_read(entry) {
             filling.read.extend(runs_in(task, entry));
         } else if is_filled && copies && sources.makes_huge && vma::wants_huge_pages(entry) {

@@ -102,6 +102,8 @@ pub fn describe(vma: &Vma) -> VmaEntry {
         anon_name: None,
         is_locked_on_fault: has("lf").then_some(true),
         is_io_uring: (*vma.name == *uring::NAME).then_some(true),
+        numa_mode: None,
+        numa_nodes: None,
     };
     if has("gd") {
         entry.flags |= MAP_GROWSDOWN;
