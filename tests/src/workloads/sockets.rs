@@ -25,6 +25,8 @@ pub const CASES: &[Case] = &[
     case!(pair_shared_by_parent_and_child_survives).exchange(),
     case!(half_closed_pair_still_drains_its_data),
     case!(shut_down_directions_stay_shut_down),
+    case!(shut_down_packet_sockets_stay_so),
+    case!(ends_shut_down_in_different_ways_stay_so),
     case!(pair_options_and_flags_are_kept),
     case!(large_queue_survives),
     case!(empty_messages_survive).not_yet("an empty message behind another in a queue").peer_cannot("an empty datagram in a queue is lost"),
@@ -132,6 +134,44 @@ fn shut_down_directions_stay_shut_down(t: &Trial) {
     assert_eq!(get(&a), Ok(b"kept".to_vec()));
     put(&b, b"still open this way");
     assert_eq!(get(&a), Ok(b"still open this way".to_vec()));
+}
+
+fn shut_down_packet_sockets_stay_so(t: &Trial) {
+    let (a, b) = pair(SockType::SeqPacket);
+    put(&a, b"first");
+    put(&a, b"last");
+    put(&b, b"kept");
+    shutdown(a.as_raw_fd(), Shutdown::Write).expect("shutdown");
+    let (gone, left) = pair(SockType::SeqPacket);
+    put(&gone, b"last words");
+    drop(gone);
+    t.checkpoint();
+    assert_eq!(send(a.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL), Err(Errno::EPIPE));
+    assert_eq!([get(&b), get(&b), get(&b)], [Ok(b"first".to_vec()), Ok(b"last".to_vec()), Ok(vec![])]);
+    put(&b, b"still open this way");
+    assert_eq!([get(&a), get(&a)], [Ok(b"kept".to_vec()), Ok(b"still open this way".to_vec())]);
+    assert_eq!([get(&left), get(&left)], [Ok(b"last words".to_vec()), Ok(vec![])]);
+}
+
+fn ends_shut_down_in_different_ways_stay_so(t: &Trial) {
+    let pairs = [SockType::Stream, SockType::SeqPacket].map(|kind| {
+        let (a, b) = pair(kind);
+        put(&b, b"to a");
+        shutdown(a.as_raw_fd(), Shutdown::Write).expect("shutdown");
+        shutdown(b.as_raw_fd(), Shutdown::Write).expect("shutdown");
+        let (c, d) = pair(kind);
+        shutdown(c.as_raw_fd(), Shutdown::Both).expect("shutdown");
+        [a, b, c, d]
+    });
+    t.checkpoint();
+    for ends in &pairs {
+        let [a, b, ..] = ends;
+        for end in ends {
+            assert_eq!(send(end.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL), Err(Errno::EPIPE));
+        }
+        assert_eq!([get(a), get(a), get(b)], [Ok(b"to a".to_vec()), Ok(vec![]), Ok(vec![])]);
+        assert_eq!([get(&ends[2]), get(&ends[3])], [Ok(vec![]), Ok(vec![])]);
+    }
 }
 
 fn pair_options_and_flags_are_kept(t: &Trial) {

@@ -19,6 +19,8 @@ pub const CASES: &[Case] = &[
     case!(two_descriptors_in_one_packet_survive),
     case!(messages_with_a_descriptor_each_stay_in_order),
     case!(descriptors_come_with_their_bytes_of_a_stream).peer_cannot(LOST),
+    case!(descriptor_of_a_closed_sender_is_received_afterwards),
+    case!(two_control_messages_come_as_one),
     case!(descriptor_in_flight_shares_its_position),
     case!(unlinked_file_in_flight_survives),
     case!(socket_in_its_own_queue_survives).peer_cannot("it waits without end"),
@@ -225,4 +227,36 @@ pub fn receive_one(from: &OwnedFd) -> OwnedFd {
     let (_, mut rights) = take(from, 10);
     assert_eq!(rights.len(), 1);
     rights.remove(0)
+}
+
+fn descriptor_of_a_closed_sender_is_received_afterwards(t: &Trial) {
+    let ends = [SockType::Stream, SockType::SeqPacket].map(|kind| {
+        let (a, b) = pair(kind);
+        let (from, to) = nix::unistd::pipe().expect("pipe");
+        give(&a, b"m", &[&to]);
+        (b, from)
+    });
+    t.checkpoint();
+    for (socket, from) in ends {
+        let (bytes, rights) = take(&socket, 10);
+        assert_eq!((&bytes[..], rights.len()), (&b"m"[..], 1));
+        pipe_works(&from, &rights[0], "through it");
+        // Nobody is at the other end.
+        assert_eq!(take(&socket, 10).0, b"");
+    }
+}
+
+fn two_control_messages_come_as_one(t: &Trial) {
+    use nix::sys::socket::{ControlMessage, sendmsg};
+    let (a, b) = pair(SockType::Stream);
+    let (from, to) = nix::unistd::pipe().expect("pipe");
+    let numbers = [[from.as_raw_fd()], [to.as_raw_fd()]];
+    let control = [ControlMessage::ScmRights(&numbers[0]), ControlMessage::ScmRights(&numbers[1])];
+    let parts = [std::io::IoSlice::new(b"both")];
+    assert_eq!(sendmsg::<()>(a.as_raw_fd(), &parts, &control, MsgFlags::empty(), None), Ok(4));
+    drop((from, to));
+    t.checkpoint();
+    let (bytes, rights) = take(&b, 10);
+    assert_eq!((&bytes[..], rights.len()), (&b"both"[..], 2));
+    pipe_works(&rights[0], &rights[1], "through them");
 }

@@ -652,7 +652,10 @@ fn copy_messages(
             Err(error) => return Err(probe.fail(error, "read the queue")),
             Ok(message) => message,
         };
-        if is_stream && message.length == 0 {
+        // Where nothing more can come, the end of it looks like an empty message, again and again.
+        let is_shut = entry.shutdown.is_some_and(|how| how & SkShutdown::Read as i32 != 0);
+        let is_packets = entry.r#type as i32 == libc::SOCK_SEQPACKET;
+        if message.length == 0 && (is_stream || is_packets && is_shut && message.rights.is_empty()) {
             return Ok(());
         }
         if let Some(kind) = message.other {
