@@ -10,7 +10,7 @@ use crate::freeze::Tree;
 use crate::observe::Look;
 use crate::observe::{self, find_instruction, read_maps};
 use crate::survey::Reading;
-use crate::tracer::Tracer;
+use crate::tracer::{Tracer, let_go};
 use agent::inject::{self, Context, Door, Host};
 use agent::{List, Watch};
 use image::VmaEntry;
@@ -295,12 +295,12 @@ fn reap(copy: &Copy) -> Result<(), Failure> {
     // It may have become another program since.
     let instruction = match read_maps(pid).and_then(|maps| find_instruction(pid, &maps)) {
         Ok(instruction) => instruction,
-        Err(failure) => return thread.detach().map_err(explain).and(Err(failure)),
+        Err(failure) => return let_go(thread, &context).map_err(explain).and(Err(failure)),
     };
     let door = Door { pid, thread, context: &context, instruction };
     let args = [copy.pid as u64, 0, (libc::__WALL | libc::WNOHANG) as u64, 0];
     let (thread, result) = inject::call(door, libc::SYS_wait4, &args, "have it wait for its copy")?;
-    thread.detach().map_err(explain)?;
+    let_go(thread, &context).map_err(explain)?;
     // The program itself may have waited for whatever child there is.
     match result {
         result if result == i64::from(copy.pid) || result == -i64::from(libc::ECHILD) => Ok(()),

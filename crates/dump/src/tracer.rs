@@ -1,6 +1,7 @@
 //! Stopped threads, and the one thread of this program that holds them.
 
 use crate::copies::{self, OPTIONS};
+use agent::arch;
 use agent::inject::Context;
 use model::{Errno, Failure, Object, Remedy};
 use std::collections::HashSet;
@@ -204,6 +205,15 @@ pub fn children(pid: i32, tids: &[i32]) -> Vec<i32> {
     children
 }
 
+/// Lets a thread run on as it was when it was stopped.
+pub fn let_go(thread: Stopped, context: &Context) -> Result<(), Errno> {
+    let written = match arch::is_disturbed(&context.registers) {
+        true => arch::restart_interrupted_call(&context.registers, context.rest).write(&thread),
+        false => Ok(()),
+    };
+    thread.detach().and(written)
+}
+
 pub fn leaderless(pid: i32) -> Failure {
     Failure::unsupported(Object::Task, "its leader thread has ended, others go on").of(pid)
 }
@@ -293,8 +303,8 @@ impl Tracer {
     pub fn let_go(&mut self) {
         for part in &mut self.parts {
             for thread in &mut part.threads {
-                if let Some(stopped) = thread.stopped.take()
-                    && let Err(error) = stopped.detach()
+                let Some(stopped) = thread.stopped.take() else { continue };
+                if let Err(error) = let_go(stopped, &thread.context)
                     && error.code != libc::ESRCH
                 {
                     log::error!("thread {} of pid {} could not be let go: {error}", thread.tid, part.pid);

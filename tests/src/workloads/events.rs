@@ -32,6 +32,7 @@ pub const CASES: &[Case] = &[
     case!(epoll_watch_of_a_number_taken_by_another_survives)
         .peer_cannot("it refuses a watch whose number is another file"),
     case!(epoll_watch_of_a_file_that_only_a_child_has_is_refused).refused(&["fd", "watches", "no more"]),
+    case!(epoll_loop_over_pipes_goes_on_meanwhile).restless(),
     case!(poll_with_a_limit_is_not_interrupted).peer_cannot("it ends such a call with EINTR"),
     case!(poll_and_sleep_go_on_for_the_time_left).restless().needs(tells_ends)
         .peer_cannot("it ends such a call with EINTR"),
@@ -391,4 +392,47 @@ fn absolute_timerfd_of_the_real_time_clock_survives(t: &Trial) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     let off = (now + left).abs_diff(end);
     assert!(off < Duration::from_secs(20), "the end moved by {off:?}");
+}
+
+/// One waits for many pipes, another writes to one after the other.
+fn epoll_loop_over_pipes_goes_on_meanwhile(t: &Trial) {
+    const PIPES: usize = 20;
+    let pipes = [(); PIPES].map(|()| std::io::pipe().expect("pipe"));
+    let answer = std::io::pipe().expect("pipe");
+    let waiter = fork(|| {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
+        for (number, (reader, _)) in (0..).zip(&pipes) {
+            epoll.add(reader, EpollEvent::new(EpollFlags::EPOLLIN, number)).expect("add");
+        }
+        for turn in 0_usize.. {
+            let mut events = [EpollEvent::empty(); PIPES];
+            let count = epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or_else(|error| panic!("wait: {error}"));
+            // The writer waits for the answer before it goes on.
+            assert_eq!((count, events[0].data() as usize), (1, turn % PIPES));
+            let mut byte = [0];
+            assert_eq!(nix::unistd::read(&pipes[turn % PIPES].0, &mut byte), Ok(1));
+            nix::unistd::write(&answer.1, &byte).expect("answer");
+            if byte == [1] {
+                break;
+            }
+        }
+    });
+    let writer = fork(|| {
+        for turn in 0_usize.. {
+            if turn == 1000 {
+                t.mark("works");
+            }
+            let is_last = u8::from(turn > 1000 && t.is_over());
+            nix::unistd::write(&pipes[turn % PIPES].1, &[is_last]).expect("write");
+            let mut byte = [0];
+            assert_eq!(nix::unistd::read(&answer.0, &mut byte), Ok(1));
+            if is_last == 1 {
+                break;
+            }
+        }
+    });
+    t.await_mark("works");
+    t.checkpoint();
+    writer.succeed();
+    waiter.succeed();
 }

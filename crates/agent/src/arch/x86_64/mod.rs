@@ -12,7 +12,7 @@ pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 pub use code::{CONFIG_AT, Config, clone_and_exec, code, enter_at, puppet_elf, run_at};
 pub use frame::{FRAME_MAX, signal_frame};
-pub use registers::{Registers, Rest, rest, restart_code, restart_interrupted_call};
+pub use registers::{Registers, Rest, is_disturbed, rest, restart_code, restart_interrupted_call};
 pub use xstate::{Layout, XSTATE_MAX};
 
 /// The name of a system call, for errors; "syscall" for those that crtools does not make.

@@ -226,6 +226,13 @@ pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Re
     }
 }
 
+/// Has the stop itself ended a call that would have gone on without end? Kernels do so with few; where the thread goes
+/// on, it is made again, as [`restart_interrupted_call`] has it.
+pub fn is_disturbed(registers: &Registers) -> bool {
+    let (eintr, call) = (-i64::from(libc::EINTR), registers.interrupted_call());
+    call.is_some_and(|(call, result)| result == eintr && is_endless_epoll_wait(call as i64, registers))
+}
+
 /// As many as there are at least, for poll(2).
 fn milliseconds(nanoseconds: u64) -> Option<u64> {
     i32::try_from(nanoseconds.div_ceil(1_000_000)).ok().map(|limit| limit as u64)
