@@ -189,3 +189,43 @@ impl File {
         bytes
     }
 }
+
+/// Fills what lies below the stack pointer, says so by `begun`, and waits for `flag`; is it still there?
+pub fn keeps_below_the_stack(begun: &AtomicU32, flag: &AtomicU32) -> bool {
+    // The 128 bytes that belong to the function, and far more that a signal handler would overwrite.
+    const BYTES: u64 = 4096;
+    let mut same: u64;
+    // SAFETY: the memory below the stack pointer is mapped, as the stack is that large, and nobody's: an assembly block
+    // without the option `nostack` may use it. The two words are live atomics.
+    unsafe {
+        asm!(
+            "mov {at}, -8",
+            "2:",
+            "mov qword ptr [rsp + {at}], {at}",
+            "sub {at}, 8",
+            "cmp {at}, {end}",
+            "jge 2b",
+            "mov dword ptr [{begun}], 1",
+            "3:",
+            "pause",
+            "cmp dword ptr [{flag}], 0",
+            "je 3b",
+            "mov {same}, 1",
+            "mov {at}, -8",
+            "4:",
+            "cmp qword ptr [rsp + {at}], {at}",
+            "je 5f",
+            "mov {same}, 0",
+            "5:",
+            "sub {at}, 8",
+            "cmp {at}, {end}",
+            "jge 4b",
+            at = out(reg) _,
+            same = out(reg) same,
+            end = const -(BYTES as i64),
+            begun = in(reg) begun.as_ptr(),
+            flag = in(reg) flag.as_ptr(),
+        );
+    }
+    same == 1
+}

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     case!(aio_contexts_go_on).exchange(),
     case!(aio_context_of_a_child_goes_on),
     case!(completions_not_collected_are_kept).exchange(),
+    case!(aio_goes_on_meanwhile).restless(),
     case!(aio_requests_that_end_soon_are_waited_for).needs(tells_types)
         .peer_cannot("it does not wait, and loses them"),
     case!(aio_request_that_does_not_end_is_refused).refused(&["pid ", "AIO context", "2 requests in flight"])
@@ -110,4 +111,31 @@ fn aio_request_that_does_not_end_is_refused(t: &Trial) {
         let (data, mask) = context.next(true).expect("a completion");
         assert_eq!((data, mask & i64::from(libc::POLLIN)), (5, libc::POLLIN.into()));
     }
+}
+
+fn aio_goes_on_meanwhile(t: &Trial) {
+    let path = t.path("file");
+    let child = fork(|| {
+        let file = File::create(&path).expect("create");
+        let context = Context::new(16);
+        for round in 0_u64.. {
+            if round == 100 {
+                t.mark("works");
+            }
+            if round > 100 && t.is_over() {
+                break;
+            }
+            for n in 0..8 {
+                context.write(file.as_fd(), b"12345678", n * 8, round * 8 + n);
+            }
+            for n in 0..8 {
+                assert_eq!(context.next(true), Some((round * 8 + n, 8)));
+            }
+            assert_eq!(context.next(false), None);
+        }
+        assert_eq!(file.metadata().expect("stat").len(), 64);
+    });
+    t.await_mark("works");
+    t.checkpoint();
+    child.succeed();
 }

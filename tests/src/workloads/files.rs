@@ -43,6 +43,7 @@ pub const CASES: &[Case] = &[
     case!(file_from_outside_is_passed_in).outside(file_passed_in).restless(),
     case!(file_from_outside_that_is_not_passed_in_is_refused).outside(file_not_passed_in).restless()
         .restore_refused(&["file[", "--inherit-fd"]).peer_cannot("its message is another"),
+    case!(file_is_written_and_read_meanwhile).restless(),
     case!(file_renamed_after_opening_is_found_under_its_new_name),
 ];
 
@@ -516,4 +517,50 @@ fn file_renamed_after_opening_is_found_under_its_new_name(t: &Trial) {
     t.checkpoint();
     file.write_all(b"x").expect("write");
     assert_eq!(fs::read(t.path("new")).expect("read"), b"x");
+}
+
+/// One writes numbers, another reads them behind it, and both check what they have.
+fn file_is_written_and_read_meanwhile(t: &Trial) {
+    const SOME: u64 = 1000;
+    let path = t.path("numbers");
+    let mut file = File::create(&path).expect("create");
+    let reader = fork(|| {
+        let mut file = File::open(&path).expect("open");
+        let mut next = 0_u64;
+        loop {
+            let is_over = t.is_over();
+            let mut bytes = [0; 8];
+            // A number is written whole.
+            match file.read(&mut bytes).expect("read") {
+                8 => {
+                    assert_eq!(u64::from_ne_bytes(bytes), next);
+                    assert_eq!(file.stream_position().expect("position"), (next + 1) * 8);
+                    next += 1;
+                }
+                0 if is_over && next * 8 == file.metadata().expect("stat").len() => break,
+                0 => crate::sys::nap(),
+                other => panic!("{other} bytes were read"),
+            }
+        }
+        assert!(next > SOME);
+    });
+    let writer = fork(|| {
+        for number in 0_u64.. {
+            if number == SOME {
+                t.mark("written");
+            }
+            if number > SOME && t.is_over() {
+                break;
+            }
+            file.write_all(&number.to_ne_bytes()).expect("write");
+            // It is not to fill the memory.
+            if number.is_multiple_of(64) {
+                crate::sys::nap();
+            }
+        }
+    });
+    t.await_mark("written");
+    t.checkpoint();
+    writer.succeed();
+    reader.succeed();
 }

@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     case!(pidfds_in_queues_arrive).peer_cannot("it loses them"),
     case!(pidfd_of_a_thread_goes_on).peer_cannot("it refuses this"),
     case!(pidfd_of_a_dead_thread_survives).peer_cannot("it refuses this"),
+    case!(descriptor_taken_from_another_process_stays_shared),
 ];
 
 fn open(pid: i32, flags: u32) -> OwnedFd {
@@ -164,4 +165,31 @@ fn pidfd_of_a_dead_thread_survives(t: &Trial) {
     assert_eq!(flags(), before);
     assert!(has_ended(&pidfd));
     assert_eq!(signal(&pidfd, 0), Err(Errno::ESRCH));
+}
+
+fn descriptor_taken_from_another_process_stays_shared(t: &Trial) {
+    use std::io::{Seek, SeekFrom, Write};
+    let child = fork(|| {
+        let mut file = std::fs::File::options().read(true).write(true).create_new(true).open(t.path("file"));
+        let file = file.as_mut().expect("create");
+        file.write_all(b"0123456789").expect("write");
+        std::fs::write(t.path("number"), file.as_raw_fd().to_string()).expect("write");
+        t.mark("child");
+        t.hold();
+        t.await_mark("moved");
+        assert_eq!(file.stream_position().expect("position"), 3);
+    });
+    t.await_mark("child");
+    let number: i32 = std::fs::read_to_string(t.path("number")).expect("read").parse().expect("a number");
+    let pidfd = open(child.pid.as_raw(), 0);
+    // SAFETY: takes integers.
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
+    let taken = Errno::result(taken).expect("pidfd_getfd");
+    // SAFETY: the kernel has just made it for this process.
+    let mut file = unsafe { std::fs::File::from_raw_fd(i32::try_from(taken).expect("a descriptor")) };
+    t.checkpoint();
+    assert_eq!(file.stream_position().expect("position"), 10);
+    file.seek(SeekFrom::Start(3)).expect("seek");
+    t.mark("moved");
+    child.succeed();
 }

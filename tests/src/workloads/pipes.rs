@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     case!(end_opened_again_through_proc_stays_a_separate_description),
     case!(packet_mode_pipe_keeps_its_packets).peer_cannot("it refuses pipes with O_DIRECT"),
     case!(ring_of_processes_goes_on_passing_a_token).restless(),
+    case!(many_readers_of_one_pipe_go_on).restless(),
     case!(blocked_reader_stays_blocked_and_is_woken),
     case!(fifo_with_queued_data_survives).exchange(),
     case!(fifo_with_one_side_open_survives),
@@ -262,4 +263,49 @@ fn two_thousand_pipes_survive(t: &Trial) {
         reader.read_exact(&mut bytes).expect("read");
         assert_eq!(u32::from_le_bytes(bytes), number as u32);
     }
+}
+
+/// Each number comes to one of the readers, and none is lost.
+fn many_readers_of_one_pipe_go_on(t: &Trial) {
+    const READERS: usize = 16;
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let sums = crate::sys::memory::Map::shared(READERS * 8);
+    let children: Vec<_> = (0..READERS)
+        .map(|own| {
+            fork(|| {
+                // The other end is the parent's alone, so that it ends.
+                nix::unistd::close(writer.as_raw_fd()).expect("close");
+                let mut bytes = [0; 8];
+                let mut sum = 0;
+                while (&reader).read(&mut bytes).expect("read") == 8 {
+                    sum += u64::from_ne_bytes(bytes);
+                }
+                sums.word(own * 8).store(sum, std::sync::atomic::Ordering::SeqCst);
+            })
+        })
+        .collect();
+    let whole = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let (mut sum, mut number) = (0, 0_u64);
+            while number < 5000 || !t.is_over() {
+                (&writer).write_all(&number.to_ne_bytes()).expect("write");
+                sum += number;
+                number += 1;
+                if number == 2000 {
+                    t.mark("works");
+                }
+                if number.is_multiple_of(64) {
+                    crate::sys::nap();
+                }
+            }
+            sum
+        });
+        t.await_mark("works");
+        t.checkpoint();
+        thread.join().expect("the writer")
+    });
+    drop(writer);
+    children.iter().for_each(crate::sys::process::Child::succeed);
+    let sum: u64 = (0..READERS).map(|own| sums.word(own * 8).load(std::sync::atomic::Ordering::SeqCst)).sum();
+    assert_eq!(sum, whole);
 }

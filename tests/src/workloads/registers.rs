@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     case!(registers_of_threads_survive_apart),
     case!(registers_of_a_child_survive),
     case!(gs_base_survives),
+    case!(memory_below_the_stack_pointer_survives),
     case!(long_computation_ends_with_the_right_result),
 ];
 
@@ -136,4 +137,15 @@ fn long_computation_ends_with_the_right_result(t: &Trial) {
     t.await_mark("busy");
     t.checkpoint();
     child.succeed();
+}
+
+fn memory_below_the_stack_pointer_survives(t: &Trial) {
+    let (flag, begun) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| crate::sys::registers::keeps_below_the_stack(&begun, &flag));
+        until("the thread", || begun.load(Ordering::SeqCst) == 1);
+        t.checkpoint();
+        flag.store(1, Ordering::SeqCst);
+        assert!(thread.join().expect("the thread"), "somebody has written below its stack pointer");
+    });
 }

@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     case!(watches_go_on_under_their_numbers).exchange(),
     case!(watch_for_one_event_ends_with_it).peer_cannot("it makes it one for many"),
     case!(watch_of_a_file_that_was_moved_goes_on),
+    case!(watch_of_a_symlink_goes_on),
     case!(thousand_watches_survive),
     case!(inotify_without_watches_and_with_flags_survives).exchange(),
     case!(watch_of_an_unlinked_file_goes_on).peer_cannot("it loses the file"),
@@ -175,4 +176,20 @@ fn watch_without_a_handle_is_found_by_a_search(t: &Trial) {
     let file = fs::OpenOptions::new().write(true).open("/run/searched/at/file").expect("open");
     nix::unistd::write(&file, b"z").expect("write");
     assert_eq!(names(&inotify), [(wd, AddWatchFlags::IN_MODIFY, String::new())]);
+}
+
+fn watch_of_a_symlink_goes_on(t: &Trial) {
+    let inotify = make();
+    drop(File::create(t.path("file")).expect("create"));
+    std::os::unix::fs::symlink("file", t.path("link")).expect("symlink");
+    let itself = AddWatchFlags::IN_DONT_FOLLOW | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF;
+    let link = inotify.add_watch(&t.path("link"), itself).expect("watch");
+    let through = inotify.add_watch(&t.path("link"), AddWatchFlags::IN_MODIFY).expect("watch");
+    t.checkpoint();
+    assert_eq!(names(&inotify), []);
+    fs::write(t.path("file"), b"x").expect("write");
+    fs::remove_file(t.path("link")).expect("unlink");
+    let seen: Vec<_> = names(&inotify).into_iter().map(|(wd, mask, _)| (wd, mask)).collect();
+    assert_eq!(seen[0], (through, AddWatchFlags::IN_MODIFY));
+    assert!(seen.contains(&(link, AddWatchFlags::IN_DELETE_SELF)), "{seen:?}");
 }
