@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     case!(blocked_reader_stays_blocked_and_is_woken),
     case!(fifo_with_queued_data_survives).exchange(),
     case!(fifo_with_one_side_open_survives),
-    case!(deleted_fifo_with_data_survives).not_yet("unlinked files"),
+    case!(deleted_fifo_with_data_survives),
     case!(two_thousand_pipes_survive).peer_cannot("its table of pipes with data has 1024 rows"),
 ];
 

@@ -461,3 +461,25 @@ pub fn seal(entry: &VmaEntry, ops: &mut TaskOps) {
         ops.list.ok(SYS_MSEAL, &[entry.start.into(), (entry.end - entry.start).into(), crate::task::ZERO]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a mapping that smaps tells of like this.
+    fn judged(mode: &str, key: u32, flags: &str) -> Option<&'static str> {
+        let text = format!("1000-2000 {mode} 00000000 00:00 0 \nProtectionKey: {key:8}\nVmFlags: {flags} \n");
+        let mut parser = sys::proc::SmapsParser::default();
+        parser.feed(text.as_bytes());
+        refusal(&parser.finish().expect("it is understood")[0])
+    }
+
+    #[test]
+    fn mappings_with_a_protection_of_their_own_are_refused() {
+        assert_eq!(judged("rw-p", 0, "rd wr mr mw me ac sd"), None);
+        assert!(judged("rw-p", 3, "rd wr mr mw me ac sd").is_some_and(|why| why.contains("pkey_mprotect")));
+        assert!(judged("rw-p", 0, "rd wr mr mw me ss sd").is_some_and(|why| why.contains("shadow stack")));
+        // The kernel itself gives a key to what can only be executed.
+        assert_eq!(judged("--xp", 1, "ex mr mw me"), None);
+    }
+}
