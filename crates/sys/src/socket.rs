@@ -1,6 +1,7 @@
 //! Sockets: making, asking, and reading queues without emptying them.
 
 use crate::call::check;
+use crate::inside::inside;
 use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -323,4 +324,34 @@ pub fn send(fd: impl AsFd, bytes: &[u8], to: Option<&[u8]>) -> Result<usize, Err
         libc::sendto(fd.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, pointer, length)
     };
     check("sendto", count as i64).map(|count| count as usize)
+}
+
+/// The address of the queue of what a socket of ours has received, a `struct sk_buff_head`.
+fn queue(fd: impl AsFd) -> Option<u64> {
+    let inside = inside()?;
+    let file = inside.file(crate::process::own_pid(), fd.as_fd().as_raw_fd())?;
+    let sock = inside.member(inside.member(file, "file", "private_data")?, "socket", "sk")?;
+    inside.at(sock, "sock", "sk_receive_queue")
+}
+
+/// How many messages a socket has received that nobody has taken; none where the kernel does not tell. Also those that
+/// MSG_PEEK does not show: an empty message is shown once. Source: net/core/datagram.c, `__skb_try_recv_from_queue`.
+pub fn queued_count(fd: impl AsFd) -> Option<u32> {
+    let inside = inside()?;
+    inside.int(inside.at(queue(fd)?, "sk_buff_head", "qlen")?)
+}
+
+/// Their lengths; the socket is of a program that stands still, and gets no more.
+pub fn queued_lengths(fd: impl AsFd) -> Option<Vec<u32>> {
+    const MANY: u32 = 1 << 16;
+    let inside = inside()?;
+    let head = queue(fd)?;
+    let count = inside.int(inside.at(head, "sk_buff_head", "qlen")?)?;
+    let mut lengths = Vec::new();
+    let mut at = inside.member(head, "sk_buff_head", "next")?;
+    while at != head && lengths.len() < count.min(MANY) as usize {
+        lengths.push(inside.int(inside.at(at, "sk_buff", "len")?)?);
+        at = inside.member(at, "sk_buff", "next")?;
+    }
+    Some(lengths)
 }

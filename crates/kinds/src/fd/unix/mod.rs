@@ -3,7 +3,7 @@
 //!
 //! Read from: sock_diag(7) by inode (type, name, peer, shutdown, what waits); SIOCUNIXFILE for the file of a name;
 //! getsockopt(2); queued messages by MSG_PEEK with SO_PEEK_OFF, which leaves them in the queue and keeps their
-//! boundaries.
+//! boundaries; of empty messages, which are shown once, by the kernel's tracing.
 //! Rebuilt by: socketpair(2), bind(2), connect(2), accept(2) in [`make`], all sockets of the images together.
 //! Who made an end is noted by the kernel at the time of the call (SO_PEERCRED), so calls are made in the place of those
 //! processes, see [`make`].
@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use sys::socket;
 use sys::unix_diag::{Diag, UnixSocket};
 
@@ -604,14 +604,10 @@ fn outside_peer(inode: u32, socket: &Seen, dumped: &mut Dumped, options: &Option
 fn save_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(), Failure> {
     let explain = |error: Errno| probe.fail(error, "read the queue");
     if sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).map_err(explain)? == 0 {
-        // No bytes; an empty message may still wait.
-        let mut nothing = [0; 1];
-        match socket::peek(&probe.fd, &mut nothing) {
-            Err(error) if error.code == libc::EAGAIN => return Ok(()),
-            Ok(_) if entry.r#type as i32 == libc::SOCK_STREAM => return Ok(()),
-            Ok(_) => {}
-            Err(error) if matches!(error.code, libc::ECONNRESET | libc::ENOTCONN | libc::EINVAL) => return Ok(()),
-            Err(error) => return Err(explain(error)),
+        // No bytes; an empty message may still wait. It is not looked at here: the kernel shows it once.
+        let is_stream = entry.r#type as i32 == libc::SOCK_STREAM;
+        if is_stream || !sys::fd::poll(&[probe.fd.as_fd()], 0).map_err(explain)?[0] {
+            return Ok(());
         }
     }
     let before = socket::int_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF).map_err(explain)?;
@@ -645,19 +641,25 @@ fn copy_messages(
     buffer: &mut [u8],
 ) -> Result<(), Failure> {
     let is_stream = entry.r#type as i32 == libc::SOCK_STREAM;
-    let mut at = 0;
+    let first_packet = cx.shelf.of::<Dumped>().packets.len();
+    let (mut at, mut full_count) = (0, 0);
     loop {
         let mut message = match socket::peek(&probe.fd, buffer) {
-            Err(error) if error.code == libc::EAGAIN => return Ok(()),
+            Err(error) if matches!(error.code, libc::EAGAIN | libc::ECONNRESET | libc::ENOTCONN | libc::EINVAL) => break,
             Err(error) => return Err(probe.fail(error, "read the queue")),
             Ok(message) => message,
         };
         // Where nothing more can come, the end of it looks like an empty message, again and again.
         let is_shut = entry.shutdown.is_some_and(|how| how & SkShutdown::Read as i32 != 0);
         let is_packets = entry.r#type as i32 == libc::SOCK_SEQPACKET;
-        if message.length == 0 && (is_stream || is_packets && is_shut && message.rights.is_empty()) {
-            return Ok(());
+        let is_end = || {
+            let lengths = socket::queued_lengths(&probe.fd).unwrap_or_default();
+            lengths.into_iter().filter(|length| *length > 0).count() == full_count
+        };
+        if message.length == 0 && (is_stream || is_packets && is_shut && message.rights.is_empty() && is_end()) {
+            break;
         }
+        full_count += usize::from(message.length > 0);
         if let Some(kind) = message.other {
             let why = format!("has control messages of type {kind} in its queue, which are not carried yet");
             return Err(probe.refuse(why));
@@ -689,4 +691,33 @@ fn copy_messages(
         let bytes = buffer[..message.length].to_vec();
         cx.shelf.of::<Dumped>().packets.push(Packet { entry: packet, bytes, rights });
     }
+    if !is_stream {
+        let packets = &mut cx.shelf.of::<Dumped>().packets;
+        let seen = packets.split_off(first_packet);
+        packets.extend(with_hidden(entry.id, seen, &probe.fd));
+    }
+    Ok(())
+}
+
+/// Adds the empty messages that somebody has looked at before, and the kernel therefore shows to nobody who looks; where it
+/// tells its tracing of them.
+fn with_hidden(id: u32, seen: Vec<Packet>, fd: &OwnedFd) -> Vec<Packet> {
+    if socket::queued_count(fd).is_none_or(|count| count as usize == seen.len()) {
+        return seen;
+    }
+    let Some(lengths) = socket::queued_lengths(fd) else { return seen };
+    let mut all = Vec::with_capacity(lengths.len());
+    let mut seen = seen.into_iter().peekable();
+    for length in lengths {
+        let is_next = seen.peek().is_some_and(|packet| packet.entry.length == length);
+        all.extend(match length {
+            0 if !is_next => {
+                let entry = SkPacketEntry { id_for: id, ..SkPacketEntry::default() };
+                Some(Packet { entry, bytes: Vec::new(), rights: 0..0 })
+            }
+            _ => seen.next(),
+        });
+    }
+    all.extend(seen);
+    all
 }
