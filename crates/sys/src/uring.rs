@@ -9,8 +9,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 pub mod setup {
     pub const IOPOLL: u32 = 1;
     pub const CQSIZE: u32 = 1 << 3;
-    pub const CLAMP: u32 = 1 << 4;
-    pub const ATTACH_WQ: u32 = 1 << 5;
     pub const R_DISABLED: u32 = 1 << 6;
     pub const SUBMIT_ALL: u32 = 1 << 7;
     pub const COOP_TASKRUN: u32 = 1 << 8;
