@@ -78,11 +78,14 @@ pub fn write_runs<'v>(
     put_runs(&|to, bytes| sys::memory::write_remote(pid, to, bytes), pages, runs, done)
 }
 
+/// Puts bytes at an address.
+type Put<'p> = &'p (dyn Fn(u64, &[u8]) -> Result<(), Errno> + Sync);
+
 /// Where the mapped pages of each file are.
 pub type Contents<'c, 'v> = &'c (dyn Fn(PagesFile) -> Option<&'v View> + Sync);
 
 fn put_runs<'v>(
-    put: &(dyn Fn(u64, &[u8]) -> Result<(), Errno> + Sync),
+    put: Put,
     pages: Contents<'_, 'v>,
     runs: &[Run],
     done: &(dyn Fn(u64) + Sync),
