@@ -78,6 +78,8 @@ pub struct Case {
     pub exchange: bool,
     /// Also with dumps whose tool is killed.
     pub killed: bool,
+    /// Also restored elsewhere while it is still here: nothing of it can be in one place only.
+    pub moves: bool,
     /// Also with images whose vdso is not quite that of this kernel.
     pub foreign_vdso: bool,
     /// The tree looks different from moment to moment: only the program itself can judge.
@@ -103,6 +105,7 @@ impl Case {
             peer_cannot_in: &[],
             exchange: false,
             killed: false,
+            moves: false,
             foreign_vdso: false,
             restless: false,
             shell_job: false,
@@ -187,6 +190,13 @@ impl Case {
         self
     }
 
+    /// Also restored elsewhere while it is still here.
+    #[must_use]
+    pub const fn moves(mut self) -> Self {
+        self.moves = true;
+        self
+    }
+
     #[must_use]
     pub const fn shell_job(mut self) -> Self {
         self.shell_job = true;
@@ -227,6 +237,9 @@ impl Case {
         if self.killed {
             modes.push(Mode::KilledDump);
         }
+        if self.moves {
+            modes.push(Mode::PostCopy);
+        }
         if self.foreign_vdso {
             modes.push(Mode::ForeignVdso);
         }
@@ -259,6 +272,8 @@ pub enum Mode {
     Incremental,
     /// Dump, gone, restore with memory that comes when it is touched.
     Lazy,
+    /// Restored elsewhere while the dump still has its memory, which comes when it is touched.
+    PostCopy,
     /// Dump with compressed pages, gone, restore.
     Compressed,
     /// Its memory goes to a page server, before the dump and with it; restored from what came there.
@@ -280,12 +295,13 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
         Self::Incremental,
         Self::Lazy,
+        Self::PostCopy,
         Self::Compressed,
         Self::PageServer,
         Self::FailedDump,
@@ -304,6 +320,7 @@ impl Mode {
             Self::Snapshot => "snapshot",
             Self::Incremental => "incremental",
             Self::Lazy => "lazy",
+            Self::PostCopy => "post-copy",
             Self::Compressed => "compressed",
             Self::PageServer => "page-server",
             Self::FailedDump => "failed-dump",

@@ -8,6 +8,7 @@
 pub mod case;
 pub mod fingerprint;
 pub mod huge_pages;
+pub mod migration;
 pub mod namespace;
 pub mod real;
 pub mod reap;

@@ -44,6 +44,44 @@ pub fn enter(directory: &Path, body: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
+/// Runs `body` as process 1 of a further pid namespace, with mounts and IPC of its own, beside what goes on here; returns
+/// the pid of the process whose status is that of the body.
+///
+/// Must be called while this process has one thread. Its pids begin above those of a tree that comes from here.
+///
+/// # Errors
+/// When no process can be made; what fails later is status 2.
+pub fn beside(body: impl FnOnce() -> i32) -> io::Result<i32> {
+    let inner = || -> io::Result<i32> {
+        sys::call::prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as u64, 0, 0, 0]);
+        // Unshared by a process of its own: this one's other children stay where they are.
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)?;
+        // SAFETY: as in `enter`.
+        match unsafe { nix::unistd::fork() }? {
+            ForkResult::Parent { child } => match waitpid(child, None)? {
+                WaitStatus::Exited(_, status) => Ok(status),
+                other => Err(io::Error::other(format!("the first process there ended with {other:?}"))),
+            },
+            ForkResult::Child => {
+                sys::call::prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as u64, 0, 0, 0]);
+                let nothing: Option<&str> = None;
+                mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+                mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing)?;
+                fs::write("/proc/sys/kernel/ns_last_pid", "5000")?;
+                sys::exit_now(body())
+            }
+        }
+    };
+    // SAFETY: as in `enter`.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child.as_raw()),
+        ForkResult::Child => sys::exit_now(inner().unwrap_or_else(|error| {
+            println!("run something beside: {error}");
+            2
+        })),
+    }
+}
+
 /// Mounts what the tools expect, in the new mount namespace only.
 fn furnish(directory: &Path) -> io::Result<()> {
     let nothing: Option<&str> = None;

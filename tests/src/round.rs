@@ -15,6 +15,8 @@ use nix::sys::wait::WaitStatus;
 
 use crate::case::{Case, GO, LATE, Mode, Moment, Outside, READY};
 use crate::fingerprint::Fingerprint;
+use crate::namespace;
+use crate::reap::Reaper;
 use crate::subject::{Subject, Tools, says};
 
 /// The longest that a workload may take to get ready, or to check itself.
@@ -23,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// A workload under way.
 #[derive(Debug)]
 pub struct Round {
-    subject: Subject,
+    pub subject: Subject,
     outside: Outside,
     act: Option<fn(&mut Outside, Moment)>,
 }
@@ -138,6 +140,54 @@ impl Round {
         self.subject.restore(&second)?;
         self.let_outside_act(Moment::Back);
         if is_restless { Ok(()) } else { self.compare(&before, "the dump and the restore") }
+    }
+
+    /// The tree is restored elsewhere while the dump has its memory, and checks itself there; only then is it gone here.
+    fn post_copy(&mut self, is_restless: bool) -> Result<(), String> {
+        const PORT: &str = "4003";
+        let before = Fingerprint::of(self.subject.pid);
+        let images = self.subject.step("images")?;
+        let dump = self.subject.dump_keeping_memory(&images, PORT, &[])?;
+        let problem = self.subject.directory().join("problem");
+        let beside = namespace::beside(|| {
+            self.subject.reaper = Reaper::default();
+            let there = ["--lazy-pages", "--page-server", "--address", "127.0.0.1", "--port", PORT];
+            self.subject.more_for_every_restore.extend(there);
+            let restored = self.subject.restore(&images).and_then(|()| match is_restless {
+                true => Ok(()),
+                false => self.compare(&before, "the move"),
+            });
+            match restored.and_then(|()| self.finish()) {
+                Ok(()) => 0,
+                Err(why) => {
+                    let logged = fs::read_to_string(images.join("lazy-pages.log")).unwrap_or_default();
+                    let report = self.subject.report(&format!("on the other side: {why}\n{logged}"));
+                    fs::write(&problem, report).expect("write down what was wrong");
+                    1
+                }
+            }
+        });
+        let beside = beside.map_err(|e| format!("make the other side: {e}"))?;
+        match self.subject.reaper.wait(beside, PATIENCE * 2) {
+            Some(WaitStatus::Exited(_, 0)) => {}
+            other => {
+                let problem = fs::read_to_string(&problem).unwrap_or_default();
+                return Err(format!("the other side ended with {other:?}: {problem}"));
+            }
+        }
+        match self.subject.see_dump_end(dump)? {
+            WaitStatus::Exited(_, 0) => {}
+            other => return Err(format!("the dump that kept the memory ended with {other:?}")),
+        }
+        let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+        let handed = log.lines().find_map(|line| {
+            let (_, rest) = line.split_once("handed out ")?;
+            rest.split(' ').next()?.parse::<u64>().ok()
+        });
+        if handed.is_none_or(|pages| pages == 0) {
+            return Err("the dump handed out no page".into());
+        }
+        self.subject.see_killed("after the move")
     }
 
     /// Memory alone, several times, each time what has changed; a snapshot; and the dump proper. How often is
@@ -316,6 +366,12 @@ impl Round {
             Mode::FailedDump => self.failed_dumps(is_restless),
             Mode::KilledDump => self.killed_dumps(is_restless),
             Mode::ForeignVdso => self.restore_with_a_foreign_vdso(),
+            // What follows is done on the other side.
+            Mode::PostCopy => {
+                let result = self.post_copy(is_restless).map_err(|problem| self.subject.report(&problem));
+                self.subject.reaper.clear();
+                return result;
+            }
             Mode::Refused => self.refused(case.refused),
             Mode::RefusedRestore => self.refused_restore(case.restore_refused),
         };

@@ -223,6 +223,42 @@ impl Subject {
         }
     }
 
+    /// Begins a dump whose tree keeps its memory until it is asked for at `port`, and waits until it can be; returns the
+    /// tool's pid.
+    ///
+    /// # Errors
+    /// When it ends at once.
+    pub fn dump_keeping_memory(&mut self, images: &Path, port: &str, more: &[&str]) -> Result<i32, String> {
+        let tool = self.tools.dump.clone();
+        let pid = self.pid.to_string();
+        let given = ["-t", pid.as_str(), "--lazy-pages", "--address", "127.0.0.1", "--port", port];
+        let arguments = [&self.options, &given[..], more].concat();
+        let (dump, log) = tool
+            .start(&mut self.reaper, images, "dump", &arguments)
+            .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
+        self.logs.push(log);
+        let inventory = images.join("inventory.img");
+        let start = Instant::now();
+        while !inventory.exists() {
+            if let Some(status) = self.reaper.ended(dump) {
+                return Err(format!("the dump ended at once: {status:?}"));
+            }
+            if start.elapsed() > LIMIT {
+                return Err(format!("the dump was not ready after {LIMIT:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(dump)
+    }
+
+    /// Waits for a dump that was begun; the status with which it ended.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn see_dump_end(&mut self, dump: i32) -> Result<WaitStatus, String> {
+        self.reaper.wait(dump, LIMIT).ok_or_else(|| "the dump did not end".into())
+    }
+
     /// Dumps, and sees that the whole tree is gone.
     ///
     /// # Errors

@@ -104,6 +104,21 @@ impl Tool {
         Ok(Ran { status, said: read_lossy(&said), log })
     }
 
+    /// Starts one command; its status is for whoever waits for the pid.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        &self,
+        reaper: &mut Reaper,
+        images: &Path,
+        command: &str,
+        arguments: &[&str],
+    ) -> io::Result<(i32, PathBuf)> {
+        let (mut run, _, log) = self.command(images, command, arguments)?;
+        Ok((reaper.start(&mut run)?, log))
+    }
+
     /// The command, and where its words and its log go.
     fn command(
         &self,

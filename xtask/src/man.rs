@@ -98,6 +98,25 @@ the tree runs before its memory is there. A server,
 .BR "crtools lazy\-pages" ,
 is started if none waits in the work directory, and stays until all has come. If it is killed before, what has not come
 reads as zeros.
+.PP
+.B dump \-\-lazy\-pages
+writes images without the memory that can come later, and keeps the tree stopped until the other host has asked for all
+of it, at
+.BR \-\-port .
+There,
+.B restore \-\-lazy\-pages \-\-page\-server
+with
+.B \-\-address
+and
+.B \-\-port
+(or
+.B lazy\-pages
+with the latter three) asks. When all has come, the dump ends the tree. If nobody asks, or the restore fails before the tree
+runs, it runs on here. If the connection breaks midway, the dump leaves the tree stopped, with all of its memory, and the
+restored tree is ended by SIGBUS where it touches what has not come (before Linux 6.6 it finds zeros); see that it is gone,
+and let the tree here go on with
+.BR "kill \-CONT" .
+Processes that share memory copy-on-write each have their own afterwards.
 .SH CONFIGURATION FILES
 Read in this order, later ones win:
 .IR /etc/criu/default.conf ,

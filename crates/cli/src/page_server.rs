@@ -2,9 +2,8 @@
 
 use image::Dir;
 use model::{Failure, Failures, Object, Options};
-use pages::server::Connection;
+use pages::server::{Connection, Door};
 use pages::{background, server};
-use std::net::TcpListener;
 
 /// # Errors
 /// When nobody can reach it, or what comes is not understood. What was written is removed then.
@@ -20,7 +19,9 @@ pub fn run(options: &Options) -> Result<(), Failures> {
         return Ok(());
     }
     let dir = Dir::open(&options.images_dir)?;
-    let mut connection = connect(options)?;
+    let door = Door::open(options)?;
+    background::say_ready(options.status_fd)?;
+    let mut connection = door.accept(&|| Ok(()))?;
     let received = receive(options, &dir, &mut *connection);
     let pages = received.inspect_err(|_| dir.discard())?;
     log::info!("{pages} pages have come");
@@ -48,27 +49,6 @@ pub fn dedup(options: &Options) -> Result<(), Failures> {
 fn receive(options: &Options, dir: &Dir, connection: &mut dyn Connection) -> Result<u64, Failure> {
     let parent = options.prev_images_dir.as_deref().map(|name| server::link_parent(dir, name)).transpose()?;
     server::receive(connection, dir, parent.as_ref())
-}
-
-fn connect(options: &Options) -> Result<Box<dyn Connection>, Failure> {
-    if let Some(fd) = options.ps_socket {
-        return server::inherited(fd);
-    }
-    let (host, port) = (options.address.as_deref().unwrap_or("0.0.0.0"), options.port.unwrap_or(0));
-    let explain = |doing: &'static str| {
-        move |error: std::io::Error| {
-            sys::memory::io_errno("bind", &error)
-                .on(Object::Named(format!("page server at {host}:{port}")), doing)
-        }
-    };
-    let listener = TcpListener::bind((host, port)).map_err(explain("wait there"))?;
-    if let Ok(address) = listener.local_addr() {
-        log::info!("page server waits at {address}");
-    }
-    background::say_ready(options.status_fd)?;
-    let (stream, from) = listener.accept().map_err(explain("wait for a dump"))?;
-    log::info!("{from} has come");
-    Ok(Box::new(stream))
 }
 
 fn in_background(options: &Options) -> Result<i32, Failure> {

@@ -66,7 +66,9 @@ impl Drop for Copies {
 /// Is a tree to run on while its memory is saved? Not when scripts follow the steps, unless it is asked for:
 /// they may rely on a tree that stands still until the end.
 pub fn are_wanted(options: &Options) -> bool {
-    options.leave_running && options.copy_on_write.unwrap_or(options.action_scripts.is_empty())
+    options.leave_running
+        && !options.lazy_pages
+        && options.copy_on_write.unwrap_or(options.action_scripts.is_empty())
 }
 
 /// Processes for which a copy pays whatever their size: what is written of them is written meanwhile.

@@ -6,6 +6,7 @@ mod copies;
 mod encode;
 mod freeze;
 mod identity;
+mod keep;
 mod observe;
 mod past;
 mod pre;

@@ -2,6 +2,7 @@
 
 use crate::copies::Seen;
 use crate::freeze::{FinalState, Tree, freeze};
+use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
@@ -14,7 +15,8 @@ use kinds::fd::tty;
 use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
-use model::{Errno, Failure, Failures, Hooks, Object, Options};
+use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
+use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Connection, Sending};
 use pages::take::{Job, Owner, Source, Taken, data_runs, take};
@@ -41,11 +43,12 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreDump, dir.path(), Some(root))?;
     let mut connection = connect(options)?;
+    let mut keeping = options.lazy_pages.then(|| Keeping::begin(options)).transpose()?;
     let mut tries = 0;
     loop {
         tries += 1;
         let taking = Taking::new(&dir, options, connection.as_mut());
-        let Err(failures) = dump(root, options, taking, &hooks) else { return Ok(()) };
+        let Err(failures) = dump(root, options, taking, &mut keeping, &hooks) else { return Ok(()) };
         dir.discard();
         if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
             return Err(failures);
@@ -67,7 +70,13 @@ pub fn connect(options: &Options) -> Result<Option<Box<dyn Connection>>, Failure
     options.page_server.then(|| server::connect(options)).transpose()
 }
 
-fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Result<(), Failures> {
+fn dump(
+    root: i32,
+    options: &Options,
+    mut taking: Taking,
+    keeping: &mut Option<Keeping>,
+    hooks: &Hooks,
+) -> Result<(), Failures> {
     let dir = taking.dir;
     let start = Instant::now();
     options.progress.stage("freeze");
@@ -158,7 +167,11 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
         let parent = process.pstree.ppid as i32;
         Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
     });
-    taking.memory(saved.collect())?;
+    let mut saved: Vec<Saved> = saved.collect();
+    if let Some(keeping) = keeping {
+        keeping.keep(&mut saved, &census.processes)?;
+    }
+    taking.memory(saved)?;
     taking.finish()?;
 
     sys::apart::go_on()?;
@@ -176,6 +189,18 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
     };
     hooks.run(Action::PostDump, dir.path(), Some(root))?;
     sys::apart::go_on()?;
+    if let Some(keeping) = keeping.take() {
+        hooks.run(Action::StatusReady, dir.path(), Some(root))?;
+        match keeping.hand_out(options)? {
+            Ended::Taken(pages) => log::info!("handed out {pages} pages"),
+            Ended::Given(failure) => return Err(failure.into()),
+            Ended::Torn(failure) => {
+                log::error!("{failure}");
+                tree.finish(FinalState::Stopped);
+                return Err(torn(root).into());
+            }
+        }
+    }
     if !is_copied {
         frozen_us = micros(frozen);
     }
@@ -198,6 +223,13 @@ fn dump(root: i32, options: &Options, mut taking: Taking, hooks: &Hooks) -> Resu
     }
     taking.report(freezing_us, frozen_us, scanned);
     Ok(())
+}
+
+/// Pages are on the other side: the tree must not run on here by itself.
+fn torn(root: i32) -> Failure {
+    let why = "the other side had a part of it when it was lost; the tree is stopped here";
+    let advice = "kill -CONT lets it run on, where it does not run there";
+    Failure::conflict(Object::Tree, "hand its memory over", why).help(Remedy::Advice(advice)).of(root)
 }
 
 /// Pages on their way into images.
@@ -258,7 +290,7 @@ impl<'d> Taking<'d> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
         let taken = match &mut self.connection {
-            Some(connection) => send(jobs, &mut **connection, &|pages| progress.pages_done(pages))?,
+            Some(connection) => send(jobs, &mut ***connection, &|pages| progress.pages_done(pages))?,
             None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
@@ -289,7 +321,8 @@ impl<'d> Taking<'d> {
     pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
-        if has_relatives && self.options.share_pages && self.connection.is_none() {
+        if has_relatives && self.options.share_pages && self.connection.is_none() && !self.options.lazy_pages
+        {
             share(&mut saved)?;
         }
         let mut jobs = Vec::with_capacity(saved.len());

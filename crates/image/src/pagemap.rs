@@ -28,7 +28,8 @@ pub struct Run {
     /// Address of the first byte and of the byte after the last.
     pub range: Range<u64>,
     pub flags: u32,
-    /// Offset of the content in the pages file; only where `PRESENT`.
+    /// Offset of the content in the pages file, where `PRESENT`; where the pages are [away](Run::is_away), the address in
+    /// the process that has them.
     pub offset: u64,
     pub file: PagesFile,
     /// The process that has the same pages at the same address; its page map says where they are.
@@ -46,6 +47,17 @@ impl Run {
         Run { same_as: Some(pid), ..Run::in_parent(range) }
     }
 
+    /// Pages that stay with the dump, which hands them out when they are asked for.
+    pub fn away(range: Range<u64>) -> Run {
+        let offset = range.start;
+        Run { range, flags: LAZY, offset, file: PagesFile::default(), same_as: None }
+    }
+
+    /// Is the content in no folder, but with the dump?
+    pub fn is_away(&self) -> bool {
+        self.flags & (PRESENT | PARENT) == 0
+    }
+
     pub fn len(&self) -> u64 {
         self.range.end - self.range.start
     }
@@ -60,6 +72,8 @@ impl Run {
 pub struct Pagemap {
     pub pages_id: u32,
     pub runs: Vec<Run>,
+    /// A CRIU before 4.2 wrote it: one that speaks with short headers.
+    pub is_old: bool,
 }
 
 impl Pagemap {
@@ -74,10 +88,11 @@ impl Pagemap {
     ) -> Result<Pagemap, Failure> {
         let mut reader = Reader::open(kind::PAGEMAP, name, bytes)?;
         let head: PagemapHead = reader.one()?;
-        let mut map = Pagemap { pages_id: head.pages_id, runs: Vec::new() };
+        let mut map = Pagemap { pages_id: head.pages_id, ..Pagemap::default() };
         let (mut last, mut offset) = (0, 0u64);
         while let Some(entry) = reader.record::<PagemapEntry>()? {
             let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
+            map.is_old |= entry.nr_pages.is_none();
             let count = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
             let end = count.checked_mul(PAGE).and_then(|length| entry.vaddr.checked_add(length));
             let Some(end) = end.filter(|_| entry.vaddr % PAGE == 0 && entry.vaddr >= last) else {
@@ -87,7 +102,10 @@ impl Pagemap {
             };
             let file = PagesFile { layer: 0, id: map.pages_id };
             let same_as = entry.same_as.filter(|_| flags & PRESENT == 0);
-            let run = Run { range: entry.vaddr..end, flags, offset, file, same_as };
+            let mut run = Run { range: entry.vaddr..end, flags, offset, file, same_as };
+            if run.is_away() {
+                run.offset = run.range.start;
+            }
             last = end;
             if flags & PRESENT != 0 {
                 // No overflow: the sum of runs without overlap is below 2^64.

@@ -6,7 +6,7 @@
 use crate::compressed::Compressed;
 use crate::take::pages_name;
 use image::Dir;
-use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
+use image::pagemap::{LAZY, PAGE, PRESENT, Pagemap, PagesFile, Run};
 use model::{Failure, Object};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -62,8 +62,20 @@ impl Chain {
     /// there is none.
     ///
     /// # Errors
-    /// `Corrupt` where a page is said to be in a parent that does not have it.
+    /// `Corrupt` where a page is said to be in a parent that does not have it; for pages that are with the dump.
     pub fn load(&self, name: &str) -> Result<Pagemap, Failure> {
+        let map = self.load_with_away(name)?;
+        match map.runs.iter().find(|run| run.is_away()) {
+            Some(run) => Err(away(name, run)),
+            None => Ok(map),
+        }
+    }
+
+    /// The same, also where pages of the newest folder are with the dump.
+    ///
+    /// # Errors
+    /// `Corrupt` where a page is said to be in a parent that does not have it.
+    pub fn load_with_away(&self, name: &str) -> Result<Pagemap, Failure> {
         self.load_from(0, name, 0)
     }
 
@@ -83,22 +95,20 @@ impl Chain {
             })?;
             Ok(length.len())
         })?;
-        let refuse = |run: &Run, why: &'static str| {
-            let object = Object::Vma { start: run.range.start, end: run.range.end, what: name.into() };
-            Err(Failure::unsupported(object, why))
-        };
-        if let Some(run) = map.runs.iter().find(|run| run.flags & (PRESENT | PARENT) == 0) {
-            return refuse(run, "its pages are nowhere (a lazy dump), which is not carried yet");
+        // A dump hands out pages once: those of an older one are gone.
+        if let Some(run) = map.runs.iter().find(|run| run.is_away() && (layer > 0 || run.flags & LAZY == 0)) {
+            return Err(away(name, run));
         }
         for run in &mut map.runs {
             run.file.layer = layer as u32;
         }
-        let Some(run) = map.runs.iter().find(|run| run.flags & PRESENT == 0) else { return Ok(map) };
+        let Some(run) = map.runs.iter().find(|run| is_elsewhere(run)) else { return Ok(map) };
         // What is stored elsewhere, each place once.
-        let elsewhere = map.runs.iter().filter(|run| run.flags & PRESENT == 0);
+        let elsewhere = map.runs.iter().filter(|run| is_elsewhere(run));
         let places: BTreeSet<Option<u32>> = elsewhere.map(|run| run.same_as).collect();
         if places.contains(&None) && layer + 1 == self.0.len() {
-            return refuse(run, "its pages are in a parent folder, and there is no link to one");
+            let why = "its pages are in a parent folder, and there is no link to one";
+            return Err(Failure::unsupported(object(name, run), why));
         }
         for place in places {
             let other = match place {
@@ -109,6 +119,20 @@ impl Chain {
         }
         Ok(map)
     }
+}
+
+/// Is the content in another folder, or with another process?
+fn is_elsewhere(run: &Run) -> bool {
+    run.flags & PRESENT == 0 && !run.is_away()
+}
+
+fn object(name: &str, run: &Run) -> Object {
+    Object::Vma { start: run.range.start, end: run.range.end, what: name.into() }
+}
+
+fn away(name: &str, run: &Run) -> Failure {
+    let why = "its pages are not in the images: they stayed with the dump (--lazy-pages), or are lost";
+    Failure::unsupported(object(name, run), why)
 }
 
 /// Frees the room of pages in older folders that a newer one has anew. The newest folder stays as it is. Returns how
@@ -184,7 +208,7 @@ fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Re
     let mut resolved = Vec::with_capacity(runs.len());
     let mut at = 0;
     for run in runs {
-        if run.flags & PRESENT != 0 || run.same_as != place {
+        if !is_elsewhere(&run) || run.same_as != place {
             resolved.push(run);
             continue;
         }
@@ -257,6 +281,7 @@ const _: () = assert!(PAGE == sys::memory::PAGE);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::pagemap::PARENT;
 
     fn run(pages: std::ops::Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
         let file = PagesFile { layer, id: 1 };
@@ -272,6 +297,32 @@ mod tests {
         let wanted = [run(0..2, PRESENT, 0, 0), run(2..4, PRESENT, 6, 1), run(4..8, PRESENT, 0, 2)];
         assert_eq!(resolved, wanted);
         assert!(resolve("x", runs, None, &parent[..1]).is_err());
+    }
+
+    #[test]
+    fn pages_that_stayed_with_a_dump_are_only_those_of_the_newest_folder() {
+        let path = std::env::temp_dir().join(format!("crtools-away-{}", std::process::id()));
+        let folder = |name: &str, runs: Vec<Run>| {
+            let path = path.join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let dir = Dir::open(&path).unwrap();
+            dir.write("pagemap-5.img", &Pagemap { pages_id: 1, runs, is_old: false }.encode()).unwrap();
+            dir
+        };
+        let away = Run::away(PAGE..3 * PAGE);
+        let first = folder("1", vec![away.clone()]);
+        let second = folder("2", vec![Run::in_parent(PAGE..2 * PAGE)]);
+        std::os::unix::fs::symlink("../1", path.join("2").join(PARENT_LINK)).unwrap();
+        let nowhere = folder("3", vec![Run { flags: 0, ..away.clone() }]);
+        let load = |dir: &Dir| Chain::open(dir).unwrap().load_with_away("pagemap-5.img").map(|map| map.runs);
+        let strict = Chain::open(&first).unwrap().load("pagemap-5.img");
+        let results = [load(&first), load(&second), load(&nowhere)];
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(strict.is_err());
+        let [first, second, nowhere] = results;
+        let first = first.unwrap();
+        assert_eq!((first.len(), &first[0].range, first[0].offset), (1, &away.range, PAGE));
+        assert!(second.is_err() && nowhere.is_err());
     }
 
     #[test]
@@ -300,7 +351,8 @@ mod tests {
             let path = path.join(name);
             std::fs::create_dir_all(&path).unwrap();
             let dir = Dir::open(&path).unwrap();
-            dir.write("pagemap-5.img", &Pagemap { pages_id: 1, runs: runs.to_vec() }.encode()).unwrap();
+            dir.write("pagemap-5.img", &Pagemap { pages_id: 1, runs: runs.to_vec(), is_old: false }.encode())
+                .unwrap();
             let pages = runs.iter().filter(|run| run.flags & PRESENT != 0).map(Run::len).sum::<u64>();
             std::fs::write(path.join("pages-1.img"), vec![7; pages as usize]).unwrap();
             if let Some(parent) = parent {

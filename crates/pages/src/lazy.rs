@@ -5,16 +5,17 @@
 //! content; it is a plain value, changed by events. What nobody touches comes in the background.
 
 use image::pagemap::Run;
-use model::Errno;
+use model::{Errno, Failure, Object};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use sys::memory::View;
 use sys::userfault::{Event, Userfault};
 
 /// Pages that come together with one that was touched.
 const AROUND: u64 = 64 << 10;
 /// What comes at a time in the background: touches wait as long.
 const AT_ONCE: u64 = 256 << 10;
+/// What is asked for before it is needed, where that takes time.
+const AHEAD: u64 = 4 * AT_ONCE;
 
 /// Content that waits: by its address, until where, and where its first byte is.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +33,24 @@ impl Waiting {
     /// The first that waits.
     pub fn first(&self) -> Option<u64> {
         self.0.keys().next().copied()
+    }
+
+    /// What waits in `length` bytes from the first on, in the pieces in which it will be given if nothing else happens:
+    /// each with the place of its content.
+    fn next(&self, length: u64) -> Vec<(&Run, u64, u64)> {
+        let mut pieces = Vec::new();
+        let Some(first) = self.first() else { return pieces };
+        let limit = first.saturating_add(length);
+        for (start, (end, run)) in self.0.range(first..limit) {
+            let mut at = *start;
+            while at < limit.min(*end) {
+                let border = first + (at - first) / AT_ONCE * AT_ONCE + AT_ONCE;
+                let stop = border.min(*end);
+                pieces.push((run, run.offset + (at - start), stop - at));
+                at = stop;
+            }
+        }
+        pieces
     }
 
     /// Takes out what is in `range`, piece by piece: the addresses, and the content from there on.
@@ -76,9 +95,29 @@ impl Waiting {
     }
 }
 
+/// Who has the content that processes wait for.
+pub trait Source {
+    /// Content of a process of the images: that of `run` from `offset` on, `length` bytes or fewer, but whole pages and
+    /// at least one.
+    ///
+    /// # Errors
+    /// When it does not have it, or cannot be reached.
+    fn content(&mut self, pid: i32, run: &Run, offset: u64, length: u64) -> Result<&[u8], Failure>;
+
+    /// It will be asked for this next, if nothing else is touched before.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    fn announce(&mut self, _pid: i32, _run: &Run, _offset: u64, _length: u64) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
 /// One process, or none any more.
 #[derive(Debug)]
 pub struct Task {
+    /// Of the process in the images whose memory it began with.
+    pid: i32,
     memory: Userfault,
     waiting: Waiting,
     /// Touches that could not be answered yet: the process has to tell of something first.
@@ -97,12 +136,13 @@ enum Given {
     Later,
 }
 
-/// Where content is.
-pub type Pages<'v> = dyn Fn(&Run) -> Option<&'v View> + 'v;
-
 impl Task {
-    pub fn new(memory: Userfault, waiting: Waiting) -> Task {
-        Task { memory, waiting, later: Vec::new(), has_ended: false }
+    pub fn new(pid: i32, memory: Userfault, waiting: Waiting) -> Task {
+        Task { pid, memory, waiting, later: Vec::new(), has_ended: false }
+    }
+
+    fn explain(&self, error: Errno) -> Failure {
+        error.on(Object::Task, "give it pages").of(self.pid)
     }
 
     /// Has it all, or is no more.
@@ -117,22 +157,31 @@ impl Task {
     /// Answers everything that the process waits for; returns its new children.
     ///
     /// # Errors
-    /// When the images do not have what they should, or the kernel refuses.
-    pub fn answer(&mut self, pages: &Pages) -> Result<Vec<Task>, Errno> {
+    /// When the content cannot be had, or the kernel refuses.
+    pub fn answer(&mut self, source: &mut dyn Source) -> Result<Vec<Task>, Failure> {
         let mut children = Vec::new();
         // One that ended never tells anything again.
-        while let Some(event) = self.memory.event()? {
+        while let Some(event) = self.memory.event().map_err(|error| self.explain(error))? {
             match event {
-                Event::Fault(at) => self.give_around(at, pages)?,
-                Event::Fork(memory) => children.push(Task::new(memory, self.waiting.clone())),
-                Event::Moved(from, to, len) => self.waiting.move_by(from, to, len),
-                Event::Dropped(range) | Event::Unmapped(range) => drop(self.waiting.take(range)),
+                Event::Fault(at) => self.give_around(at, source)?,
+                event => children.extend(self.note(event)),
             }
         }
         for at in std::mem::take(&mut self.later) {
-            self.give_around(at, pages)?;
+            self.give_around(at, source)?;
         }
         Ok(children)
+    }
+
+    /// Takes note of what happened; of a new child, which it returns.
+    fn note(&mut self, event: Event) -> Option<Task> {
+        match event {
+            Event::Fault(at) => self.later.push(at),
+            Event::Fork(memory) => return Some(Task::new(self.pid, memory, self.waiting.clone())),
+            Event::Moved(from, to, len) => self.waiting.move_by(from, to, len),
+            Event::Dropped(range) | Event::Unmapped(range) => drop(self.waiting.take(range)),
+        }
+        None
     }
 
     /// Is somebody to be answered who told of nothing new?
@@ -140,13 +189,13 @@ impl Task {
         !self.later.is_empty()
     }
 
-    fn give_around(&mut self, at: u64, pages: &Pages) -> Result<(), Errno> {
+    fn give_around(&mut self, at: u64, source: &mut dyn Source) -> Result<(), Failure> {
         // The one that is waited for comes first.
-        match self.give(at..at + 4096, pages)? {
+        match self.give(at..at + 4096, source)? {
             Given::Later => self.later.push(at),
             Given::First => {
                 let around = at / AROUND * AROUND;
-                self.give(around..around + AROUND, pages)?;
+                self.give(around..around + AROUND, source)?;
             }
             Given::Nothing => match self.memory.zero(at) {
                 Err(error) if error.code == libc::EAGAIN => self.later.push(at),
@@ -161,29 +210,35 @@ impl Task {
     ///
     /// # Errors
     /// As [`Task::answer`].
-    pub fn give_more(&mut self, pages: &Pages) -> Result<(), Errno> {
-        match self.waiting.first() {
-            Some(first) => self.give(first..first + AT_ONCE, pages).map(drop),
-            None => Ok(()),
+    pub fn give_more(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
+        let Some(first) = self.waiting.first() else { return Ok(()) };
+        for (run, offset, length) in self.waiting.next(AHEAD) {
+            source.announce(self.pid, run, offset, length)?;
         }
+        self.give(first..first + AT_ONCE, source).map(drop)
     }
 
     /// Gives what waits in `range`.
-    fn give(&mut self, range: Range<u64>, pages: &Pages) -> Result<Given, Errno> {
+    fn give(&mut self, range: Range<u64>, source: &mut dyn Source) -> Result<Given, Failure> {
         let mut given = Given::Nothing;
         let mut parts = self.waiting.take(range.clone()).into_iter();
         while let Some((part, run)) = parts.next() {
-            let missing = Errno { call: "mmap", code: libc::ENODATA };
-            let view = pages(&run).ok_or(missing)?;
             let (mut at, mut end) = (part.start, part.end);
             while at < part.end && !self.has_ended {
-                let from = (run.offset + (at - part.start)) as usize;
-                let bytes = view.bytes().get(from..from + (end - at) as usize).ok_or(missing)?;
+                let offset = run.offset + (at - part.start);
+                let bytes = match source.content(self.pid, &run, offset, end - at) {
+                    Ok(bytes) => bytes,
+                    Err(failure) => {
+                        self.waiting.put(at..part.end, Run { offset, ..run });
+                        parts.for_each(|(part, run)| self.waiting.put(part, run));
+                        return Err(failure);
+                    }
+                };
+                end = at + bytes.len() as u64;
                 match self.memory.give(at, bytes) {
                     Ok(count) => at += count as u64,
                     // It tells of something first: what is left waits again.
                     Err(error) if error.code == libc::EAGAIN => {
-                        let offset = run.offset + (at - part.start);
                         self.waiting.put(at..part.end, Run { offset, ..run });
                         parts.for_each(|(part, run)| self.waiting.put(part, run));
                         return Ok(if at == range.start { Given::Later } else { given });
@@ -208,15 +263,51 @@ impl Task {
     }
 
     /// Errors that only mean that nobody waits.
-    fn excuse(&mut self, error: Errno) -> Result<(), Errno> {
+    fn excuse(&mut self, error: Errno) -> Result<(), Failure> {
         match error.code {
             libc::EEXIST | libc::ENOENT => Ok(()),
             libc::ESRCH => {
                 self.has_ended = true;
                 Ok(())
             }
-            _ => Err(error),
+            _ => Err(self.explain(error)),
         }
+    }
+
+    /// Content cannot be had any more: whoever touches what has not come is hit by SIGBUS, instead of finding zeros. Returns
+    /// children of which that was not known.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.6, which knows no such thing.
+    pub fn give_up(&mut self) -> Result<Vec<Task>, Failure> {
+        let mut children = Vec::new();
+        loop {
+            while let Some(event) = self.memory.event().map_err(|error| self.explain(error))? {
+                children.extend(self.note(event));
+            }
+            match self.poison() {
+                // It tells of something first.
+                Err(error) if error.code == libc::EAGAIN => {}
+                Err(error) => return self.excuse(error).map(|()| children),
+                Ok(()) => return Ok(children),
+            }
+        }
+    }
+
+    fn poison(&mut self) -> Result<(), Errno> {
+        while let Some(start) = self.waiting.first() {
+            let Some((end, _)) = self.waiting.0.get(&start) else { break };
+            self.memory.poison(start..*end)?;
+            self.waiting.0.remove(&start);
+        }
+        // Nothing waited there: it was zero.
+        while let Some(at) = self.later.last() {
+            match self.memory.zero(*at) {
+                Err(error) if error.code != libc::EEXIST => return Err(error),
+                _ => self.later.pop(),
+            };
+        }
+        Ok(())
     }
 }
 

@@ -12,15 +12,17 @@ use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Object, Options};
 use std::fs::File;
 use std::io;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 const OPEN2: u16 = 4;
 const PARENT_EXISTS: u16 = 5;
-const ADD_F: u16 = 6;
-const CLOSE: u16 = 0x1023;
-const FORCE_CLOSE: u16 = 0x1024;
+pub(crate) const ADD_F: u16 = 6;
+pub(crate) const CLOSE: u16 = 0x1023;
+pub(crate) const FORCE_CLOSE: u16 = 0x1024;
 
 /// Types of objects.
 const OF_TASK: u64 = 1;
@@ -35,16 +37,16 @@ const FIRST_ID: u32 = 0x10001;
 const CHUNK: usize = 1 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Header {
-    command: u16,
-    flags: u16,
-    pages: u64,
-    address: u64,
-    object: u64,
+pub(crate) struct Header {
+    pub command: u16,
+    pub flags: u16,
+    pub pages: u64,
+    pub address: u64,
+    pub object: u64,
 }
 
 impl Header {
-    fn bytes(&self) -> [u8; 32] {
+    pub fn bytes(&self) -> [u8; 32] {
         let mut bytes = [0; 32];
         bytes[..2].copy_from_slice(&self.command.to_ne_bytes());
         bytes[2..4].copy_from_slice(&self.flags.to_ne_bytes());
@@ -54,8 +56,18 @@ impl Header {
         bytes
     }
 
+    /// As CRIU up to 4.1 has it.
+    pub fn short_bytes(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        let long = self.bytes();
+        bytes[..4].copy_from_slice(&long[..4]);
+        bytes[4..8].copy_from_slice(&(self.pages as u32).to_ne_bytes());
+        bytes[8..].copy_from_slice(&long[16..]);
+        bytes
+    }
+
     /// Of 24 or 32 bytes.
-    fn parse(bytes: &[u8]) -> Header {
+    pub fn parse(bytes: &[u8]) -> Header {
         let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("two bytes"));
         let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let (pages, rest) = match bytes.len() {
@@ -66,7 +78,7 @@ impl Header {
     }
 }
 
-fn explain(doing: &'static str) -> impl Fn(io::Error) -> Failure {
+pub(crate) fn explain(doing: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| {
         let error = match error.kind() {
             io::ErrorKind::UnexpectedEof => Errno { call: "read", code: libc::ECONNRESET },
@@ -76,22 +88,50 @@ fn explain(doing: &'static str) -> impl Fn(io::Error) -> Failure {
     }
 }
 
-fn wrong(why: String) -> Failure {
+pub(crate) fn wrong(why: String) -> Failure {
     Failure::conflict(Object::Named("page server".into()), "understand what is sent", why)
 }
 
 /// Both directions of a connection.
-pub trait Connection: io::Read + io::Write + Send {}
-impl<T: io::Read + io::Write + Send> Connection for T {}
+pub trait Connection: io::Read + io::Write + Send {
+    /// What it goes over, if the kernel knows.
+    fn socket(&self) -> Option<BorrowedFd<'_>>;
+}
+
+impl Connection for TcpStream {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+}
+
+impl Connection for File {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+}
+
+/// Has reads and writes end with `EAGAIN` now and then when nothing comes or goes.
+pub(crate) fn look_up(connection: &dyn Connection) {
+    let time = [0u64.to_ne_bytes(), (TURN.as_micros() as u64).to_ne_bytes()].concat();
+    for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+        // Where that cannot be said, they wait as long as it takes.
+        let _ = connection.socket().map(|fd| sys::socket::set_option(fd, libc::SOL_SOCKET, name, &time));
+    }
+}
+
+/// How often it is asked whether to go on, while nothing comes.
+const TURN: Duration = Duration::from_millis(500);
 
 /// A connection that whoever started this program has made (`--ps-socket`).
-///
-/// # Errors
-/// When there is no such descriptor.
-pub fn inherited(number: i32) -> Result<Box<dyn Connection>, Failure> {
+fn inherited(number: i32) -> Result<Box<dyn Connection>, Failure> {
     let object = || Object::Named(format!("--ps-socket {number}"));
     let fd = sys::inherited::duplicate(number).map_err(|error| error.on(object(), "use the connection"))?;
+    tend(&fd);
     Ok(Box::new(File::from(fd)))
+}
+
+fn place(host: &str, port: u16) -> Object {
+    Object::Named(format!("page server at {host}:{port}"))
 }
 
 /// Connects to a server, as the options say.
@@ -103,13 +143,74 @@ pub fn connect(options: &Options) -> Result<Box<dyn Connection>, Failure> {
         return inherited(fd);
     }
     let (host, port) = (options.address.as_deref().unwrap_or("127.0.0.1"), options.port.unwrap_or(0));
-    let stream = TcpStream::connect((host, port)).map_err(|error| {
-        let object = Object::Named(format!("page server at {host}:{port}"));
-        sys::memory::io_errno("connect", &error).on(object, "reach it")
-    })?;
-    // Headers are small, and answers are waited for.
-    let _ = stream.set_nodelay(true);
+    let stream = TcpStream::connect((host, port))
+        .map_err(|error| sys::memory::io_errno("connect", &error).on(place(host, port), "reach it"))?;
+    tend(&stream);
     Ok(Box::new(stream))
+}
+
+/// Headers are small, and answers are waited for; a host that is gone without a word is noticed after a minute or
+/// two. What a socket of another sort does not know does not matter to it.
+fn tend(socket: impl AsFd) {
+    let word = |value: i32| value.to_ne_bytes();
+    let _ = sys::socket::set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &word(1));
+    for (name, value) in
+        [(libc::TCP_NODELAY, 1), (libc::TCP_KEEPIDLE, 30), (libc::TCP_KEEPINTVL, 10), (libc::TCP_KEEPCNT, 6)]
+    {
+        let _ = sys::socket::set_option(&socket, libc::IPPROTO_TCP, name, &word(value));
+    }
+}
+
+/// Where the other end comes in.
+pub enum Door {
+    Listener(TcpListener, Object),
+    /// It is there already.
+    Inherited(Box<dyn Connection>),
+}
+
+impl Door {
+    /// Waits where the options say.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn open(options: &Options) -> Result<Door, Failure> {
+        if let Some(fd) = options.ps_socket {
+            return inherited(fd).map(Door::Inherited);
+        }
+        let (host, port) = (options.address.as_deref().unwrap_or("0.0.0.0"), options.port.unwrap_or(0));
+        let listener = TcpListener::bind((host, port))
+            .map_err(|error| sys::memory::io_errno("bind", &error).on(place(host, port), "wait there"))?;
+        if let Ok(address) = listener.local_addr() {
+            log::info!("page server waits at {address}");
+        }
+        Ok(Door::Listener(listener, place(host, port)))
+    }
+
+    /// Waits for the other end, as long as `go_on` says so.
+    ///
+    /// # Errors
+    /// That of `go_on`, or of accept(2).
+    pub fn accept(self, go_on: &dyn Fn() -> Result<(), Failure>) -> Result<Box<dyn Connection>, Failure> {
+        let (listener, place) = match self {
+            Door::Listener(listener, place) => (listener, place),
+            Door::Inherited(connection) => return Ok(connection),
+        };
+        let explain = |error: Errno| error.on(place.clone(), "wait for somebody to come");
+        while sys::fd::poll(&[listener.as_fd()], TURN.as_millis() as i32).map_err(explain)? != [true] {
+            go_on()?;
+        }
+        let (stream, from) =
+            listener.accept().map_err(|error| explain(sys::memory::io_errno("accept", &error)))?;
+        log::info!("{from} has come");
+        tend(&stream);
+        Ok(Box::new(stream))
+    }
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("Door")
+    }
 }
 
 // ------------------------------------------------------------------------------------------ receiving
@@ -209,7 +310,7 @@ impl Receiving<'_> {
 
     fn close(&mut self) -> Result<(), Failure> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let pagemap = Pagemap { pages_id: open.id, runs: open.runs };
+        let pagemap = Pagemap { pages_id: open.id, runs: open.runs, is_old: false };
         self.dir.write(&open.name, &pagemap.encode())
     }
 
@@ -379,9 +480,10 @@ mod tests {
         }
     }
 
-    fn short(header: Header) -> Vec<u8> {
-        let long = header.bytes();
-        [&long[..4], &(header.pages as u32).to_ne_bytes(), &long[16..]].concat()
+    impl Connection for Line {
+        fn socket(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
     }
 
     fn conversation(encode: fn(Header) -> Vec<u8>) -> Vec<u8> {
@@ -406,9 +508,10 @@ mod tests {
 
     #[test]
     fn both_sizes_of_headers_are_understood() {
-        for (name, encode) in
-            [("long", (|header: Header| header.bytes().to_vec()) as fn(Header) -> Vec<u8>), ("short", short)]
-        {
+        for (name, encode) in [
+            ("long", (|header: Header| header.bytes().to_vec()) as fn(Header) -> Vec<u8>),
+            ("short", |header| header.short_bytes().to_vec()),
+        ] {
             let (result, pages, answers) = receive_into(name, conversation(encode));
             assert_eq!(result.unwrap(), 2, "{name}");
             assert_eq!(pages, Some(vec![9; 8192]));

@@ -235,7 +235,7 @@ pub fn take(
         runs.extend(job.elsewhere.iter().cloned());
         // What is in the file stays in its order: it is sorted already.
         runs.sort_by_key(|run| run.range.start);
-        let pagemap = Pagemap { pages_id: job.pages_id, runs };
+        let pagemap = Pagemap { pages_id: job.pages_id, runs, is_old: false };
         dir.write(&job.owner.pagemap(), &pagemap.encode())?;
     }
     Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))

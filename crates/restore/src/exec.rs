@@ -488,10 +488,7 @@ impl<'r> Exec<'r> {
 
     /// Does the memory of this task come when it is touched? Not where others begin with it.
     fn comes_later(&self, at: usize) -> bool {
-        let has_heirs = !self.children(at, Birth::Sharing).is_empty()
-            || self.plan.adopts(&self.checkpoint, at)
-            || self.plan.stand_ins.iter().any(|one| one.maker == at && one.is_of_session);
-        self.lazy.is_some() && !has_heirs
+        self.lazy.is_some() && !self.plan.has_heirs(&self.checkpoint, at)
     }
 
     /// Puts many pages into a process whose memory is mapped, and lets it go on. `userfault` is its
@@ -545,6 +542,9 @@ impl<'r> Exec<'r> {
             }
             filling.copy.clear();
             ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
+        } else if filling.copy.iter().any(image::pagemap::Run::is_away) {
+            let error = Errno { call: "userfaultfd", code: -i32::try_from(userfault).unwrap_or(0) };
+            return Err(error.on(Object::Task, "have its memory come later").of(task.pid));
         } else {
             filling.copy_nothing(task, ops);
         }

@@ -2,17 +2,22 @@
 //! way to it.
 //!
 //! They meet at a stream socket in the work directory, as CRIU's do: for each process its pid (int32), then a byte
-//! with its userfaultfd; when the tree runs, [`RUNS`]. Where no server waits, the restore starts one. It stays
-//! until every page has come, or every process has ended. If it is killed before, the memory that has not come
-//! reads as zeros: it is as much a part of the tree as its memory.
+//! with its userfaultfd; when the tree runs, [`RUNS`], and when it never will, [`FAILED`]. Where no server waits, the
+//! restore starts one. It stays until every page has come, or every process has ended. If it is killed before, the
+//! memory that has not come reads as zeros: it is as much a part of the tree as its memory.
+//!
+//! Pages are in the images, or still with the dump (`--page-server`). If that is lost midway, the tree is hit by SIGBUS
+//! where it touches what has not come.
 
 use image::Dir;
-use image::pagemap::{PagesFile, Run};
+use image::pagemap::{Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
-use pages::background;
+use pages::away::Away;
 use pages::chain::Chain;
-use pages::lazy::{Task, Waiting};
+use pages::lazy::{Source, Task, Waiting};
 use pages::take::pages_name;
+use pages::{background, server};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +29,8 @@ use sys::userfault::Userfault;
 const SOCKET: &str = "lazy-pages.socket";
 /// "The tree runs", in the place of a pid.
 const RUNS: u32 = 0x5253_5446;
+/// "The restore has failed, and nothing of the tree is left"; no pid either. Ours.
+const FAILED: u32 = 0x8000_0000;
 
 fn explain(doing: &'static str) -> impl Fn(Errno) -> Failure {
     move |error| error.on(Object::Named("lazy pages".into()), doing)
@@ -35,9 +42,12 @@ fn address(work_dir: &Path) -> Vec<u8> {
     sys::socket::unix_address(&name)
 }
 
-/// The way from a restore to the server.
+/// The way from a restore to the server. Dropped before the tree runs, it says that it never will.
 #[derive(Debug)]
-pub struct Server(OwnedFd);
+pub struct Server {
+    socket: OwnedFd,
+    runs: Cell<bool>,
+}
 
 impl Server {
     /// Finds the server of this work directory, or starts one.
@@ -46,9 +56,10 @@ impl Server {
     /// When none can be reached.
     pub fn reach(options: &Options) -> Result<Server, Failure> {
         let address = address(&options.work_dir);
-        let connect = || {
+        let connect = || -> Result<Server, Errno> {
             let socket = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
-            sys::socket::connect(&socket, &address).map(|()| Server(socket))
+            sys::socket::connect(&socket, &address)?;
+            Ok(Server { socket, runs: Cell::new(false) })
         };
         match connect() {
             Err(error) if matches!(error.code, libc::ENOENT | libc::ECONNREFUSED) => {
@@ -62,15 +73,37 @@ impl Server {
     /// Hands the memory of a process over.
     pub fn hand_over(&self, pid: i32, memory: &Userfault) -> Result<(), Failure> {
         let explain = explain("hand the memory of a process to the server");
-        sys::socket::send(&self.0, &pid.to_ne_bytes(), None).map_err(&explain)?;
-        sys::socket::send_with(&self.0, &[0], None, &[memory.as_fd()], None).map_err(explain).map(drop)
+        sys::socket::send(&self.socket, &pid.to_ne_bytes(), None).map_err(&explain)?;
+        sys::socket::send_with(&self.socket, &[0], None, &[memory.as_fd()], None).map_err(explain).map(drop)
+    }
+
+    /// # Errors
+    /// When the server has ended: the tree must not run.
+    pub fn is_there(&self) -> Result<(), Failure> {
+        match sys::fd::hung_up(&self.socket) {
+            true => {
+                let why = "it has ended; its log says why";
+                Err(Failure::conflict(Object::Named("lazy pages".into()), "rely on its server", why))
+            }
+            false => Ok(()),
+        }
     }
 
     /// The tree runs.
     pub fn tell_that_it_runs(&self) -> Result<(), Failure> {
-        sys::socket::send(&self.0, &RUNS.to_ne_bytes(), None)
+        self.runs.set(true);
+        sys::socket::send(&self.socket, &RUNS.to_ne_bytes(), None)
             .map_err(explain("tell the server that the tree runs"))
             .map(drop)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.runs.get() {
+            // If it hears nothing, it takes it for lost.
+            let _ = sys::socket::send(&self.socket, &FAILED.to_ne_bytes(), None);
+        }
     }
 }
 
@@ -79,6 +112,10 @@ fn start(options: &Options) -> Result<i32, Failure> {
     let mut words: Vec<OsString> = vec!["-D".into(), options.images_dir.clone().into()];
     words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
     words.extend(["-o".into(), "lazy-pages.log".into()]);
+    words.extend(options.page_server.then(|| "--page-server".into()));
+    words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
+    words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
+    words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
     background::start("lazy-pages", words)
 }
 
@@ -98,7 +135,8 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         return Ok(());
     }
     let dir = Dir::open(&options.images_dir)?;
-    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new() };
+    let away = options.page_server.then(|| server::connect(options)).transpose()?.map(Away::new);
+    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new(), away };
     let path = options.work_dir.join(SOCKET);
     let listener =
         sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
@@ -118,27 +156,54 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     let restore = accepted.map_err(explain("wait for a restore"))?;
     drop(listener);
     log::info!("a restore has come");
-    let mut serving = Serving { tasks: Vec::new(), restore: Some(restore), pid: None, runs: false };
+    let mut serving =
+        Serving { tasks: Vec::new(), restore: Some(restore), pid: None, runs: false, has_failed: false };
     while !serving.is_done() {
-        serving.turn(&mut pages)?;
+        if let Err(failure) = serving.turn(&mut pages) {
+            serving.give_up();
+            return Err(failure.into());
+        }
+    }
+    if !serving.runs {
+        let why =
+            if serving.has_failed { "the restore has failed" } else { "the restore has ended too early" };
+        if let Some(away) = pages.away.filter(|_| serving.has_failed) {
+            away.give_back()?;
+        }
+        return Err(Failure::conflict(Object::Named("lazy pages".into()), "hand them out", why).into());
     }
     log::info!("every page has come");
+    if let Some(away) = pages.away {
+        // They are all here: the tree needs nothing more from there.
+        match away.close() {
+            Ok(pages) => log::info!("{pages} pages came from the dump"),
+            Err(failure) => log::warn!("{failure}"),
+        }
+    }
     Ok(())
 }
 
-/// The pages of an image set, mapped.
+/// The pages of an image set, mapped, and those that are with the dump.
 #[derive(Debug)]
 struct Pages {
     chain: Chain,
     views: HashMap<PagesFile, View>,
+    away: Option<Away>,
 }
 
 impl Pages {
     /// The content that a process waits for.
     fn of(&mut self, pid: i32) -> Result<Vec<Run>, Failure> {
-        let runs = self.chain.load(&format!("pagemap-{pid}.img"))?.runs;
+        let Pagemap { runs, is_old, .. } = self.chain.load_with_away(&format!("pagemap-{pid}.img"))?;
         for run in &runs {
-            if !self.views.contains_key(&run.file) {
+            if run.is_away() {
+                let Some(away) = &mut self.away else {
+                    let why = "are still with the dump: lazy-pages needs --page-server, with its --address and --port";
+                    let failure = Failure::unsupported(Object::Named("pages".into()), why);
+                    return Err(failure.of(pid));
+                };
+                away.is_old = is_old;
+            } else if !self.views.contains_key(&run.file) {
                 let file = self.chain.open_pages(run.file)?;
                 let explain = |error: Errno| error.on(Object::Path(pages_name(run.file.id)), "map the pages");
                 let len =
@@ -150,6 +215,26 @@ impl Pages {
     }
 }
 
+impl Source for Pages {
+    fn content(&mut self, pid: i32, run: &Run, offset: u64, length: u64) -> Result<&[u8], Failure> {
+        if let Some(away) = self.away.as_mut().filter(|_| run.is_away()) {
+            return away.content(pid, run, offset, length);
+        }
+        let part = offset as usize..(offset + length) as usize;
+        self.views
+            .get(&run.file)
+            .and_then(|view| view.bytes().get(part))
+            .ok_or_else(|| Failure::corrupt(pages_name(run.file.id), None, "is shorter than it was").of(pid))
+    }
+
+    fn announce(&mut self, pid: i32, run: &Run, offset: u64, length: u64) -> Result<(), Failure> {
+        match self.away.as_mut().filter(|_| run.is_away()) {
+            Some(away) => away.announce(pid, run, offset, length),
+            None => Ok(()),
+        }
+    }
+}
+
 struct Serving {
     tasks: Vec<Task>,
     /// Until it has said all.
@@ -157,6 +242,8 @@ struct Serving {
     /// Whose memory comes next.
     pid: Option<i32>,
     runs: bool,
+    /// It said that it has failed.
+    has_failed: bool,
 }
 
 impl Serving {
@@ -170,19 +257,16 @@ impl Serving {
         let mut waited: Vec<BorrowedFd> = self.tasks.iter().map(|task| task.memory().as_fd()).collect();
         waited.extend(self.restore.as_ref().map(AsFd::as_fd));
         let is_ready = sys::fd::poll(&waited, if has_more { 0 } else { -1 }).map_err(explain("wait"))?;
-        let give = explain("hand out pages");
-        let views = &pages.views;
-        let view = |run: &Run| views.get(&run.file);
         let mut children = Vec::new();
         for (task, is_ready) in self.tasks.iter_mut().zip(&is_ready) {
             if *is_ready || task.is_late() {
-                children.extend(task.answer(&view).map_err(&give)?);
+                children.extend(task.answer(pages)?);
             }
         }
         // One piece for each, so that no touch waits long.
         if self.runs && !is_ready.contains(&true) {
             for task in &mut self.tasks {
-                task.give_more(&view).map_err(&give)?;
+                task.give_more(pages)?;
             }
         }
         self.tasks.extend(children);
@@ -193,6 +277,16 @@ impl Serving {
             self.listen(pages)?;
         }
         Ok(())
+    }
+
+    /// What has not come will never come.
+    fn give_up(&mut self) {
+        while let Some(mut task) = self.tasks.pop() {
+            match task.give_up() {
+                Ok(children) => self.tasks.extend(children),
+                Err(failure) => log::error!("what has not come reads as zeros: {failure}"),
+            }
+        }
     }
 
     /// Hears the next word of the restore.
@@ -212,6 +306,7 @@ impl Serving {
             }
             (None, 4) => match u32::from_ne_bytes(word) {
                 RUNS => self.runs = true,
+                FAILED => self.has_failed = true,
                 pid => self.pid = Some(pid as i32).filter(|pid| *pid > 0),
             },
             (Some(pid), _) => {
@@ -222,7 +317,7 @@ impl Serving {
                     .map_err(explain)?;
                 let runs = pages.of(pid)?;
                 log::info!("pid {pid}: {} pages wait", runs.iter().map(Run::len).sum::<u64>() / 4096);
-                self.tasks.push(Task::new(Userfault::ready(fd), Waiting::new(&runs)));
+                self.tasks.push(Task::new(pid, Userfault::ready(fd), Waiting::new(&runs)));
             }
             (None, _) => return Err(explain(Errno { call: "recvmsg", code: libc::EBADMSG })),
         }

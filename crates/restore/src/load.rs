@@ -290,7 +290,7 @@ fn load_task(
     task.mm = dir.read_one(kind::MM, &name)?;
     let pagemap = format!("pagemap-{pid}.img");
     dir.open_file(&pagemap)?;
-    task.pagemap = chain.load(&pagemap)?;
+    task.pagemap = chain.load_with_away(&pagemap)?;
     let mut failures = Failures::new();
     let mut last = 0;
     for (index, entry) in task.mm.vmas.iter().enumerate() {

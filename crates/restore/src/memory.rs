@@ -97,7 +97,7 @@ impl Contents {
 
     fn page(&self, run: &Run, address: u64) -> Option<&[u8]> {
         let at = (run.offset + (address - run.range.start)) as usize;
-        self.of(run.file)?.bytes().get(at..at + PAGE as usize)
+        self.of(run.file).filter(|_| !run.is_away())?.bytes().get(at..at + PAGE as usize)
     }
 }
 
@@ -262,9 +262,6 @@ pub struct Filling {
     pub kept: u64,
 }
 
-/// Source: include/uapi/asm-generic/mman.h.
-const MAP_LOCKED: u32 = libc::MAP_LOCKED as u32;
-
 /// As many bytes as make it worth while that the coordinator helps.
 pub const MANY: u64 = 4 << 20;
 
@@ -308,11 +305,8 @@ pub fn build(
     let entries: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| !is_placed(entry)).collect();
     let is_filled =
         |entry: &VmaEntry| vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
-    // Locked pages are there at once; who locks them waits for them. Huge pages come whole, or not at all.
-    let is_read = |entry: &VmaEntry| {
-        vma::has_file(entry) || entry.flags & MAP_LOCKED != 0 || hugetlb::of(entry).is_some()
-    };
-    let can_copy = |entry: &&&VmaEntry| !inherited(entry) && is_filled(entry) && !is_read(entry);
+    let can_copy =
+        |entry: &&&VmaEntry| !inherited(entry) && is_filled(entry) && vma::may_come_later(entry);
     let bytes = entries.iter().filter(can_copy).flat_map(|entry| runs_in(task, entry)).map(|run| run.len());
     let copies = bytes.sum::<u64>() >= sources.many;
     let are_together = |one: &&VmaEntry, next: &&VmaEntry| {
@@ -377,7 +371,7 @@ pub fn build(
         }
         // It says where pages are put.
         numa::restore_mapping(entry, ops)?;
-        if is_filled && is_read(entry) {
+        if is_filled && !vma::may_come_later(entry) {
             filling.read.extend(runs_in(task, entry));
         } else if is_filled && copies && sources.makes_huge && vma::wants_huge_pages(entry) {
             vma::prefer_huge_pages(entry, ops);

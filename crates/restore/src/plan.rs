@@ -2,8 +2,9 @@
 //! when, which ids have to be borrowed for a moment.
 
 use crate::load::{Checkpoint, Task};
+use image::pagemap::Run;
 use kinds::task::sessions::{self, Kin, Way};
-use kinds::vma::sysv;
+use kinds::vma::{self, sysv};
 use model::{Failure, Failures, Object, Options};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -77,6 +78,8 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
         .iter()
         .map(|task| Kin { pid: task.pid, sid: task.sid, parent: task.parent, has_ended: task.is_zombie() })
         .collect();
+    // What comes later cannot be handed on at birth: then each gets a copy of its own.
+    let hands_on = !tasks.iter().any(has_away);
     let mut births = vec![Birth::Empty; tasks.len()];
     let mut stand_ins: HashMap<i32, StandIn> = HashMap::new();
     for ((at, task), way) in tasks.iter().enumerate().zip(sessions::ways(&kin)) {
@@ -98,7 +101,7 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
             }
             // Its orphans begin with what it began with.
             (Ok(_), Some(_)) if task.is_zombie() && leads_others(task, tasks) => Birth::Sharing,
-            (Ok(_), Some((_, mother))) if shares_memory(mother, task) => Birth::Sharing,
+            (Ok(_), Some((_, mother))) if hands_on && shares_memory(mother, task) => Birth::Sharing,
             (Ok(_), _) => Birth::Empty,
             (Err(why), _) => {
                 failures.push(Failure::unsupported(Object::Task, why).of(task.pid));
@@ -127,12 +130,33 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
             0..0
         }
     };
-    if !failures.is_empty() {
-        return Err(failures);
-    }
     let mut stand_ins: Vec<StandIn> = stand_ins.into_values().collect();
     stand_ins.sort_unstable();
-    Ok(Plan { hole, births, stand_ins, inherited_pgid })
+    let plan = Plan { hole, births, stand_ins, inherited_pgid };
+    let away = tasks.iter().enumerate().filter(|(_, task)| has_away(task));
+    failures.extend(away.filter_map(|(at, task)| plan.judge_away(checkpoint, at, task, options)));
+    if failures.is_empty() { Ok(plan) } else { Err(failures) }
+}
+
+/// Are pages of it still with the dump?
+fn has_away(task: &Task) -> bool {
+    task.pagemap.runs.iter().any(Run::is_away)
+}
+
+/// Of pages that are still with the dump, one in a mapping whose content has to be there at once.
+fn misplaced(task: &Task) -> Option<u64> {
+    let mut vmas = task.mm.vmas.iter().filter(|entry| vma::may_come_later(entry)).peekable();
+    task.pagemap.runs.iter().filter(|run| run.is_away()).find_map(|run| {
+        let mut at = run.range.start;
+        while at < run.range.end {
+            while vmas.next_if(|vma| vma.end <= at).is_some() {}
+            match vmas.peek() {
+                Some(vma) if vma.start <= at => at = vma.end,
+                _ => return Some(at),
+            }
+        }
+        None
+    })
 }
 
 /// Is there another process in the session that this one leads?
@@ -175,6 +199,39 @@ impl Plan {
     pub fn adopts(&self, checkpoint: &Checkpoint, at: usize) -> bool {
         let births = self.births.iter().zip(&checkpoint.tasks);
         births.into_iter().any(|(birth, task)| *birth == Birth::Orphaned && task.parent == Some(at))
+    }
+
+    /// Does somebody begin with the memory of this task when it is filled?
+    pub fn has_heirs(&self, checkpoint: &Checkpoint, at: usize) -> bool {
+        let births = self.births.iter().zip(&checkpoint.tasks);
+        let mut sharing = births.filter(|(birth, task)| **birth == Birth::Sharing && task.parent == Some(at));
+        sharing.next().is_some()
+            || self.adopts(checkpoint, at)
+            || self.stand_ins.iter().any(|one| one.maker == at && one.is_of_session)
+    }
+
+    /// Why pages of a task that are still with the dump cannot be restored.
+    fn judge_away(
+        &self,
+        checkpoint: &Checkpoint,
+        at: usize,
+        task: &Task,
+        options: &Options,
+    ) -> Option<Failure> {
+        if !options.lazy_pages {
+            let why = "has memory that is still with the dump (dump --lazy-pages)";
+            let failure = Failure::policy(Object::Task, why, &model::options::LAZY_PAGES);
+            return Some(failure.of(task.pid));
+        }
+        if let Some(address) = misplaced(task) {
+            let why = format!("says of page {address:#x} that it comes later, where it cannot");
+            return Some(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, why));
+        }
+        let is_heir = self.finds_memory_of(&checkpoint.tasks, at).is_some();
+        (is_heir || self.has_heirs(checkpoint, at)).then(|| {
+            let why = "has memory that comes later, and shares it with a process that is made from it";
+            Failure::unsupported(Object::Task, why).of(task.pid)
+        })
     }
 
     /// Whose memory a task has when it is made, as an index; nobody's if all that made it were empty.

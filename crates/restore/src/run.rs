@@ -75,7 +75,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     sys::fd::reserve(checkpoint.files.len() + 4 * checkpoint.tasks.len() + 256);
     let mut pages = HashMap::new();
     let mut contents = Contents::default();
-    for run in checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs) {
+    let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
+    for run in runs.filter(|run| !run.is_away()) {
         if let Entry::Vacant(place) = pages.entry(run.file) {
             let file = checkpoint.chain.open_pages(run.file)?;
             contents.add(run.file, &file)?;
@@ -117,6 +118,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let has_late = late.iter().any(|ids| !ids.is_empty());
     let open_late = has_late.then_some(|| opening.open_late(&late, &files));
     let stats = exec.run(open_late, || {
+        server.as_ref().map_or(Ok(()), Server::is_there)?;
         drop(stand_ins);
         if let Some(path) = &options.pidfile {
             sys::pidfile::write(path, root)?;

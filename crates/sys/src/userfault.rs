@@ -32,6 +32,10 @@ const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
 /// _IOWR(0xaa, 0x04, struct uffdio_zeropage)
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 
+/// _IOWR(0xaa, 0x08, struct uffdio_poison)
+const UFFDIO_POISON: libc::Ioctl = 0xc020_aa08_u32 as libc::Ioctl;
+
+/// For pages of zeros, and for those that nobody may have.
 #[repr(C)]
 struct ZeroPage {
     start: u64,
@@ -168,6 +172,26 @@ impl Userfault {
         let mut zero = ZeroPage { start: at, len: 4096, mode: 0, done: 0 };
         // SAFETY: the kernel reads and writes one struct on this stack.
         unsafe { self.ioctl("ioctl(UFFDIO_ZEROPAGE)", UFFDIO_ZEROPAGE, (&raw mut zero).cast()) }
+    }
+
+    /// Makes pages that are not there kill by SIGBUS, and wakes who waits for them. What is there stays.
+    ///
+    /// # Errors
+    /// As [`Userfault::copy`]; `EINVAL` before Linux 6.6.
+    pub fn poison(&self, range: Range<u64>) -> Result<(), Errno> {
+        let mut at = range.start;
+        while at < range.end {
+            let mut poison = ZeroPage { start: at, len: range.end - at, mode: 0, done: 0 };
+            // SAFETY: the kernel reads and writes one struct of this layout on this stack.
+            let done = unsafe { self.ioctl("ioctl(UFFDIO_POISON)", UFFDIO_POISON, (&raw mut poison).cast()) };
+            match done {
+                Ok(()) => return Ok(()),
+                Err(_) if poison.done > 0 => at += poison.done as u64,
+                Err(error) if matches!(error.code, libc::EEXIST | libc::ENOENT) => at += 4096,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Gives the process pages, and wakes who waits for them. Returns how many bytes came, which is less when the

@@ -12,62 +12,63 @@ use crate::sys::procfs::{self, mapping_at};
 use crate::sys::{call, fault, memory, strange};
 
 pub const CASES: &[Case] = &[
-    case!(protections_fault_as_before),
-    case!(contents_behind_prot_none_survive),
-    case!(zero_pages_and_untouched_pages_stay_so),
-    case!(sparse_mapping_of_64_gib_survives),
-    case!(ten_thousand_mappings_survive),
-    case!(neighbours_with_other_flags_stay_apart),
-    case!(neighbours_of_every_protection_keep_their_pages),
-    case!(advice_is_kept),
-    case!(huge_pages_that_were_asked_for_are_huge_again).needs(has_huge_pages),
-    case!(guard_pages_still_fault).peer_cannot("it does not know guard ranges"),
-    case!(grows_down_mapping_still_grows),
-    case!(stack_still_grows),
-    case!(program_break_still_moves).exchange(),
-    case!(locked_memory_stays_locked),
-    case!(wipe_on_fork_still_wipes).peer_cannot("this advice is not in its images"),
-    case!(dont_fork_still_hides),
+    case!(protections_fault_as_before).moves(),
+    case!(contents_behind_prot_none_survive).moves(),
+    case!(zero_pages_and_untouched_pages_stay_so).moves(),
+    case!(sparse_mapping_of_64_gib_survives).moves(),
+    case!(ten_thousand_mappings_survive).moves(),
+    case!(neighbours_with_other_flags_stay_apart).moves(),
+    case!(neighbours_of_every_protection_keep_their_pages).moves(),
+    case!(advice_is_kept).moves(),
+    case!(huge_pages_that_were_asked_for_are_huge_again).moves().needs(has_huge_pages),
+    case!(guard_pages_still_fault).moves().peer_cannot("it does not know guard ranges"),
+    case!(grows_down_mapping_still_grows).moves(),
+    case!(stack_still_grows).moves(),
+    case!(program_break_still_moves).moves().exchange(),
+    case!(locked_memory_stays_locked).moves(),
+    case!(wipe_on_fork_still_wipes).moves().peer_cannot("this advice is not in its images"),
+    case!(dont_fork_still_hides).moves(),
     case!(memory_shared_with_a_child_copy_on_write_stays_shared),
     case!(memory_of_five_children_is_shared_again)
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
     case!(pages_written_by_the_child_are_its_own),
-    case!(shared_anonymous_memory_stays_shared).exchange(),
-    case!(shared_anonymous_memory_of_different_protections_is_one_object),
-    case!(shared_mapping_of_which_each_holds_a_part_survives),
-    case!(private_file_mapping_keeps_dirty_pages).exchange(),
-    case!(shared_file_mapping_writes_to_the_file).exchange(),
-    case!(file_mapping_with_an_offset_survives),
-    case!(file_mapping_beyond_the_end_still_faults),
-    case!(mapped_file_that_was_deleted_survives),
-    case!(mapping_of_a_closed_file_survives),
-    case!(dev_zero_mappings_survive),
-    case!(executable_memory_still_executes),
-    case!(moved_vdso_still_works),
-    case!(memfd_with_mappings_survives),
-    case!(memory_written_meanwhile_is_consistent).restless(),
-    case!(mappings_that_come_and_go_meanwhile_are_consistent).restless(),
-    case!(program_executed_from_a_memfd_goes_on).restless(),
-    case!(droppable_memory_is_not_saved).peer_cannot("it has no such mappings"),
-    case!(memory_locked_on_fault_stays_untouched).peer_cannot("it locks and fills all of it"),
-    case!(sealed_memory_stays_sealed).peer_cannot("seals of mappings are not in its images"),
-    case!(tebibyte_of_reserved_memory_is_saved_quickly),
-    case!(sixty_five_thousand_mappings_survive),
-    case!(ten_thousand_mappings_of_files_survive),
-    case!(neighbours_that_grow_down_stay_apart),
-    case!(grown_down_mapping_that_was_partly_replaced_survives),
-    case!(file_mapped_with_different_protections_survives),
-    case!(shared_mapping_of_dev_zero_stays_shared),
-    case!(memfd_open_for_reading_alone_survives),
-    case!(sealed_memfd_stays_sealed),
-    case!(shared_memory_open_through_map_files_survives),
-    case!(mapped_file_with_two_names_that_are_gone_stays_one).options(&["--link-remap"]),
+    case!(shared_anonymous_memory_stays_shared).moves().exchange(),
+    case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
+    case!(shared_mapping_of_which_each_holds_a_part_survives).moves(),
+    case!(private_file_mapping_keeps_dirty_pages).moves().exchange(),
+    case!(shared_file_mapping_writes_to_the_file).moves().exchange(),
+    case!(file_mapping_with_an_offset_survives).moves(),
+    case!(file_mapping_beyond_the_end_still_faults).moves(),
+    case!(mapped_file_that_was_deleted_survives).moves(),
+    case!(mapping_of_a_closed_file_survives).moves(),
+    case!(dev_zero_mappings_survive).moves(),
+    case!(executable_memory_still_executes).moves(),
+    case!(moved_vdso_still_works).moves(),
+    case!(memfd_with_mappings_survives).moves(),
+    case!(memory_written_meanwhile_is_consistent).moves().restless(),
+    case!(mappings_that_come_and_go_meanwhile_are_consistent).moves().restless(),
+    case!(program_executed_from_a_memfd_goes_on).moves().restless(),
+    case!(droppable_memory_is_not_saved).moves().peer_cannot("it has no such mappings"),
+    case!(memory_locked_on_fault_stays_untouched).moves().peer_cannot("it locks and fills all of it"),
+    case!(sealed_memory_stays_sealed).moves().peer_cannot("seals of mappings are not in its images"),
+    case!(much_memory_is_walked_through).moves(),
+    case!(tebibyte_of_reserved_memory_is_saved_quickly).moves(),
+    case!(sixty_five_thousand_mappings_survive).moves(),
+    case!(ten_thousand_mappings_of_files_survive).moves(),
+    case!(neighbours_that_grow_down_stay_apart).moves(),
+    case!(grown_down_mapping_that_was_partly_replaced_survives).moves(),
+    case!(file_mapped_with_different_protections_survives).moves(),
+    case!(shared_mapping_of_dev_zero_stays_shared).moves(),
+    case!(memfd_open_for_reading_alone_survives).moves(),
+    case!(sealed_memfd_stays_sealed).moves(),
+    case!(shared_memory_open_through_map_files_survives).moves(),
+    case!(mapped_file_with_two_names_that_are_gone_stays_one).moves().options(&["--link-remap"]),
     case!(secret_memory_is_refused).refused(&["mapping", "secret memory"]).needs(has_secret_memory),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
     case!(mapped_packet_ring_is_refused).refused(&["mapping", "socket"]),
-    case!(names_of_anonymous_mappings_are_kept).peer_cannot("names of anonymous mappings are not in its images"),
+    case!(names_of_anonymous_mappings_are_kept).moves().peer_cannot("names of anonymous mappings are not in its images"),
 ];
 
 fn pages(count: usize) -> usize {
@@ -1010,6 +1011,19 @@ fn mappings_that_come_and_go_meanwhile_are_consistent(t: &Trial) {
     t.checkpoint();
     child.succeed();
     keep.check(0..50, 1);
+}
+
+/// Says that it runs when it has looked at a few pages; then it looks at all.
+fn much_memory_is_walked_through(t: &Trial) {
+    let count = 16384;
+    let map = Map::private(pages(count));
+    map.fill(0..count, 8);
+    t.checkpoint();
+    (0..count).step_by(1024).for_each(|page| map.check(page..page + 1, 8));
+    if !t.path("runs").exists() {
+        t.mark("runs");
+    }
+    map.check(0..count, 8);
 }
 
 fn program_executed_from_a_memfd_goes_on(t: &Trial) {

@@ -9,18 +9,18 @@ use crate::sys::registers::File;
 use crate::sys::{call, procfs};
 
 pub const CASES: &[Case] = &[
-    case!(general_registers_survive).exchange(),
-    case!(sse_registers_survive).exchange(),
-    case!(avx_registers_survive).needs(|| File::Avx.is_here()),
-    case!(avx512_registers_survive).needs(|| File::Avx512.is_here()),
-    case!(x87_registers_survive),
-    case!(mmx_registers_survive),
-    case!(control_words_survive),
-    case!(registers_of_threads_survive_apart),
-    case!(registers_of_a_child_survive),
-    case!(gs_base_survives),
-    case!(memory_below_the_stack_pointer_survives),
-    case!(long_computation_ends_with_the_right_result),
+    case!(general_registers_survive).moves().exchange(),
+    case!(sse_registers_survive).moves().exchange(),
+    case!(avx_registers_survive).moves().needs(|| File::Avx.is_here()),
+    case!(avx512_registers_survive).moves().needs(|| File::Avx512.is_here()),
+    case!(x87_registers_survive).moves(),
+    case!(mmx_registers_survive).moves(),
+    case!(control_words_survive).moves(),
+    case!(registers_of_threads_survive_apart).moves(),
+    case!(registers_of_a_child_survive).moves(),
+    case!(gs_base_survives).moves(),
+    case!(memory_below_the_stack_pointer_survives).moves(),
+    case!(long_computation_ends_with_the_right_result).moves(),
 ];
 
 /// Holds values in the registers of a second thread around the checkpoint.

@@ -11,23 +11,23 @@ use crate::case::{Case, Trial, until};
 use crate::sys::{call, procfs, signal, thread};
 
 pub const CASES: &[Case] = &[
-    case!(a_hundred_threads_survive).exchange().killed(),
-    case!(thread_names_are_kept).exchange(),
-    case!(thread_local_storage_is_kept).exchange(),
-    case!(signal_masks_of_threads_differ_afterwards),
-    case!(alternate_stack_of_each_thread_is_kept),
-    case!(robust_list_of_each_thread_is_kept),
-    case!(rseq_area_of_each_thread_stays_registered),
-    case!(memory_policy_of_each_thread_is_kept).needs(thread::has_memory_policies)
+    case!(a_hundred_threads_survive).moves().exchange().killed(),
+    case!(thread_names_are_kept).moves().exchange(),
+    case!(thread_local_storage_is_kept).moves().exchange(),
+    case!(signal_masks_of_threads_differ_afterwards).moves(),
+    case!(alternate_stack_of_each_thread_is_kept).moves(),
+    case!(robust_list_of_each_thread_is_kept).moves(),
+    case!(rseq_area_of_each_thread_stays_registered).moves(),
+    case!(memory_policy_of_each_thread_is_kept).moves().needs(thread::has_memory_policies)
         .peer_cannot("memory policies are not in its images"),
-    case!(clear_tid_address_still_wakes_a_join),
-    case!(thread_blocked_in_a_futex_is_woken),
-    case!(threads_that_contend_for_a_mutex_go_on),
-    case!(condition_variable_with_a_time_limit_ends).restless(),
-    case!(scheduling_policy_of_one_thread_is_kept),
-    case!(threads_that_come_and_go_survive).restless(),
-    case!(child_with_threads_survives),
-    case!(signal_sent_to_a_thread_reaches_it),
+    case!(clear_tid_address_still_wakes_a_join).moves(),
+    case!(thread_blocked_in_a_futex_is_woken).moves(),
+    case!(threads_that_contend_for_a_mutex_go_on).moves(),
+    case!(condition_variable_with_a_time_limit_ends).moves().restless(),
+    case!(scheduling_policy_of_one_thread_is_kept).moves(),
+    case!(threads_that_come_and_go_survive).moves().restless(),
+    case!(child_with_threads_survives).moves(),
+    case!(signal_sent_to_a_thread_reaches_it).moves(),
 ];
 
 /// Runs `body` in `count` threads, the checkpoint when all have called the function that they get.

@@ -11,9 +11,9 @@ use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
 
 pub const CASES: &[Case] = &[
-    case!(no_change_is_missed).restless().peer_cannot("it runs too long"),
-    case!(memory_of_children_made_meanwhile_is_whole).restless(),
-    case!(executed_program_is_saved_anew).restless(),
+    case!(no_change_is_missed).moves().restless().peer_cannot("it runs too long"),
+    case!(memory_of_children_made_meanwhile_is_whole).moves().restless(),
+    case!(executed_program_is_saved_anew).moves().restless(),
 ];
 
 /// Pages of each half.

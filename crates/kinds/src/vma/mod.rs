@@ -252,6 +252,13 @@ pub fn content(entry: &VmaEntry) -> Content {
     }
 }
 
+/// May its pages come after the process runs? Locked ones are there at once: who locks them waits for them. Huge pages
+/// come whole, or not at all.
+pub fn may_come_later(entry: &VmaEntry) -> bool {
+    let is_locked = entry.flags & libc::MAP_LOCKED as u32 != 0;
+    content(entry) == Content::Private && !has_file(entry) && !is_locked && hugetlb::of(entry).is_none()
+}
+
 /// The record of a range of guard markers.
 pub fn guard(start: u64, end: u64) -> VmaEntry {
     VmaEntry {

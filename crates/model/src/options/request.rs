@@ -172,32 +172,41 @@ impl Merge {
                 given.spec.long
             ));
         }
-        if matches!(command, Command::Dump | Command::PreDump) {
-            if options.tree.is_none() {
-                messages.push(format!("{} needs --tree PID", command.spec().name));
-            }
-            if options.lazy_pages {
-                messages.push(format!(
-                    "--lazy-pages of {} is not supported yet by crtools, that of restore is; nothing was touched",
-                    command.spec().name
-                ));
+        if matches!(command, Command::Dump | Command::PreDump) && options.tree.is_none() {
+            messages.push(format!("{} needs --tree PID", command.spec().name));
+        }
+        let reaches = options.port.is_some() || options.ps_socket.is_some();
+        if command == Command::PreDump && options.lazy_pages {
+            messages.push("pre-dump has no --lazy-pages: the tree runs on, and its memory with it".into());
+        }
+        if command == Command::Dump && options.lazy_pages {
+            if options.page_server {
+                messages
+                    .push("--lazy-pages and --page-server of dump are two ways for the same pages".into());
+            } else if !reaches {
+                messages.push(
+                    "--lazy-pages of dump needs --port or --ps-socket, where pages are asked for".into(),
+                );
             }
         }
         if options.page_server && options.compress.is_some() {
             messages.push("--compress and --page-server together are not supported yet by crtools".into());
         }
         if options.page_server && !matches!(command, Command::PageServer) {
-            let (is_dump, is_lazy) =
-                (matches!(command, Command::Dump | Command::PreDump), command == Command::LazyPages);
-            if is_dump && options.port.is_none() && options.ps_socket.is_none() {
+            let uses = match command {
+                Command::Dump | Command::PreDump | Command::LazyPages => true,
+                Command::Restore => options.lazy_pages,
+                _ => false,
+            };
+            if uses && !reaches {
                 messages.push("--page-server needs --port or --ps-socket".into());
-            }
-            if is_lazy {
-                messages.push("lazy-pages from a page server is not supported yet by crtools".into());
             }
         }
         if command == Command::PageServer && options.lazy_pages {
-            messages.push("page-server with --lazy-pages is not supported yet by crtools".into());
+            messages.push(
+                "page-server has no --lazy-pages: dump --lazy-pages and lazy-pages --page-server are the two ends"
+                    .into(),
+            );
         }
         if command == Command::Restore {
             if options.auto_dedup {
@@ -385,6 +394,30 @@ mod tests {
     #[test]
     fn a_tree_for_restore_is_a_warning() {
         assert_eq!(run_with("restore -t 5", &[]).2.len(), 1);
+    }
+
+    #[test]
+    fn ways_of_memory_that_follow_later_need_a_place() {
+        for (line, wrong) in [
+            ("dump -t 1 --lazy-pages", "needs --port or --ps-socket"),
+            ("dump -t 1 --lazy-pages --page-server --port 5", "two ways"),
+            ("pre-dump -t 1 --lazy-pages --port 5", "pre-dump has no --lazy-pages"),
+            ("lazy-pages --page-server", "--page-server needs --port"),
+            ("restore --lazy-pages --page-server", "--page-server needs --port"),
+            ("page-server --lazy-pages --port 5", "page-server has no --lazy-pages"),
+        ] {
+            let error = refusal(line).to_string();
+            assert!(error.contains(wrong), "{line}: {error}");
+        }
+        for line in [
+            "dump -t 1 --lazy-pages --port 5",
+            "dump -t 1 --lazy-pages --ps-socket 5",
+            "lazy-pages --page-server --port 5 --address there",
+            "restore --lazy-pages --page-server --port 5",
+            "restore --page-server",
+        ] {
+            options(line);
+        }
     }
 
     #[test]

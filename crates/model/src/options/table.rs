@@ -412,24 +412,24 @@ specs! {
             _ => Err("must be splice or read".into()),
         });
     LAZY_PAGES = Row::flag("lazy-pages").section(Section::Memory).of(BOTH | PAGE_SERVER_CMD)
-        .help("restore: memory comes when the tree touches it, and in the background")
+        .help("dump: keep memory until it is asked for; restore: memory comes when it is touched, and meanwhile")
         .sets(store!(lazy_pages));
-    PAGE_SERVER = Row::flag("page-server").negatable().section(Section::Memory).of(PAGES_MOVE)
-        .help("send memory to a page server")
+    PAGE_SERVER = Row::flag("page-server").negatable().section(Section::Memory).of(PAGES_MOVE | RESTORE)
+        .help("dump: send memory to a page server; lazy-pages, restore: get it from a dump with --lazy-pages")
         .sets(store!(page_server));
-    ADDRESS = Row::required("address", "HOST").section(Section::Memory).of(PAGES_MOVE | SERVERS)
-        .help("address of the page server, or path of the socket of the service")
+    ADDRESS = Row::required("address", "HOST").section(Section::Memory).of(PAGES_MOVE | SERVERS | RESTORE)
+        .help("address of the page server or of the dump that keeps memory, or path of the socket of the service")
         .sets(|options, given| {
             options.address = Some(text(given)?.to_owned());
             Ok(())
         });
-    PORT = Row::required("port", "NUMBER").section(Section::Memory).of(PAGES_MOVE)
-        .help("port of the page server")
+    PORT = Row::required("port", "NUMBER").section(Section::Memory).of(PAGES_MOVE | RESTORE)
+        .help("port of the page server or of the dump that keeps memory")
         .sets(|options, given| {
             options.port = Some(number(given)?);
             Ok(())
         });
-    PS_SOCKET = Row::required("ps-socket", "FD").section(Section::Memory).of(PAGES_MOVE)
+    PS_SOCKET = Row::required("ps-socket", "FD").section(Section::Memory).of(PAGES_MOVE | RESTORE)
         .help("an inherited, connected socket for pages")
         .sets(|options, given| {
             options.ps_socket = Some(number(given)?);

@@ -1,0 +1,344 @@
+//! Moves of a tree whose memory follows later, over a line that is slow, breaks, or is not used at all.
+//!
+//! The harness is the line: it sits between the dump that keeps the memory and the side that asks for it, and counts what
+//! passes. So that a program ran before its memory came is seen by what had passed then, not by time.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+
+use crate::case::GO;
+use crate::namespace::beside;
+use crate::reap::Reaper;
+use crate::round::Round;
+use crate::subject::{Subject, says};
+use crate::tool::LIMIT;
+
+/// What is moved: 64 MiB, and a mark when it runs.
+pub const WORKLOAD: &str = "memory::much_memory_is_walked_through";
+const RUNS: &str = "runs";
+/// Where the dump waits, and the line.
+const DUMP: &str = "4010";
+const LINE: &str = "4011";
+
+type Trial = fn(&mut Round) -> Result<(), String>;
+
+/// Every trial by name.
+pub const TRIALS: &[(&str, Trial)] = &[
+    ("program_runs_before_its_memory_has_come", program_runs_before_its_memory_has_come),
+    ("memory_of_a_broken_line_is_never_zero", memory_of_a_broken_line_is_never_zero),
+    ("tree_that_nobody_asked_for_runs_on", tree_that_nobody_asked_for_runs_on),
+    ("tree_that_could_not_be_restored_runs_on", tree_that_could_not_be_restored_runs_on),
+    ("tree_runs_on_when_the_dump_is_asked_to_end", tree_runs_on_when_the_dump_is_asked_to_end),
+    ("images_without_memory_are_refused", images_without_memory_are_refused),
+    ("criu_asks_for_memory", criu_asks_for_memory),
+];
+
+fn there() -> Vec<&'static str> {
+    vec!["--lazy-pages", "--page-server", "--address", "127.0.0.1", "--port", LINE]
+}
+
+/// Carries bytes between who comes and the dump until both have nothing more to say, or `passing`, which is told how many
+/// came from the dump so far, says no. Returns that number.
+fn carry(listener: &TcpListener, passing: &mut dyn FnMut(u64) -> bool) -> Result<u64, String> {
+    let wrong = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
+    listener.set_nonblocking(true).map_err(wrong("listen"))?;
+    let start = Instant::now();
+    let mut asking = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(e) if e.kind() == ErrorKind::WouldBlock && start.elapsed() < LIMIT => crate::sys::nap(),
+            Err(e) => return Err(format!("nobody came: {e}")),
+        }
+    };
+    let mut dump =
+        TcpStream::connect(("127.0.0.1", DUMP.parse().expect("a port"))).map_err(wrong("reach the dump"))?;
+    let mut passed = 0;
+    let mut buffer = vec![0; 64 << 10];
+    for stream in [&asking, &dump] {
+        stream.set_nonblocking(true).map_err(wrong("ready a stream"))?;
+    }
+    let (mut is_asking, mut is_answering) = (true, true);
+    while is_asking || is_answering {
+        let mut is_idle = true;
+        for answers in [false, true] {
+            let (from, to) = if answers { (&mut dump, &mut asking) } else { (&mut asking, &mut dump) };
+            match from.read(&mut buffer) {
+                Ok(0) => {
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                    *(if answers { &mut is_answering } else { &mut is_asking }) = false;
+                }
+                Ok(count) => {
+                    is_idle = false;
+                    to.set_nonblocking(false).map_err(wrong("ready a stream"))?;
+                    // Whoever does not listen any more will be seen to.
+                    let _ = to.write_all(&buffer[..count]);
+                    to.set_nonblocking(true).map_err(wrong("ready a stream"))?;
+                    passed += if answers { count as u64 } else { 0 };
+                    if answers && !passing(passed) {
+                        return Ok(passed);
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => *(if answers { &mut is_answering } else { &mut is_asking }) = false,
+            }
+        }
+        if is_idle {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    Ok(passed)
+}
+
+/// Restores the tree in another pid namespace, with the line as the way to its memory, and lets `judge` see to it there.
+/// Returns what to wait for.
+fn restore_beside(
+    subject: &mut Subject,
+    images: &Path,
+    judge: impl FnOnce(&mut Subject) -> Result<(), String>,
+) -> Result<i32, String> {
+    let made = beside(|| {
+        subject.reaper = Reaper::default();
+        subject.more_for_every_restore.extend(there());
+        let images = images.to_path_buf();
+        match subject.restore(&images).and_then(|()| judge(subject)) {
+            Ok(()) => 0,
+            Err(why) => {
+                let logged = fs::read_to_string(images.join("lazy-pages.log")).unwrap_or_default();
+                println!("on the other side: {}\n{logged}", subject.report(&why));
+                1
+            }
+        }
+    });
+    made.map_err(|e| format!("make the other side: {e}"))
+}
+
+fn see_end(subject: &mut Subject, beside: i32) -> Result<(), String> {
+    match subject.reaper.wait(beside, LIMIT) {
+        Some(WaitStatus::Exited(_, 0)) => Ok(()),
+        other => Err(format!("the other side ended with {other:?}")),
+    }
+}
+
+fn line() -> Result<TcpListener, String> {
+    TcpListener::bind(("127.0.0.1", LINE.parse().expect("a port"))).map_err(|e| format!("make a line: {e}"))
+}
+
+fn begin(subject: &mut Subject) -> Result<(std::path::PathBuf, i32), String> {
+    let images = subject.step("images")?;
+    let dump = subject.dump_keeping_memory(&images, DUMP, &[])?;
+    Ok((images, dump))
+}
+
+/// Sees the dump fail with `words`, and no images that look whole.
+fn see_failed(subject: &mut Subject, dump: i32, images: &Path, words: &[&str]) -> Result<(), String> {
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 1) => {}
+        other => return Err(format!("the dump should fail with status 1, but: {other:?}")),
+    }
+    says(&fs::read_to_string(images.join("dump.log")).unwrap_or_default(), words)?;
+    match images.join("inventory.img").exists() {
+        true => Err("the folder of a failed dump looks whole".into()),
+        false => Ok(()),
+    }
+}
+
+/// The state letter of a process.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+fn await_state(pid: i32, wanted: &[char]) -> Result<(), String> {
+    let start = Instant::now();
+    while !state(pid).is_some_and(|state| wanted.contains(&state)) {
+        if start.elapsed() > LIMIT {
+            return Err(format!("process {pid} is in the state {:?}, not in {wanted:?}", state(pid)));
+        }
+        crate::sys::nap();
+    }
+    Ok(())
+}
+
+/// Lets the program check itself here.
+fn finish(subject: &mut Subject) -> Result<(), String> {
+    fs::File::create(subject.own(GO)).map_err(|e| format!("say go: {e}"))?;
+    subject.see_good_end(LIMIT)
+}
+
+fn program_runs_before_its_memory_has_come(round: &mut Round) -> Result<(), String> {
+    const ALL: u64 = 64 << 20;
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    let listener = line()?;
+    let other_side = restore_beside(subject, &images, finish)?;
+    let runs = subject.own(RUNS);
+    let mut before = None;
+    let passed = carry(&listener, &mut |passed| {
+        if before.is_none() && runs.exists() {
+            before = Some(passed);
+        }
+        // Some 16 MiB a second.
+        std::thread::sleep(Duration::from_millis(4));
+        true
+    })?;
+    see_end(subject, other_side)?;
+    match before {
+        Some(before) if before < ALL / 2 && passed > ALL => {}
+        other => return Err(format!("{passed} bytes passed, {other:?} before the program said that it ran")),
+    }
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+/// The tree is stopped here with all that it has; there it ends where it touches what did not come.
+fn memory_of_a_broken_line_is_never_zero(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    let listener = line()?;
+    let go = subject.own(GO);
+    let other_side = restore_beside(subject, &images, |subject| {
+        fs::File::create(&go).map_err(|e| format!("say go: {e}"))?;
+        match subject.reaper.wait(subject.pid, LIMIT) {
+            Some(WaitStatus::Signaled(_, Signal::SIGBUS, _)) => subject.see_nobody("after the broken line"),
+            other => Err(format!("the program should be ended by SIGBUS, but: {other:?}")),
+        }
+    })?;
+    let runs = subject.own(RUNS);
+    carry(&listener, &mut |passed| {
+        std::thread::sleep(Duration::from_millis(2));
+        passed < 40 << 20 || !runs.exists()
+    })?;
+    drop(listener);
+    see_end(subject, other_side)?;
+    see_failed(subject, dump, &images, &["stopped here", "kill -CONT"])?;
+    await_state(subject.pid, &['T'])?;
+    kill(Pid::from_raw(subject.pid), Signal::SIGCONT).map_err(|e| format!("let it go on: {e}"))?;
+    subject.see_good_end(LIMIT)
+}
+
+fn tree_that_nobody_asked_for_runs_on(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    drop(TcpStream::connect(("127.0.0.1", DUMP.parse().expect("a port"))));
+    see_failed(subject, dump, &images, &["hand out pages"])?;
+    await_state(subject.pid, &['S', 'R'])?;
+    finish(subject)
+}
+
+/// Its pid is taken there.
+fn tree_that_could_not_be_restored_runs_on(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    let listener = line()?;
+    let beside = beside(|| {
+        // The second half of the restore finds no place for this.
+        let pidfile = images.join("taken");
+        fs::write(&pidfile, "taken").expect("write a file");
+        let more = [&there()[..], &["-d", "--pidfile", pidfile.to_str().expect("a plain path")]].concat();
+        let mut reaper = Reaper::default();
+        let ran = subject.tools.restore.clone().run(&mut reaper, &images, "restore", &more, LIMIT);
+        // The server says there that it was in vain.
+        subject.reaper = reaper;
+        i32::from(ran.is_ok_and(|ran| ran.is_good()) || subject.see_nobody("after the restore").is_err())
+    })
+    .map_err(|e| format!("make the other side: {e}"))?;
+    carry(&listener, &mut |_| true)?;
+    see_end(subject, beside)?;
+    see_failed(subject, dump, &images, &["could not be restored there"])?;
+    await_state(subject.pid, &['S', 'R'])?;
+    finish(subject)
+}
+
+fn tree_runs_on_when_the_dump_is_asked_to_end(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    kill(Pid::from_raw(dump), Signal::SIGTERM).map_err(|e| format!("ask it to end: {e}"))?;
+    see_failed(subject, dump, &images, &["interrupted by signal 15"])?;
+    await_state(subject.pid, &['S', 'R'])?;
+    finish(subject)
+}
+
+fn images_without_memory_are_refused(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    for (more, words) in [
+        (vec![], &["still with the dump", "--lazy-pages"][..]),
+        (vec!["--lazy-pages"], &["lazy pages", "ended"]),
+    ] {
+        let copy = images.clone();
+        let beside = beside(|| {
+            subject.reaper = Reaper::default();
+            subject.more_for_every_restore.extend(more);
+            match subject.restore_refused(&copy, words) {
+                Ok(()) => 0,
+                Err(why) => {
+                    println!("on the other side: {}", subject.report(&why));
+                    1
+                }
+            }
+        });
+        see_end(subject, beside.map_err(|e| format!("make the other side: {e}"))?)?;
+    }
+    kill(Pid::from_raw(dump), Signal::SIGTERM).map_err(|e| format!("ask it to end: {e}"))?;
+    see_failed(subject, dump, &images, &[])?;
+    finish(subject)
+}
+
+/// The other side is CRIU: its server for memory, and its restore.
+fn criu_asks_for_memory(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let peer = crate::tool::peer().ok_or("there is no peer")?;
+    let (images, dump) = begin(subject)?;
+    let listener = line()?;
+    let copy = images.clone();
+    let other_side = beside(|| {
+        subject.reaper = Reaper::default();
+        let server = peer.start(&mut subject.reaper, &copy, "lazy-pages", &there()[1..]);
+        let start = Instant::now();
+        while !copy.join("lazy-pages.socket").exists() && start.elapsed() < LIMIT {
+            crate::sys::nap();
+        }
+        subject.tools.restore = peer;
+        subject.more_for_every_restore.push("--lazy-pages");
+        let restored = server
+            .map_err(|e| format!("start the server: {e}"))
+            .and_then(|_| subject.restore(&copy).and_then(|()| finish(subject)));
+        match restored {
+            Ok(()) => 0,
+            Err(why) => {
+                println!("on the other side: {}", subject.report(&why));
+                1
+            }
+        }
+    })
+    .map_err(|e| format!("make the other side: {e}"))?;
+    let passed = carry(&listener, &mut |_| true)?;
+    see_end(subject, other_side)?;
+    if passed < 64 << 20 {
+        return Err(format!("only {passed} bytes came from the dump"));
+    }
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+/// Plays one trial.
+///
+/// # Errors
+/// With the reason and the tails of the logs.
+pub fn play(round: &mut Round, trial: &str) -> Result<(), String> {
+    let (_, trial) = TRIALS.iter().find(|(name, _)| *name == trial).ok_or("no such trial")?;
+    let result = trial(round).map_err(|problem| round.subject.report(&problem));
+    round.subject.reaper.clear();
+    result
+}
