@@ -238,7 +238,7 @@ impl Case {
             modes.push(Mode::KilledDump);
         }
         if self.moves {
-            modes.push(Mode::PostCopy);
+            modes.extend([Mode::PostCopy, Mode::PackedServer]);
         }
         if self.foreign_vdso {
             modes.push(Mode::ForeignVdso);
@@ -278,6 +278,8 @@ pub enum Mode {
     Compressed,
     /// Its memory goes to a page server, before the dump and with it; restored from what came there.
     PageServer,
+    /// The same with compressed pages, restored with memory that comes when it is touched.
+    PackedServer,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
@@ -295,7 +297,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
@@ -304,6 +306,7 @@ impl Mode {
         Self::PostCopy,
         Self::Compressed,
         Self::PageServer,
+        Self::PackedServer,
         Self::FailedDump,
         Self::KilledDump,
         Self::ForeignVdso,
@@ -323,6 +326,7 @@ impl Mode {
             Self::PostCopy => "post-copy",
             Self::Compressed => "compressed",
             Self::PageServer => "page-server",
+            Self::PackedServer => "packed-server",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
             Self::ForeignVdso => "foreign-vdso",

@@ -38,6 +38,7 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("tree_runs_on_when_the_dump_is_asked_to_end", tree_runs_on_when_the_dump_is_asked_to_end),
     ("images_without_memory_are_refused", images_without_memory_are_refused),
     ("criu_asks_for_memory", criu_asks_for_memory),
+    ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
 ];
 
 fn there() -> Vec<&'static str> {
@@ -330,6 +331,22 @@ fn criu_asks_for_memory(round: &mut Round) -> Result<(), String> {
         WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
         other => Err(format!("the dump ended with {other:?}")),
     }
+}
+
+fn criu_is_not_sent_compressed_pages(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let peer = crate::tool::peer().ok_or("there is no peer")?;
+    let (images, received) = (subject.step("images")?, subject.step("received")?);
+    let at = ["--address", "127.0.0.1", "--port", DUMP];
+    let ours = std::mem::replace(&mut subject.tools.restore, peer);
+    subject.receive_pages(&received, &at)?;
+    subject.tools.restore = ours;
+    let ran = subject.dump(&images, &[&["--page-server", "--compress"], &at[..]].concat())?;
+    if ran.exit_code() != Some(1) {
+        return Err(format!("the dump should be refused, but: {:?}", ran.status));
+    }
+    says(&ran.said, &["does not understand compressed pages", "CRIU"])?;
+    finish(subject)
 }
 
 /// Plays one trial.

@@ -116,16 +116,23 @@ impl Round {
         }
     }
 
-    /// Memory alone, then the dump, each to a server of its own.
-    fn over_a_page_server(&mut self, is_restless: bool) -> Result<(), String> {
+    /// Memory alone, then the dump, each to a server of its own; with more options for servers and dumps.
+    fn over_a_page_server(
+        &mut self,
+        is_restless: bool,
+        server: &[&str],
+        dump: &[&str],
+    ) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let (first, second) = (self.subject.step("received")?, self.subject.step("received")?);
         let (memory, images) = (self.subject.step("memory")?, self.subject.step("images")?);
-        self.subject.receive_pages(&first, &["--port", "4001"])?;
-        let to = ["--page-server", "--address", "127.0.0.1", "--port"];
+        self.subject.receive_pages(&first, &[&["--port", "4001"], server].concat())?;
+        let to = [dump, &["--page-server", "--address", "127.0.0.1", "--port"]].concat();
         self.subject.save_memory(&memory, &[&to[..], &["4001"]].concat())?;
         let name = |path: &Path| format!("../{}", path.file_name().unwrap_or_default().to_string_lossy());
-        self.subject.receive_pages(&second, &["--port", "4002", "--prev-images-dir", &name(&first)])?;
+        let of_first = name(&first);
+        let second_server = [&["--port", "4002", "--prev-images-dir", &of_first], server].concat();
+        self.subject.receive_pages(&second, &second_server)?;
         let parent = name(&memory);
         let more = [&to[..], &["4002", "--prev-images-dir", &parent]].concat();
         self.subject.dump_away_to(&images, &more)?;
@@ -135,6 +142,9 @@ impl Round {
             if name.to_string_lossy().ends_with(".img") {
                 fs::copy(entry.path(), second.join(name)).map_err(|e| format!("copy an image: {e}"))?;
             }
+        }
+        if server != dump {
+            see_packed(&second)?;
         }
         self.let_outside_act(Moment::Away);
         self.subject.restore(&second)?;
@@ -356,7 +366,17 @@ impl Round {
                 self.subject.more_for_every_dump.push(how);
                 self.dump_and_restore(is_restless)
             }
-            Mode::PageServer => self.over_a_page_server(is_restless),
+            Mode::PageServer => self.over_a_page_server(is_restless, &[], &[]),
+            Mode::PackedServer => {
+                // Three ways, of which the name of the workload says one.
+                let (server, dump): (&[&str], &[&str]) = match case.name.len() % 3 {
+                    0 => (&[], &["--compress=lz4"]),
+                    1 => (&[], &["--compress=zstd"]),
+                    _ => (&["--compress"], &[]),
+                };
+                self.subject.more_for_every_restore.push("--lazy-pages");
+                self.over_a_page_server(is_restless, server, dump)
+            }
             Mode::Lazy => {
                 std::fs::create_dir(self.subject.own(LATE)).map_err(|e| format!("make a marker: {e}"))?;
                 self.subject.more_for_every_restore.push("--lazy-pages");
@@ -379,6 +399,23 @@ impl Round {
         let result = result.map_err(|problem| self.subject.report(&problem));
         self.subject.reaper.clear();
         result
+    }
+}
+
+/// Sees that pages came, and came compressed.
+fn see_packed(images: &Path) -> Result<(), String> {
+    let entries = fs::read_dir(images).map_err(|e| format!("list the images: {e}"))?;
+    let pages: Vec<(String, u64)> = entries
+        .flatten()
+        .map(|entry| {
+            let length = entry.metadata().map_or(0, |data| data.len());
+            (entry.file_name().to_string_lossy().into_owned(), length)
+        })
+        .filter(|(name, length)| name.starts_with("pages-") && *length > 0)
+        .collect();
+    match pages.iter().all(|(name, _)| name.ends_with(".img.z")) && !pages.is_empty() {
+        true => Ok(()),
+        false => Err(format!("not compressed: {pages:?}")),
     }
 }
 

@@ -48,7 +48,7 @@ pub fn dedup(options: &Options) -> Result<(), Failures> {
 
 fn receive(options: &Options, dir: &Dir, connection: &mut dyn Connection) -> Result<u64, Failure> {
     let parent = options.prev_images_dir.as_deref().map(|name| server::link_parent(dir, name)).transpose()?;
-    server::receive(connection, dir, parent.as_ref())
+    server::receive(connection, dir, parent.as_ref(), options.compress)
 }
 
 fn in_background(options: &Options) -> Result<i32, Failure> {
@@ -58,6 +58,7 @@ fn in_background(options: &Options) -> Result<i32, Failure> {
     words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
     words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
     words.extend(options.prev_images_dir.iter().flat_map(|dir| ["--prev-images-dir".into(), dir.into()]));
+    words.extend(options.compress.map(|how| format!("--compress={}", how.name()).into()));
     words.extend(options.auto_dedup.then(|| "--auto-dedup".into()));
     words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
     background::start("page-server", words)

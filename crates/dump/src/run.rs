@@ -65,9 +65,13 @@ pub fn micros(since: Instant) -> u32 {
 /// Reaches the page server, if pages go there.
 ///
 /// # Errors
-/// When nobody answers.
+/// When nobody answers, or not in the way that is wanted.
 pub fn connect(options: &Options) -> Result<Option<Box<dyn Connection>>, Failure> {
-    options.page_server.then(|| server::connect(options)).transpose()
+    let mut connection = options.page_server.then(|| server::connect(options)).transpose()?;
+    if let (Some(connection), Some(how)) = (&mut connection, options.compress) {
+        server::ask_for_blocks(&mut **connection, how)?;
+    }
+    Ok(connection)
 }
 
 fn dump(
@@ -262,7 +266,7 @@ impl<'d> Taking<'d> {
     /// # Errors
     /// When it could not keep it.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection).close())
+        self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection, None).close())
     }
 
     /// Tells what it came to: times in microseconds, and pages that were looked at.
@@ -290,7 +294,10 @@ impl<'d> Taking<'d> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
         let taken = match &mut self.connection {
-            Some(connection) => send(jobs, &mut ***connection, &|pages| progress.pages_done(pages))?,
+            Some(connection) => {
+                let sending = Sending::new(&mut ***connection, self.options.compress);
+                send(jobs, sending, &|pages| progress.pages_done(pages))?
+            }
             None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
@@ -388,8 +395,7 @@ pub fn dedup(options: &Options, dir: &Dir) {
 }
 
 /// Sends jobs to a page server, one after the other.
-fn send(jobs: &[Job], connection: &mut dyn Connection, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
-    let mut sending = Sending::new(connection);
+fn send(jobs: &[Job], mut sending: Sending, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
     let mut taken = Taken::default();
     for job in jobs {
         taken.written_pages += sending.send(job)?;

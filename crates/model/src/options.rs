@@ -260,6 +260,18 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    pub const ALL: [Compression; 2] = [Compression::Lz4, Compression::Zstd];
+
+    /// As the option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
 /// What is done about the control groups of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ManageCgroups {

@@ -16,6 +16,13 @@ pub const PARENT_LINK: &str = "parent";
 /// Longer than any chain that is made on purpose: a link that leads in a circle.
 const LONGEST: usize = 1000;
 
+/// A pages file as it is stored.
+#[derive(Debug)]
+pub enum Stored {
+    Plain(File),
+    Compressed(Compressed),
+}
+
 /// A folder and its parents, the newest first.
 #[derive(Debug)]
 pub struct Chain(Vec<Dir>);
@@ -47,14 +54,22 @@ impl Chain {
         &self.0[0]
     }
 
-    /// Opens a pages file that [`Chain::load`] has named.
+    /// Opens a pages file that [`Chain::load`] has named; one that is compressed is unpacked into memory.
     pub fn open_pages(&self, file: PagesFile) -> Result<File, Failure> {
+        match self.find_pages(file)? {
+            Stored::Plain(file) => Ok(file),
+            Stored::Compressed(compressed) => compressed.unpack(),
+        }
+    }
+
+    /// Finds a pages file that [`Chain::load`] has named.
+    pub fn find_pages(&self, file: PagesFile) -> Result<Stored, Failure> {
         let dir = self.0.get(file.layer as usize);
         let missing = || Failure::corrupt(pages_name(file.id), None, "is of a folder that is not there");
         let dir = dir.ok_or_else(missing)?;
         match Compressed::open(dir, file.id)? {
-            Some(compressed) => compressed.unpack(),
-            None => dir.open_file(&pages_name(file.id)),
+            Some(compressed) => Ok(Stored::Compressed(compressed)),
+            None => dir.open_file(&pages_name(file.id)).map(Stored::Plain),
         }
     }
 

@@ -10,6 +10,7 @@
 use image::Dir;
 use model::{Compression, Errno, Failure, Object};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -50,11 +51,26 @@ pub fn compress(how: Compression, content: &[u8]) -> Result<Vec<u8>, Errno> {
     }
 }
 
-fn number(how: Compression) -> u32 {
+/// How a way to compress is called in files, and on the line.
+pub fn number(how: Compression) -> u32 {
     match how {
         Compression::Lz4 => 1,
         Compression::Zstd => 2,
     }
+}
+
+/// The way that a number stands for, if it does.
+pub fn by_number(number: u32) -> Option<Compression> {
+    Compression::ALL.into_iter().find(|how| self::number(*how) == number)
+}
+
+/// Unpacks a block whose content fills `room`; says whether it does.
+pub fn fills(how: Compression, packed: &[u8], room: &mut [u8]) -> bool {
+    let count = match how {
+        Compression::Lz4 => lz4_flex::block::decompress_into(packed, room).ok(),
+        Compression::Zstd => zstd::bulk::decompress_to_buffer(packed, room).ok(),
+    };
+    count == Some(room.len())
 }
 
 /// What a file begins with; blocks follow it.
@@ -120,11 +136,8 @@ impl Compressed {
         if head[..8] != *MAGIC || tail[24..] != *MAGIC || half(&head[8..12]) != VERSION {
             return Err(corrupt("is no file of compressed pages, or one of another version"));
         }
-        let how = match half(&head[12..]) {
-            1 => Compression::Lz4,
-            2 => Compression::Zstd,
-            _ => return Err(corrupt("is compressed in a way that is not known")),
-        };
+        let how = by_number(half(&head[12..]))
+            .ok_or_else(|| corrupt("is compressed in a way that is not known"))?;
         let (at, count, length) = (word(&tail[..8]), word(&tail[8..16]), word(&tail[16..24]));
         if count > ENTRIES || at < HEAD || at.checked_add(count * ENTRY) != Some(size - TAIL) {
             return Err(corrupt("has an index that does not fit into it"));
@@ -159,21 +172,39 @@ impl Compressed {
     /// # Errors
     /// When a block is damaged, or there is not so much memory.
     pub fn unpack(&self) -> Result<File, Failure> {
+        self.unpack_parts(std::slice::from_ref(&(0..self.length)))
+    }
+
+    /// The same, but only what these parts need, which are in no order; elsewhere are holes.
+    ///
+    /// # Errors
+    /// As [`Compressed::unpack`].
+    pub fn unpack_parts(&self, parts: &[Range<u64>]) -> Result<File, Failure> {
+        let mut needed: Vec<usize> = Vec::new();
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            let (Some(first), Some(last)) = (self.find(part.start), self.find(part.end - 1)) else {
+                return Err(Failure::corrupt(&*self.name, None, "is shorter than its page map says"));
+            };
+            needed.extend(first..=last);
+        }
+        needed.sort_unstable();
+        needed.dedup();
         let explain = |error: Errno| error.on(Object::Path(self.name.clone()), "unpack it");
         let to = File::from(sys::memory::memfd(c"crtools-pages", false).map_err(explain)?);
         sys::fd::truncate(&to, self.length).map_err(explain)?;
         let next = AtomicUsize::new(0);
         let work = || -> Result<(), Failure> {
             let (mut packed, mut content) = (Vec::new(), vec![0; BLOCK]);
-            while let Some(block) = self.blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some(block) = needed.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let block = &self.blocks[*block];
                 let unpacked = self.block(block, &mut packed, &mut content);
-                let content = unpacked.inspect_err(|_| next.store(self.blocks.len(), Ordering::Relaxed))?;
+                let content = unpacked.inspect_err(|_| next.store(needed.len(), Ordering::Relaxed))?;
                 to.write_all_at(content, block.at)
                     .map_err(|error| explain(sys::memory::io_errno("pwrite", &error)))?;
             }
             Ok(())
         };
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(self.blocks.len());
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(needed.len());
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
             let own = work();
@@ -195,18 +226,143 @@ impl Compressed {
             sys::memory::io_errno("pread", &error).on(Object::Path(self.name.clone()), "read a block")
         })?;
         let room = &mut content[..block.content as usize];
-        let count = match self.how {
-            Compression::Lz4 => lz4_flex::block::decompress_into(packed, room).ok(),
-            Compression::Zstd => zstd::bulk::decompress_to_buffer(packed, room).ok(),
-        };
-        match count {
-            Some(count) if count == room.len() => Ok(room),
-            _ => Err(Failure::corrupt(
-                &*self.name,
-                None,
-                format!("the block of page {} is damaged", block.at / 4096),
-            )),
+        match fills(self.how, packed, room) {
+            true => Ok(room),
+            false => {
+                let why = format!("the block of page {} is damaged", block.at / 4096);
+                Err(Failure::corrupt(&*self.name, None, why))
+            }
         }
+    }
+
+    /// The place of the block that has this byte of the pages.
+    fn find(&self, at: u64) -> Option<usize> {
+        let next = self.blocks.partition_point(|block| block.at <= at);
+        let found = next.checked_sub(1)?;
+        (at < self.length).then_some(found)
+    }
+}
+
+/// Blocks that were unpacked singly, the latest few.
+#[derive(Debug)]
+pub struct Blocks {
+    file: Compressed,
+    /// Which, and their content; the one used last at the end.
+    unpacked: Vec<(usize, Vec<u8>)>,
+}
+
+/// Blocks that are kept unpacked: touches are near one another, but in more places than one.
+const UNPACKED: usize = 8;
+
+impl Blocks {
+    pub fn new(file: Compressed) -> Blocks {
+        Blocks { file, unpacked: Vec::new() }
+    }
+
+    /// Content from a place in the pages on: `length` bytes, or as many as its block has; none behind the end.
+    ///
+    /// # Errors
+    /// When the block is damaged.
+    pub fn content(&mut self, offset: u64, length: u64) -> Result<&[u8], Failure> {
+        let Some(wanted) = self.file.find(offset) else { return Ok(&[]) };
+        if let Some(at) = self.unpacked.iter().position(|(block, _)| *block == wanted) {
+            self.unpacked[at..].rotate_left(1);
+        } else {
+            let mut room = match self.unpacked.len() {
+                UNPACKED => self.unpacked.remove(0).1,
+                _ => Vec::new(),
+            };
+            room.resize(BLOCK, 0);
+            self.file.block(&self.file.blocks[wanted], &mut Vec::new(), &mut room)?;
+            self.unpacked.push((wanted, room));
+        }
+        let block = &self.file.blocks[wanted];
+        let from = (offset - block.at) as usize;
+        let to = (block.content as usize).min(from.saturating_add(length as usize));
+        Ok(self.unpacked.last().map_or(&[], |(_, content)| &content[from..to]))
+    }
+}
+
+/// A compressed file that is written from its beginning to its end.
+#[derive(Debug)]
+pub struct Packing {
+    file: File,
+    how: Compression,
+    blocks: Vec<Block>,
+    /// Of what is in blocks, in the pages, and of the blocks in the file.
+    at: u64,
+    end: u64,
+    /// Not enough for a block yet.
+    waiting: Vec<u8>,
+}
+
+impl Packing {
+    /// `file` is empty.
+    ///
+    /// # Errors
+    /// Of write(2).
+    pub fn new(file: File, how: Compression) -> std::io::Result<Packing> {
+        let head = head(how);
+        file.write_all_at(&head, 0)?;
+        Ok(Packing { file, how, blocks: Vec::new(), at: 0, end: head.len() as u64, waiting: Vec::new() })
+    }
+
+    pub fn how(&self) -> Compression {
+        self.how
+    }
+
+    /// Adds content.
+    ///
+    /// # Errors
+    /// Of write(2), or `ENOMEM`.
+    pub fn add(&mut self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.waiting.len()));
+            self.waiting.extend_from_slice(now);
+            bytes = later;
+            if self.waiting.len() == BLOCK {
+                self.pack()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a block that is packed already, and holds `content` bytes.
+    ///
+    /// # Errors
+    /// As [`Packing::add`].
+    pub fn block(&mut self, packed: &[u8], content: u32) -> std::io::Result<()> {
+        self.pack()?;
+        self.put(packed, content)
+    }
+
+    fn pack(&mut self) -> std::io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let packed = compress(self.how, &self.waiting)
+            .map_err(|error| std::io::Error::from_raw_os_error(error.code))?;
+        let content = self.waiting.len() as u32;
+        self.waiting.clear();
+        self.put(&packed, content)
+    }
+
+    fn put(&mut self, packed: &[u8], content: u32) -> std::io::Result<()> {
+        self.file.write_all_at(packed, self.end)?;
+        let length = packed.len() as u32;
+        self.blocks.push(Block { at: self.at, offset: self.end, length, content });
+        self.at += u64::from(content);
+        self.end += u64::from(length);
+        Ok(())
+    }
+
+    /// Writes what is left, and the index.
+    ///
+    /// # Errors
+    /// As [`Packing::add`].
+    pub fn finish(mut self) -> std::io::Result<()> {
+        self.pack()?;
+        self.file.write_all_at(&end(&self.blocks, self.end, self.at), self.end)
     }
 }
 
@@ -251,6 +407,44 @@ mod tests {
             let (bytes, all) = packed(how, &[]);
             assert!(unpacked(&bytes).unwrap() == all, "{how:?}, nothing");
         }
+    }
+
+    #[test]
+    fn blocks_are_unpacked_singly_and_in_parts() {
+        let (bytes, all) = packed(Compression::Lz4, &contents());
+        let file = File::from(sys::memory::memfd(c"packed", false).unwrap());
+        file.write_all_at(&bytes, 0).unwrap();
+        let open = || Compressed::read("pages-1.img.z".into(), file.try_clone().unwrap()).unwrap();
+        let mut blocks = Blocks::new(open());
+        for at in [0, 9000, 8192, 0, 4096, all.len() as u64 - 1] {
+            let content = blocks.content(at, 5000).unwrap();
+            assert!(!content.is_empty());
+            assert!(all[at as usize..].starts_with(content), "from {at}");
+        }
+        assert!(blocks.content(all.len() as u64, 1).unwrap().is_empty());
+        // The second block alone: what is before and behind is a hole.
+        let part = open().unpack_parts(&[9000..9001, 5..5]).unwrap();
+        let mut found = vec![1; all.len()];
+        part.read_exact_at(&mut found, 0).unwrap();
+        assert!(found[..8192].iter().all(|byte| *byte == 0) && found[8192..12288] == all[8192..12288]);
+        assert!(found[12288..].iter().all(|byte| *byte == 0));
+        assert!(open().unpack_parts(&[0..1, 5..all.len() as u64 + 1]).is_err());
+    }
+
+    #[test]
+    fn what_is_packed_in_pieces_is_the_same() {
+        let (first, second) = (vec![3; BLOCK / 2 + 7], vec![4; BLOCK]);
+        let file = File::from(sys::memory::memfd(c"packed", false).unwrap());
+        let mut packing = Packing::new(file.try_clone().unwrap(), Compression::Zstd).unwrap();
+        packing.add(&first).unwrap();
+        packing.add(&second).unwrap();
+        packing.block(&compress(Compression::Zstd, &first).unwrap(), first.len() as u32).unwrap();
+        packing.add(&[5]).unwrap();
+        packing.finish().unwrap();
+        let unpacked = Compressed::read("pages-1.img.z".into(), file).unwrap().unpack().unwrap();
+        let mut all = vec![0; unpacked.metadata().unwrap().len() as usize];
+        unpacked.read_exact_at(&mut all, 0).unwrap();
+        assert!(all == [&first[..], &second, &first, &[5]].concat());
     }
 
     /// Whatever byte is another: an error or the same pages, and no panic.

@@ -4,12 +4,16 @@
 //! pages. CRIU up to 4.1 has headers of 24 bytes, later ones of 32; they do not tell each other which. The first
 //! command opens an object, with no pages and no address, so the server sees from the place of the object which it is.
 //! We send the newer.
+//!
+//! Between two of us pages may come in compressed blocks, if the one who sends has asked before whether the other
+//! understands that; CRIU ends at such a question.
 
 use crate::chain::{Chain, PARENT_LINK};
-use crate::take::{Job, Owner, Read, pages_name};
+use crate::compressed::{self, Packing};
+use crate::take::{Job, Owner, RANGES, Read, pages_name};
 use image::Dir;
 use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
-use model::{Errno, Failure, Object, Options};
+use model::{Compression, Errno, Failure, Object, Options, Remedy};
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -23,6 +27,12 @@ const PARENT_EXISTS: u16 = 5;
 pub(crate) const ADD_F: u16 = 6;
 pub(crate) const CLOSE: u16 = 0x1023;
 pub(crate) const FORCE_CLOSE: u16 = 0x1024;
+
+/// "Do you understand blocks that are compressed in this way?" (in the place of flags); the answer is a zero of four bytes.
+const ASK_BLOCKS: u16 = 0x2002;
+/// A block: the way in the place of flags, ranges in that of pages, its length in that of the address. Each range as its
+/// address and its pages, then the block.
+const BLOCK: u16 = 0x2003;
 
 /// Types of objects.
 const OF_TASK: u64 = 1;
@@ -216,17 +226,22 @@ impl std::fmt::Debug for Door {
 // ------------------------------------------------------------------------------------------ receiving
 
 /// Receives pages into a folder until the other end says that it has sent all. `parent` are the images before, if
-/// there are some. Returns how many pages came.
+/// there are some. What comes as it is is compressed, if that is wished. Returns how many pages came.
 ///
 /// # Errors
 /// When the other end says something that is none of this, or leaves early; what was written is to be discarded.
-pub fn receive(connection: &mut dyn Connection, dir: &Dir, parent: Option<&Chain>) -> Result<u64, Failure> {
+pub fn receive(
+    connection: &mut dyn Connection,
+    dir: &Dir,
+    parent: Option<&Chain>,
+    compression: Option<Compression>,
+) -> Result<u64, Failure> {
     let read = explain("receive pages");
     let mut first = [0; 24];
     connection.read_exact(&mut first).map_err(&read)?;
     // The newer header has the address there, which is none in the first command.
     let is_long = first[16..] == [0; 8];
-    let mut receiving = Receiving { dir, parent, next_id: FIRST_ID, open: None, pages: 0 };
+    let mut receiving = Receiving { dir, parent, compression, next_id: FIRST_ID, open: None, pages: 0 };
     let mut given = Some(first);
     loop {
         let mut bytes = [0; 32];
@@ -250,6 +265,12 @@ pub fn receive(connection: &mut dyn Connection, dir: &Dir, parent: Option<&Chain
                 connection.write_all(&i32::from(has_parent).to_ne_bytes()).map_err(&read)?;
             }
             ADD_F => receiving.add(connection, &header)?,
+            ASK_BLOCKS => {
+                // What is asked is whether it is known at all.
+                let is_known = compressed::by_number(header.flags.into()).is_some();
+                connection.write_all(&i32::from(!is_known).to_ne_bytes()).map_err(&read)?;
+            }
+            BLOCK => receiving.add_block(connection, &header)?,
             CLOSE | FORCE_CLOSE => {
                 receiving.close()?;
                 connection.write_all(&0i32.to_ne_bytes()).map_err(&read)?;
@@ -273,6 +294,7 @@ fn name_of(object: u64) -> Result<String, Failure> {
 struct Receiving<'d> {
     dir: &'d Dir,
     parent: Option<&'d Chain>,
+    compression: Option<Compression>,
     next_id: u32,
     open: Option<Open>,
     pages: u64,
@@ -282,11 +304,49 @@ struct Receiving<'d> {
 struct Open {
     name: String,
     id: u32,
-    file: File,
-    length: u64,
+    /// Once pages came.
+    store: Option<Store>,
     runs: Vec<Run>,
     /// What the images before have of it.
     before: Vec<Run>,
+}
+
+/// A pages file that grows.
+enum Store {
+    Plain(File, u64),
+    Packed(Packing),
+}
+
+impl Store {
+    fn new(dir: &Dir, id: u32, compression: Option<Compression>) -> Result<Store, Failure> {
+        let (plain, packed) = (pages_name(id), compressed::name(id));
+        let explain = |error: io::Error| failed_write(id, &error);
+        match compression {
+            None => {
+                dir.remove(&packed)?;
+                Ok(Store::Plain(dir.create(&plain)?, 0))
+            }
+            Some(how) => {
+                dir.remove(&plain)?;
+                Ok(Store::Packed(Packing::new(dir.create(&packed)?, how).map_err(explain)?))
+            }
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Store::Plain(file, length) => {
+                file.write_all_at(bytes, *length)?;
+                *length += bytes.len() as u64;
+                Ok(())
+            }
+            Store::Packed(packing) => packing.add(bytes),
+        }
+    }
+}
+
+fn failed_write(id: u32, error: &io::Error) -> Failure {
+    sys::memory::io_errno("pwrite", error).on(Object::Path(pages_name(id)), "write pages")
 }
 
 impl Receiving<'_> {
@@ -301,15 +361,22 @@ impl Receiving<'_> {
         let before = self.before(&name)?;
         let id = self.next_id;
         self.next_id += 1;
-        let file = self.dir.create(&pages_name(id))?;
         let has_parent = before.is_some();
-        self.open =
-            Some(Open { name, id, file, length: 0, runs: Vec::new(), before: before.unwrap_or_default() });
+        let before = before.unwrap_or_default();
+        self.open = Some(Open { name, id, store: None, runs: Vec::new(), before });
         Ok(has_parent)
     }
 
     fn close(&mut self) -> Result<(), Failure> {
         let Some(open) = self.open.take() else { return Ok(()) };
+        match open.store {
+            Some(Store::Packed(packing)) => {
+                packing.finish().map_err(|error| failed_write(open.id, &error))?
+            }
+            Some(Store::Plain(..)) => {}
+            // A page map without pages names a file all the same.
+            None => drop(Store::new(self.dir, open.id, None)?),
+        }
         let pagemap = Pagemap { pages_id: open.id, runs: open.runs, is_old: false };
         self.dir.write(&open.name, &pagemap.encode())
     }
@@ -317,38 +384,88 @@ impl Receiving<'_> {
     fn add(&mut self, connection: &mut dyn Connection, header: &Header) -> Result<(), Failure> {
         let read = explain("receive pages");
         let open = self.open.as_mut().ok_or_else(|| wrong("pages of nothing".into()))?;
-        let last = open.runs.last().map_or(0, |run| run.range.end);
-        let end = header.pages.checked_mul(PAGE).and_then(|length| header.address.checked_add(length));
-        let end = end.filter(|_| header.address.is_multiple_of(PAGE) && header.address >= last);
-        let end = end.ok_or_else(|| {
-            wrong(format!("{} pages at {:#x} are no run in order", header.pages, header.address))
-        })?;
-        let range = header.address..end;
+        let range = open.next(header.address, header.pages)?;
         if u32::from(header.flags) & PRESENT == 0 {
             if u32::from(header.flags) & PARENT != 0 {
                 open.keep(range);
             }
             return Ok(());
         }
-        let mut left = end - header.address;
+        if open.store.is_none() {
+            open.store = Some(Store::new(self.dir, open.id, self.compression)?);
+        }
+        let mut left = range.end - range.start;
         let mut buffer = vec![0; CHUNK.min(left as usize)];
         while left > 0 {
             let part = &mut buffer[..(left as usize).min(CHUNK)];
             connection.read_exact(part).map_err(&read)?;
-            open.file.write_all_at(part, open.length).map_err(|error| {
-                sys::memory::io_errno("pwrite", &error).on(Object::Path(pages_name(open.id)), "write pages")
-            })?;
-            open.length += part.len() as u64;
+            let added = open.store.as_mut().map_or(Ok(()), |store| store.add(part));
+            added.map_err(|error| failed_write(open.id, &error))?;
             left -= part.len() as u64;
         }
         self.pages += header.pages;
-        let file = PagesFile { layer: 0, id: open.id };
-        open.push(Run { range, flags: PRESENT, offset: 0, file, same_as: None });
+        open.add(range);
+        Ok(())
+    }
+
+    fn add_block(&mut self, connection: &mut dyn Connection, header: &Header) -> Result<(), Failure> {
+        let read = explain("receive pages");
+        let open = self.open.as_mut().ok_or_else(|| wrong("a block of nothing".into()))?;
+        let how = compressed::by_number(header.flags.into())
+            .ok_or_else(|| wrong(format!("a block that is compressed in the way {}", header.flags)))?;
+        let (ranges, length) = (header.pages as usize, header.address as usize);
+        if ranges > RANGES || length > 2 * compressed::BLOCK {
+            return Err(wrong(format!("a block of {ranges} ranges and {length} bytes")));
+        }
+        let mut told = vec![0; ranges * 16];
+        connection.read_exact(&mut told).map_err(&read)?;
+        let mut content = 0;
+        for range in told.chunks_exact(16) {
+            let word = |at: usize| u64::from_ne_bytes(range[at..at + 8].try_into().expect("eight bytes"));
+            let range = open.next(word(0), word(8))?;
+            content += range.end - range.start;
+            if content > compressed::BLOCK as u64 {
+                return Err(wrong("a block that is too long".into()));
+            }
+            open.add(range);
+        }
+        let mut packed = vec![0; length];
+        connection.read_exact(&mut packed).map_err(&read)?;
+        // It is kept as it came; that it can be unpacked is better known now than later.
+        if !compressed::fills(how, &packed, &mut vec![0; content as usize]) {
+            return Err(wrong("a damaged block".into()));
+        }
+        if open.store.is_none() {
+            open.store = Some(Store::new(self.dir, open.id, Some(how))?);
+        }
+        match &mut open.store {
+            Some(Store::Packed(packing)) if packing.how() == how => {
+                let put = packing.block(&packed, content as u32);
+                put.map_err(|error| failed_write(open.id, &error))?;
+            }
+            _ => return Err(wrong("a block among pages of another sort".into())),
+        }
+        self.pages += content / PAGE;
         Ok(())
     }
 }
 
 impl Open {
+    /// So many pages from an address on, which come next.
+    fn next(&self, address: u64, pages: u64) -> Result<Range<u64>, Failure> {
+        let last = self.runs.last().map_or(0, |run| run.range.end);
+        let end = pages.checked_mul(PAGE).and_then(|length| address.checked_add(length));
+        end.filter(|_| address.is_multiple_of(PAGE) && address >= last)
+            .map(|end| address..end)
+            .ok_or_else(|| wrong(format!("{pages} pages at {address:#x} are no run in order")))
+    }
+
+    /// Pages that are here.
+    fn add(&mut self, range: Range<u64>) {
+        let file = PagesFile { layer: 0, id: self.id };
+        self.push(Run { range, flags: PRESENT, offset: 0, file, same_as: None });
+    }
+
     /// Pages that have not changed. One that is not in the images before was zero then, and still is.
     fn keep(&mut self, range: Range<u64>) {
         let (both, _) = crate::chain::split(vec![(range, ())], |()| true, &self.before);
@@ -385,14 +502,54 @@ fn object(owner: Owner) -> u64 {
     }
 }
 
+/// Asks a server whether it takes blocks that are compressed in this way.
+///
+/// # Errors
+/// When it does not, as CRIU's.
+pub fn ask_for_blocks(connection: &mut dyn Connection, how: Compression) -> Result<(), Failure> {
+    let flags = compressed::number(how) as u16;
+    let asked = connection
+        .write_all(&Header { command: ASK_BLOCKS, flags, ..Header::default() }.bytes())
+        .and_then(|()| connection.flush());
+    let mut answer = [0; 4];
+    match asked.and_then(|()| connection.read_exact(&mut answer)) {
+        Ok(()) if i32::from_ne_bytes(answer) == 0 => Ok(()),
+        _ => {
+            let why = "it does not understand compressed pages";
+            let advice = "--compress is for a page server of crtools; CRIU's takes pages as they are";
+            let object = Object::Named("page server".into());
+            Err(Failure::conflict(object, "", why).help(Remedy::Advice(advice)))
+        }
+    }
+}
+
 /// Sends pages to a server. To be ended with [`Sending::close`].
 pub struct Sending<'c> {
     connection: &'c mut dyn Connection,
+    compression: Option<Compression>,
 }
 
 impl<'c> Sending<'c> {
-    pub fn new(connection: &'c mut dyn Connection) -> Sending<'c> {
-        Sending { connection }
+    /// Compressed, if the server [has said yes](ask_for_blocks) to that.
+    pub fn new(connection: &'c mut dyn Connection, compression: Option<Compression>) -> Sending<'c> {
+        Sending { connection, compression }
+    }
+
+    fn send_block(
+        &mut self,
+        how: Compression,
+        object: u64,
+        ranges: &[Range<u64>],
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let packed = compressed::compress(how, bytes)
+            .map_err(|error| error.on(Object::Named("page server".into()), "compress pages"))?;
+        let (pages, address) = (ranges.len() as u64, packed.len() as u64);
+        self.say(Header { command: BLOCK, flags: compressed::number(how) as u16, pages, address, object })?;
+        let words = ranges.iter().flat_map(|range| [range.start, (range.end - range.start) / PAGE]);
+        let told: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+        let sent = self.connection.write_all(&told).and_then(|()| self.connection.write_all(&packed));
+        sent.map_err(explain("send pages"))
     }
 
     fn say(&mut self, header: Header) -> Result<(), Failure> {
@@ -420,7 +577,12 @@ impl<'c> Sending<'c> {
             };
             match part {
                 Read::Kept(range) => self.say(add(PARENT, &range)),
+                Read::Pages(_, []) => Ok(()),
                 Read::Pages(ranges, mut bytes) => {
+                    if let Some(how) = self.compression {
+                        sent += bytes.len() as u64 / PAGE;
+                        return self.send_block(how, object(job.owner), &ranges, bytes);
+                    }
                     for range in ranges {
                         let (pages, rest) = bytes.split_at((range.end - range.start) as usize);
                         self.say(add(PRESENT, &range))?;
@@ -500,7 +662,7 @@ mod tests {
         std::fs::create_dir_all(&path).unwrap();
         let dir = Dir::open(&path).unwrap();
         let mut line = Line(io::Cursor::new(bytes), Vec::new());
-        let result = receive(&mut line, &dir, None);
+        let result = receive(&mut line, &dir, None, None);
         let pages = dir.read("pages-65537.img").unwrap();
         std::fs::remove_dir_all(&path).unwrap();
         (result, pages, line.1)
@@ -517,6 +679,90 @@ mod tests {
             assert_eq!(pages, Some(vec![9; 8192]));
             assert_eq!(answers, [0, 0, 0, 0, 0]);
         }
+    }
+
+    fn block(ranges: &[Range<u64>], content: &[u8]) -> Vec<u8> {
+        let mut line = Line(io::Cursor::new(Vec::new()), Vec::new());
+        let object = object(Owner::Task(7));
+        Sending::new(&mut line, None).send_block(Compression::Lz4, object, ranges, content).unwrap();
+        line.1
+    }
+
+    #[test]
+    fn blocks_are_kept_as_they_come_and_pages_are_compressed_if_that_is_wished() {
+        let object = object(Owner::Task(7));
+        let say = |command, flags| Header { command, flags, object, ..Header::default() }.bytes().to_vec();
+        let content: Vec<u8> = (0..3 * 4096u32).map(|at| (at / 4096) as u8 + 1).collect();
+        let ranges = [0x5000..0x7000, 0x9000..0xa000];
+        let blocks = [say(OPEN2, 0), say(ASK_BLOCKS, 1), say(ASK_BLOCKS, 9), block(&ranges, &content)];
+        let plain = conversation(|header| header.bytes().to_vec());
+        for (name, bytes, wish, answers) in [
+            (
+                "blocks",
+                [blocks.concat(), say(CLOSE, 0)].concat(),
+                None,
+                &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..],
+            ),
+            ("wished", plain, Some(Compression::Zstd), &[0; 5]),
+        ] {
+            let path = std::env::temp_dir().join(format!("crtools-server-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            let dir = Dir::open(&path).unwrap();
+            let mut line = Line(io::Cursor::new(bytes), Vec::new());
+            let result = receive(&mut line, &dir, None, wish);
+            let chain = Chain::open(&dir).unwrap();
+            let runs = chain.load("pagemap-7.img").map(|map| map.runs);
+            let has_plain = dir.has("pages-65537.img");
+            let read = chain.open_pages(PagesFile { layer: 0, id: 65537 }).map(|mut file| {
+                let mut bytes = Vec::new();
+                io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+                bytes
+            });
+            std::fs::remove_dir_all(&path).unwrap();
+            assert_eq!((line.1.as_slice(), has_plain), (answers, false), "{name}");
+            match wish {
+                None => {
+                    assert!(result.unwrap() == 3 && read.unwrap() == content);
+                    let found: Vec<Range<u64>> = runs.unwrap().into_iter().map(|run| run.range).collect();
+                    assert_eq!(found, ranges);
+                }
+                Some(_) => assert!(result.unwrap() == 2 && read.unwrap() == [9; 8192]),
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_none_are_errors() {
+        let open = Header { command: OPEN2, object: object(Owner::Task(7)), ..Header::default() }.bytes();
+        let good = block(&[0x5000..0x6000, 0x7000..0x8000], &[7; 8192]);
+        let from = |at: usize, bytes: &[u8]| {
+            let mut block = good.clone();
+            block[at..at + bytes.len()].copy_from_slice(bytes);
+            [&open[..], &block].concat()
+        };
+        let long = u64::MAX.to_ne_bytes();
+        for (name, bytes) in [
+            ("none-open", good.clone()),
+            ("way", from(2, &9u16.to_ne_bytes())),
+            ("ranges", from(8, &long)),
+            ("length", from(16, &long)),
+            ("place", from(32, &long)),
+            ("pages", from(40, &long)),
+            ("more-pages", from(40, &300u64.to_ne_bytes())),
+            ("other-pages", from(40, &2u64.to_ne_bytes())),
+            ("order", from(48, &0x1000u64.to_ne_bytes())),
+            ("content", from(64, &[0xff; 8])),
+            ("cut", [&open[..], &good[..good.len() - 1]].concat()),
+        ] {
+            assert!(receive_into(name, bytes).0.is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_blocks_is_said_to() {
+        let mut line = Line(io::Cursor::new(Vec::new()), Vec::new());
+        let failure = ask_for_blocks(&mut line, Compression::Lz4).unwrap_err().to_string();
+        assert!(failure.contains("does not understand compressed pages"), "{failure}");
     }
 
     #[test]

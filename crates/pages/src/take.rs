@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 20;
 /// Bytes from which on it pays to map a file that is filled.
 const GROWING: u64 = 8 << 20;
 /// Ranges of one process_vm_readv(2).
-const RANGES: usize = 512;
+pub(crate) const RANGES: usize = 512;
 
 /// Where pages come from.
 #[derive(Debug)]

@@ -542,7 +542,7 @@ impl<'r> Exec<'r> {
             }
             filling.copy.clear();
             ops.list.label("leave its memory to itself").ok(libc::SYS_close, &[number.into()]);
-        } else if filling.copy.iter().any(image::pagemap::Run::is_away) {
+        } else if !filling.copy.iter().all(|run| self.contents.has(run)) {
             let error = Errno { call: "userfaultfd", code: -i32::try_from(userfault).unwrap_or(0) };
             return Err(error.on(Object::Task, "have its memory come later").of(task.pid));
         } else {

@@ -13,13 +13,15 @@ use image::Dir;
 use image::pagemap::{Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
 use pages::away::Away;
-use pages::chain::Chain;
+use pages::chain::{self, Chain};
+use pages::compressed::Blocks;
 use pages::lazy::{Source, Task, Waiting};
 use pages::take::pages_name;
 use pages::{background, server};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use sys::memory::View;
@@ -183,11 +185,18 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     Ok(())
 }
 
-/// The pages of an image set, mapped, and those that are with the dump.
+/// A pages file, ready to be read from.
+#[derive(Debug)]
+enum Stored {
+    Mapped(View),
+    Blocks(Blocks),
+}
+
+/// The pages of an image set, and those that are with the dump.
 #[derive(Debug)]
 struct Pages {
     chain: Chain,
-    views: HashMap<PagesFile, View>,
+    views: HashMap<PagesFile, Stored>,
     away: Option<Away>,
 }
 
@@ -204,15 +213,21 @@ impl Pages {
                 };
                 away.is_old = is_old;
             } else if !self.views.contains_key(&run.file) {
-                let file = self.chain.open_pages(run.file)?;
-                let explain = |error: Errno| error.on(Object::Path(pages_name(run.file.id)), "map the pages");
-                let len =
-                    file.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
-                self.views.insert(run.file, View::new(&file, len as usize).map_err(explain)?);
+                let stored = match self.chain.find_pages(run.file)? {
+                    chain::Stored::Compressed(file) => Stored::Blocks(Blocks::new(file)),
+                    chain::Stored::Plain(file) => Stored::Mapped(map(run.file, &file)?),
+                };
+                self.views.insert(run.file, stored);
             }
         }
         Ok(runs)
     }
+}
+
+fn map(file: PagesFile, content: &File) -> Result<View, Failure> {
+    let explain = |error: Errno| error.on(Object::Path(pages_name(file.id)), "map the pages");
+    let len = content.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
+    View::new(content, len as usize).map_err(explain)
 }
 
 impl Source for Pages {
@@ -221,10 +236,17 @@ impl Source for Pages {
             return away.content(pid, run, offset, length);
         }
         let part = offset as usize..(offset + length) as usize;
-        self.views
-            .get(&run.file)
-            .and_then(|view| view.bytes().get(part))
-            .ok_or_else(|| Failure::corrupt(pages_name(run.file.id), None, "is shorter than it was").of(pid))
+        let found = match self.views.get_mut(&run.file) {
+            Some(Stored::Mapped(view)) => view.bytes().get(part),
+            Some(Stored::Blocks(blocks)) => {
+                let content = blocks.content(offset, length)?;
+                // Whole pages: blocks of other makers may end anywhere.
+                content.get(..content.len() / 4096 * 4096)
+            }
+            None => None,
+        };
+        let short = || Failure::corrupt(pages_name(run.file.id), None, "is shorter than it was").of(pid);
+        found.filter(|bytes| !bytes.is_empty()).ok_or_else(short)
     }
 
     fn announce(&mut self, pid: i32, run: &Run, offset: u64, length: u64) -> Result<(), Failure> {

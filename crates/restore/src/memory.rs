@@ -69,20 +69,59 @@ fn vdso_range(task: &Task) -> Option<(Range<u64>, Range<u64>)> {
 
 /// The pages of an image set, mapped for comparing.
 #[derive(Debug, Default)]
-pub struct Contents(HashMap<PagesFile, View>);
+pub struct Contents {
+    views: HashMap<PagesFile, View>,
+    /// Of these only parts are here.
+    parts: HashSet<PagesFile>,
+}
+
+/// Which parts of each pages file are needed before the tree runs; not those that come later. `comes_later` says of whose
+/// memory that is true, as far as it can.
+pub fn needed(tasks: &[Task], comes_later: impl Fn(usize) -> bool) -> HashMap<PagesFile, Vec<Range<u64>>> {
+    let mut needed: HashMap<PagesFile, Vec<Range<u64>>> = HashMap::new();
+    for (at, task) in tasks.iter().enumerate() {
+        let later = |vma: &&VmaEntry| comes_later(at) && vma::may_come_later(vma);
+        let mut later = task.mm.vmas.iter().filter(later).peekable();
+        for run in task.pagemap.runs.iter().filter(|run| !run.is_away()) {
+            let parts = needed.entry(run.file).or_default();
+            let place = |part: Range<u64>| {
+                let start = run.offset + (part.start - run.range.start);
+                start..start + (part.end - part.start)
+            };
+            let mut at = run.range.start;
+            while at < run.range.end {
+                while later.next_if(|vma| vma.end <= at).is_some() {}
+                let (start, end) = later.peek().map_or((u64::MAX, u64::MAX), |vma| (vma.start, vma.end));
+                if at < start {
+                    parts.push(place(at..start.min(run.range.end)));
+                }
+                at = if at < start { start } else { end };
+            }
+        }
+    }
+    needed
+}
 
 impl Contents {
-    pub fn add(&mut self, id: PagesFile, file: &File) -> Result<(), Failure> {
+    pub fn add(&mut self, id: PagesFile, file: &File, is_whole: bool) -> Result<(), Failure> {
         let name = || pages::take::pages_name(id.id);
         let explain = |error: Errno| error.on(Object::Path(name()), "map the pages");
         let len = file.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
-        self.0.insert(id, View::new(file, len as usize).map_err(explain)?);
+        if !is_whole {
+            self.parts.insert(id);
+        }
+        self.views.insert(id, View::new(file, len as usize).map_err(explain)?);
         Ok(())
     }
 
     /// All pages of a file.
     pub fn of(&self, file: PagesFile) -> Option<&View> {
-        self.0.get(&file)
+        self.views.get(&file)
+    }
+
+    /// Is the content of a run here for sure?
+    pub fn has(&self, run: &Run) -> bool {
+        !run.is_away() && self.views.contains_key(&run.file) && !self.parts.contains(&run.file)
     }
 
     /// What the images have of a range, from its start on as far as there is no gap.

@@ -210,6 +210,11 @@ impl Plan {
             || self.stand_ins.iter().any(|one| one.maker == at && one.is_of_session)
     }
 
+    /// Can the memory of a task come later? Not where others begin with it, nor where it is compared with what was found.
+    pub fn comes_later(&self, checkpoint: &Checkpoint, at: usize) -> bool {
+        !self.has_heirs(checkpoint, at) && self.finds_memory_of(&checkpoint.tasks, at).is_none()
+    }
+
     /// Why pages of a task that are still with the dump cannot be restored.
     fn judge_away(
         &self,
@@ -227,8 +232,7 @@ impl Plan {
             let why = format!("says of page {address:#x} that it comes later, where it cannot");
             return Some(Failure::corrupt(format!("pagemap-{}.img", task.pid), None, why));
         }
-        let is_heir = self.finds_memory_of(&checkpoint.tasks, at).is_some();
-        (is_heir || self.has_heirs(checkpoint, at)).then(|| {
+        (!self.comes_later(checkpoint, at)).then(|| {
             let why = "has memory that comes later, and shares it with a process that is made from it";
             Failure::unsupported(Object::Task, why).of(task.pid)
         })

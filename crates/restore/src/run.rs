@@ -3,7 +3,7 @@
 use crate::exec::{Exec, Open};
 use crate::lazy::Server;
 use crate::load::{Checkpoint, file_of, in_parallel, load};
-use crate::memory::Contents;
+use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
@@ -16,8 +16,8 @@ use kinds::vma::{hugetlb, sysv};
 use model::hooks::Action;
 use model::stats::RestoreStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options};
+use pages::chain::Stored;
 use std::any::Any;
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -75,13 +75,14 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     sys::fd::reserve(checkpoint.files.len() + 4 * checkpoint.tasks.len() + 256);
     let mut pages = HashMap::new();
     let mut contents = Contents::default();
-    let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
-    for run in runs.filter(|run| !run.is_away()) {
-        if let Entry::Vacant(place) = pages.entry(run.file) {
-            let file = checkpoint.chain.open_pages(run.file)?;
-            contents.add(run.file, &file)?;
-            place.insert(file);
-        }
+    let comes_later = |at| options.lazy_pages && plan.comes_later(&checkpoint, at);
+    for (id, parts) in memory::needed(&checkpoint.tasks, comes_later) {
+        let (file, is_whole) = match checkpoint.chain.find_pages(id)? {
+            Stored::Plain(file) => (file, true),
+            Stored::Compressed(compressed) => (compressed.unpack_parts(&parts)?, !options.lazy_pages),
+        };
+        contents.add(id, &file, is_whole)?;
+        pages.insert(id, file);
     }
     options.progress.stage("files");
     let mut failures = Failures::new();

@@ -189,9 +189,6 @@ impl Merge {
                 );
             }
         }
-        if options.page_server && options.compress.is_some() {
-            messages.push("--compress and --page-server together are not supported yet by crtools".into());
-        }
         if options.page_server && !matches!(command, Command::PageServer) {
             let uses = match command {
                 Command::Dump | Command::PreDump | Command::LazyPages => true,

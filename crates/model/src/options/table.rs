@@ -209,16 +209,16 @@ specs! {
             options.copy_on_write = Some(given.on);
             Ok(())
         });
-    COMPRESS = Row::optional("compress", "HOW").section(Section::Memory).of(DUMPS).own()
+    COMPRESS = Row::optional("compress", "HOW").section(Section::Memory).of(DUMPS | PAGE_SERVER_CMD).own()
         .help("compress pages in blocks, by lz4 (if nothing is said) or zstd; CRIU cannot read that")
         .sets(|options, given| {
             options.compress = Some(match given.value {
                 None => Compression::Lz4,
-                Some(_) => match text(given)? {
-                    "lz4" => Compression::Lz4,
-                    "zstd" => Compression::Zstd,
-                    _ => return Err("must be lz4 or zstd".into()),
-                },
+                Some(_) => {
+                    let name = text(given)?;
+                    let found = Compression::ALL.into_iter().find(|how| how.name() == name);
+                    found.ok_or("must be lz4 or zstd")?
+                }
             });
             Ok(())
         });
