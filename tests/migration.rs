@@ -26,10 +26,10 @@ fn play(name: &str, directory: &Path) -> Result<Verdict, String> {
     if trial.starts_with("criu_") && tool::peer().is_none() {
         return Ok(Verdict::Skipped("no peer is set up; tests/peer.sh does it".into()));
     }
-    let case = workloads::by_name(migration::WORKLOAD).ok_or("the workload is missing")?;
+    let case = workloads::by_name(migration::workload(trial)).ok_or("the workload is missing")?;
     let program = Path::new(env!("CARGO_BIN_EXE_workload"));
     let tools = Tools { dump: tool.clone(), restore: tool };
-    let mut round = Round::begin(program, migration::WORKLOAD, &case, directory, tools)?;
+    let mut round = Round::begin(program, migration::workload(trial), &case, directory, tools)?;
     migration::play(&mut round, trial)?;
     Ok(Verdict::Passed)
 }

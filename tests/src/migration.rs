@@ -15,17 +15,25 @@ use nix::unistd::Pid;
 
 use crate::case::GO;
 use crate::namespace::beside;
-use crate::reap::Reaper;
+use crate::reap::{Reaper, others};
 use crate::round::Round;
 use crate::subject::{Subject, says};
 use crate::tool::LIMIT;
+use crate::workloads::TOUCHED;
 
 /// What is moved: 64 MiB, and a mark when it runs.
-pub const WORKLOAD: &str = "memory::much_memory_is_walked_through";
+const WORKLOAD: &str = "memory::much_memory_is_walked_through";
+/// What is restored several times: as much, of which few is touched.
+const TOUCHING: &str = "memory::few_pages_of_much_memory_are_touched";
 const RUNS: &str = "runs";
 /// Where the dump waits, and the line.
 const DUMP: &str = "4010";
 const LINE: &str = "4011";
+
+/// The workload of a trial.
+pub fn workload(trial: &str) -> &'static str {
+    if trial.starts_with("what_was_touched") { TOUCHING } else { WORKLOAD }
+}
 
 type Trial = fn(&mut Round) -> Result<(), String>;
 
@@ -38,6 +46,7 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("tree_runs_on_when_the_dump_is_asked_to_end", tree_runs_on_when_the_dump_is_asked_to_end),
     ("images_without_memory_are_refused", images_without_memory_are_refused),
     ("criu_asks_for_memory", criu_asks_for_memory),
+    ("what_was_touched_first_comes_first", what_was_touched_first_comes_first),
     ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
 ];
 
@@ -347,6 +356,85 @@ fn criu_is_not_sent_compressed_pages(round: &mut Round) -> Result<(), String> {
     }
     says(&ran.said, &["does not understand compressed pages", "CRIU"])?;
     finish(subject)
+}
+
+/// Restores the tree lazily until it has touched some pages. Returns what the server logged.
+fn restore_and_touch(subject: &mut Subject, images: &Path, more: &[&'static str]) -> Result<String, String> {
+    subject.more_for_every_restore = [&["--lazy-pages"], more].concat();
+    subject.restore(images)?;
+    let start = Instant::now();
+    // The server ends when all is there; while it records it waits for touches first.
+    while !subject.own("touched").exists() || others().len() > 1 {
+        subject.still_there("after the restore")?;
+        if start.elapsed() > LIMIT {
+            return Err("the program does not touch its memory, or the server does not end".into());
+        }
+        crate::sys::nap();
+    }
+    Ok(fs::read_to_string(images.join("lazy-pages.log")).unwrap_or_default())
+}
+
+fn kill_it(subject: &mut Subject, images: &Path) -> Result<(), String> {
+    kill(Pid::from_raw(-1), Signal::SIGKILL).map_err(|e| format!("kill the program: {e}"))?;
+    subject.see_killed("after the kill")?;
+    let removed = fs::remove_file(images.with_extension("pid"));
+    removed.and_then(|()| fs::remove_dir(subject.own("touched"))).map_err(|e| format!("remove a mark: {e}"))
+}
+
+/// The places of `wanted` in `all`, which has them in this order.
+fn is_in_order(wanted: &[u64], all: &[std::ops::Range<u64>]) -> bool {
+    let mut rest = all.iter();
+    wanted.iter().all(|address| rest.any(|range| range.contains(address)))
+}
+
+fn what_was_touched_first_comes_first(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    fs::create_dir(subject.own("slowly")).map_err(|e| format!("make a mark: {e}"))?;
+    let text = fs::read_to_string(subject.own("where")).map_err(|e| format!("read where it is: {e}"))?;
+    let base: u64 = text.trim().parse().map_err(|e| format!("{text} is no address: {e}"))?;
+    let touched: Vec<u64> = TOUCHED.map(|page| base + page as u64 * 4096).to_vec();
+    let images = subject.dump_away()?;
+    fs::File::create(subject.own(GO)).map_err(|e| format!("say go: {e}"))?;
+
+    restore_and_touch(subject, &images, &["--record-working-set"])?;
+    kill_it(subject, &images)?;
+    let dir = image::Dir::open(&images).map_err(|e| e.to_string())?;
+    let recorded = image::working_set::read(&dir).map_err(|e| e.to_string())?;
+    let recorded: Vec<_> = recorded.into_iter().map(|touched| touched.range).collect();
+    let bytes: u64 = recorded.iter().map(|range| range.end - range.start).sum();
+    if !is_in_order(&touched, &recorded) || bytes > 4 << 20 {
+        return Err(format!("touched were {touched:x?}, recorded are {recorded:x?}"));
+    }
+
+    // What was recorded is given in its order, as far as it was not touched before.
+    let log = restore_and_touch(subject, &images, &[])?;
+    kill_it(subject, &images)?;
+    let given = log.lines().filter_map(|line| {
+        let (range, _) = line.split_once(" was touched early")?;
+        let (start, end) = range.rsplit(' ').next()?.split_once('-')?;
+        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        Some(hex(start)?..hex(end)?)
+    });
+    let given: Vec<_> = given.collect();
+    let mut rest = recorded.iter();
+    if given.len() < 3 || !given.iter().all(|range| rest.any(|recorded| recorded == range)) {
+        return Err(format!("recorded are {recorded:x?}, given were {given:x?}:\n{log}"));
+    }
+
+    // Damaged, it is of no use and no harm.
+    let file = images.join(image::working_set::NAME);
+    let good = fs::read(&file).map_err(|e| format!("read what was recorded: {e}"))?;
+    for at in [0, 5, 9, 12, 16, 20, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 0xff;
+        fs::write(&file, &bad).map_err(|e| format!("damage what was recorded: {e}"))?;
+        restore_and_touch(subject, &images, &[])?;
+        kill_it(subject, &images)?;
+    }
+    fs::write(&file, &good[..good.len() / 2]).map_err(|e| format!("cut what was recorded: {e}"))?;
+    restore_and_touch(subject, &images, &[])?;
+    fs::create_dir(subject.own("all")).map_err(|e| format!("make a mark: {e}"))?;
+    subject.see_good_end(LIMIT)
 }
 
 /// Plays one trial.

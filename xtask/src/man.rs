@@ -99,6 +99,12 @@ the tree runs before its memory is there. A server,
 is started if none waits in the work directory, and stays until all has come. If it is killed before, what has not come
 reads as zeros.
 .PP
+With
+.B \-\-record\-working\-set
+nothing comes but what is touched, until nothing was for a second (thirty at most); that is noted in
+.I working\-set.img
+and comes first in later lazy restores from this folder.
+.PP
 .B dump \-\-lazy\-pages
 writes images without the memory that can come later, and keeps the tree stopped until the other host has asked for all
 of it, at

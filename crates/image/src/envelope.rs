@@ -50,6 +50,8 @@ pub mod kind {
     pub const BPFMAP_DATA: Kind = common(0x6432_4033);
     pub const SECCOMP: Kind = common(0x6441_3049);
     pub const TIMENS: Kind = common(0x4311_4433);
+    /// Ours.
+    pub const WORKING_SET: Kind = Kind { magic: 0x5753_4554, first: Some(SERVICE_MAGIC) };
     pub const STATS: Kind = Kind { magic: 0x5709_3306, first: Some(SERVICE_MAGIC) };
 }
 

@@ -12,6 +12,7 @@ pub mod records;
 mod stats;
 mod store;
 pub mod vma;
+pub mod working_set;
 pub mod x86;
 
 pub use envelope::{Kind, Reader, Stream, Writer, framed, kind};

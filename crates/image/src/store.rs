@@ -33,6 +33,7 @@ const OPTIONAL: &[&str] = &[
     "cpuinfo.img",
     "bpfmap-data.img",
     "apparmor.img",
+    crate::working_set::NAME,
     "parent",
 ];
 
@@ -183,6 +184,17 @@ impl Dir {
         self.create(name)?
             .write_all(image.bytes())
             .map_err(|error| self.io(name, "write the image", "write", &error))
+    }
+
+    /// Writes an image that others may be reading: they find the one before or this one, whole.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before stays then.
+    pub fn replace(&self, name: &str, image: &Writer) -> Result<(), Failure> {
+        let unfinished = format!(".{name}.unfinished");
+        self.write(&unfinished, image)?;
+        let (from, to) = (self.path.join(unfinished), self.path.join(name));
+        fs::rename(from, to).map_err(|error| self.io(name, "put the image in place", "rename", &error))
     }
 
     /// Makes a symbolic link.

@@ -14,7 +14,8 @@ use syn::{Expr, ImplItem, Item, Lit, Meta, Token, Type};
 const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
-const OWN_MESSAGES: &[&str] = &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "XstateComponent"];
+const OWN_MESSAGES: &[&str] =
+    &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
 const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];

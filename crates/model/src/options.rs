@@ -329,6 +329,8 @@ pub struct Options {
     pub ps_socket: Option<i32>,
     /// Of a restore: memory comes when it is touched.
     pub lazy_pages: bool,
+    /// Of a lazy restore: what is touched first is written down.
+    pub record_working_set: bool,
     /// An inherited descriptor that gets a zero byte when a server is ready.
     pub status_fd: Option<i32>,
     pub restore_detached: bool,
@@ -391,6 +393,7 @@ impl Default for Options {
             port: None,
             ps_socket: None,
             lazy_pages: false,
+            record_working_set: false,
             status_fd: None,
             restore_detached: false,
             restore_sibling: false,

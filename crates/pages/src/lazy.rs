@@ -35,6 +35,18 @@ impl Waiting {
         self.0.keys().next().copied()
     }
 
+    /// The first that waits in a range.
+    fn first_in(&self, range: Range<u64>) -> Option<u64> {
+        if range.is_empty() {
+            return None;
+        }
+        let before = self.0.range(..range.start).next_back();
+        if before.is_some_and(|(_, (end, _))| *end > range.start) {
+            return Some(range.start);
+        }
+        self.0.range(range).next().map(|(start, _)| *start)
+    }
+
     /// What waits in `length` bytes from the first on, in the pieces in which it will be given if nothing else happens:
     /// each with the place of its content.
     fn next(&self, length: u64) -> Vec<(&Run, u64, u64)> {
@@ -122,6 +134,8 @@ pub struct Task {
     waiting: Waiting,
     /// Touches that could not be answered yet: the process has to tell of something first.
     later: Vec<u64>,
+    /// What came because some of it was touched, since that was last asked.
+    touched: Vec<Range<u64>>,
     has_ended: bool,
 }
 
@@ -138,7 +152,7 @@ enum Given {
 
 impl Task {
     pub fn new(pid: i32, memory: Userfault, waiting: Waiting) -> Task {
-        Task { pid, memory, waiting, later: Vec::new(), has_ended: false }
+        Task { pid, memory, waiting, later: Vec::new(), touched: Vec::new(), has_ended: false }
     }
 
     fn explain(&self, error: Errno) -> Failure {
@@ -195,7 +209,9 @@ impl Task {
             Given::Later => self.later.push(at),
             Given::First => {
                 let around = at / AROUND * AROUND;
-                self.give(around..around + AROUND, source)?;
+                let around = around..around + AROUND;
+                self.touched.push(around.clone());
+                self.give(around, source)?;
             }
             Given::Nothing => match self.memory.zero(at) {
                 Err(error) if error.code == libc::EAGAIN => self.later.push(at),
@@ -204,6 +220,32 @@ impl Task {
             },
         }
         Ok(())
+    }
+
+    /// Of which process of the images it is.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// What came because some of it was touched, since the last call.
+    pub fn take_touched(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.touched)
+    }
+
+    pub fn waits_in(&self, range: Range<u64>) -> bool {
+        !self.has_ended && self.waiting.first_in(range).is_some()
+    }
+
+    /// Some of what waits in `range`; says whether that was all of it.
+    ///
+    /// # Errors
+    /// As [`Task::answer`].
+    pub fn give_of(&mut self, range: Range<u64>, source: &mut dyn Source) -> Result<bool, Failure> {
+        // Not all at once: a touch would wait as long.
+        let Some(first) = self.waiting.first_in(range.clone()) else { return Ok(true) };
+        let end = range.end.min(first.saturating_add(AT_ONCE));
+        self.give(first..end, source)?;
+        Ok(!self.waits_in(range))
     }
 
     /// Some of what nobody has touched.
@@ -335,6 +377,17 @@ mod tests {
         assert!(waiting.take(0x3000..0x5000).is_empty());
         assert_eq!(waiting.take(0..u64::MAX).len(), 3);
         assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn the_first_that_waits_in_a_range_is_found() {
+        let waiting = Waiting::new(&[run(0x1000..0x3000, 0), run(0x8000..0xa000, 0x2000)]);
+        let wanted = [(0..0x1000, None), (0x2000..0x9000, Some(0x2000)), (0x3000..0x9000, Some(0x8000))];
+        for (range, first) in wanted {
+            assert_eq!(waiting.first_in(range.clone()), first, "{range:x?}");
+        }
+        assert_eq!(waiting.first_in(0x2000..0x2000), None);
+        assert_eq!(waiting.first_in(0xa000..u64::MAX), None);
     }
 
     #[test]

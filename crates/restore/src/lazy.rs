@@ -9,6 +9,7 @@
 //! Pages are in the images, or still with the dump (`--page-server`). If that is lost midway, the tree is hit by SIGBUS
 //! where it touches what has not come.
 
+use crate::working_set::{Ahead, Recording};
 use image::Dir;
 use image::pagemap::{Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
@@ -33,6 +34,8 @@ const SOCKET: &str = "lazy-pages.socket";
 const RUNS: u32 = 0x5253_5446;
 /// "The restore has failed, and nothing of the tree is left"; no pid either. Ours.
 const FAILED: u32 = 0x8000_0000;
+/// "Write down what is touched first"; before the first process. Ours.
+const RECORD: u32 = 0x8000_0001;
 
 fn explain(doing: &'static str) -> impl Fn(Errno) -> Failure {
     move |error| error.on(Object::Named("lazy pages".into()), doing)
@@ -57,6 +60,15 @@ impl Server {
     /// # Errors
     /// When none can be reached.
     pub fn reach(options: &Options) -> Result<Server, Failure> {
+        let server = Server::find(options)?;
+        if options.record_working_set {
+            sys::socket::send(&server.socket, &RECORD.to_ne_bytes(), None)
+                .map_err(explain("tell the server to note what is touched"))?;
+        }
+        Ok(server)
+    }
+
+    fn find(options: &Options) -> Result<Server, Failure> {
         let address = address(&options.work_dir);
         let connect = || -> Result<Server, Errno> {
             let socket = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
@@ -158,13 +170,26 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     let restore = accepted.map_err(explain("wait for a restore"))?;
     drop(listener);
     log::info!("a restore has come");
-    let mut serving =
-        Serving { tasks: Vec::new(), restore: Some(restore), pid: None, runs: false, has_failed: false };
+    let mut serving = Serving {
+        tasks: Vec::new(),
+        restore: Some(restore),
+        pid: None,
+        runs: false,
+        has_failed: false,
+        ahead: Ahead::read(&dir),
+        recording: None,
+    };
     while !serving.is_done() {
         if let Err(failure) = serving.turn(&mut pages) {
             serving.give_up();
             return Err(failure.into());
         }
+        if let Some(recording) = serving.recording.take_if(|recording| recording.rest().is_none()) {
+            recording.end(&dir);
+        }
+    }
+    if let Some(recording) = serving.recording.take().filter(|_| serving.runs) {
+        recording.end(&dir);
     }
     if !serving.runs {
         let why =
@@ -266,6 +291,8 @@ struct Serving {
     runs: bool,
     /// It said that it has failed.
     has_failed: bool,
+    ahead: Ahead,
+    recording: Option<Recording>,
 }
 
 impl Serving {
@@ -275,18 +302,29 @@ impl Serving {
 
     /// Waits for something to do, and does it; what nobody touches comes meanwhile, once the tree runs.
     fn turn(&mut self, pages: &mut Pages) -> Result<(), Failure> {
-        let has_more = self.tasks.iter().any(|task| self.runs || task.is_late());
+        let comes_meanwhile = self.runs && self.recording.is_none();
+        let has_more = self.tasks.iter().any(|task| comes_meanwhile || task.is_late());
+        // A little later than it should be, rather than often.
+        let rest = self.recording.as_ref().and_then(Recording::rest).filter(|_| self.runs);
+        let patience_ms = rest.map_or(-1, |rest| rest.as_millis() as i32 + 1);
         let mut waited: Vec<BorrowedFd> = self.tasks.iter().map(|task| task.memory().as_fd()).collect();
         waited.extend(self.restore.as_ref().map(AsFd::as_fd));
-        let is_ready = sys::fd::poll(&waited, if has_more { 0 } else { -1 }).map_err(explain("wait"))?;
+        let is_ready =
+            sys::fd::poll(&waited, if has_more { 0 } else { patience_ms }).map_err(explain("wait"))?;
         let mut children = Vec::new();
         for (task, is_ready) in self.tasks.iter_mut().zip(&is_ready) {
             if *is_ready || task.is_late() {
                 children.extend(task.answer(pages)?);
+                match &mut self.recording {
+                    Some(recording) => recording.note(task),
+                    None => drop(task.take_touched()),
+                }
             }
         }
         // One piece for each, so that no touch waits long.
-        if self.runs && !is_ready.contains(&true) {
+        if comes_meanwhile && !is_ready.contains(&true) && !self.ahead.is_empty() {
+            self.ahead.give(&mut self.tasks, pages)?;
+        } else if comes_meanwhile && !is_ready.contains(&true) {
             for task in &mut self.tasks {
                 task.give_more(pages)?;
             }
@@ -327,8 +365,12 @@ impl Serving {
                 }
             }
             (None, 4) => match u32::from_ne_bytes(word) {
-                RUNS => self.runs = true,
+                RUNS => {
+                    self.runs = true;
+                    self.recording.iter_mut().for_each(Recording::starts);
+                }
                 FAILED => self.has_failed = true,
+                RECORD => self.recording = Some(Recording::begin()),
                 pid => self.pid = Some(pid as i32).filter(|pid| *pid > 0),
             },
             (Some(pid), _) => {

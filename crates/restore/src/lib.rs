@@ -11,6 +11,7 @@ pub mod plan;
 mod run;
 mod service;
 mod stage;
+mod working_set;
 
 pub use lazy::serve as serve_pages;
 pub use run::{Outcome, Resumed, run};

@@ -52,6 +52,7 @@ pub const CASES: &[Case] = &[
     case!(memory_locked_on_fault_stays_untouched).moves().peer_cannot("it locks and fills all of it"),
     case!(sealed_memory_stays_sealed).moves().peer_cannot("seals of mappings are not in its images"),
     case!(much_memory_is_walked_through).moves(),
+    case!(few_pages_of_much_memory_are_touched),
     case!(tebibyte_of_reserved_memory_is_saved_quickly).moves(),
     case!(sixty_five_thousand_mappings_survive).moves(),
     case!(ten_thousand_mappings_of_files_survive).moves(),
@@ -1024,6 +1025,24 @@ fn much_memory_is_walked_through(t: &Trial) {
         t.mark("runs");
     }
     map.check(0..count, 8);
+}
+
+/// The order in which `few_pages_of_much_memory_are_touched` touches pages.
+pub const TOUCHED: [usize; 6] = [9000, 100, 15000, 4000, 12000, 700];
+
+/// Touches some pages far from one another, says so, and looks at the others when it is told to, if anybody wants it so.
+fn few_pages_of_much_memory_are_touched(t: &Trial) {
+    let count = 16384;
+    let map = Map::private(pages(count));
+    map.fill(0..count, 9);
+    fs::write(t.path("where"), map.address.to_string()).expect("write");
+    t.checkpoint();
+    TOUCHED.into_iter().for_each(|page| map.check(page..page + 1, 9));
+    if t.path("slowly").exists() {
+        t.mark("touched");
+        t.await_mark("all");
+    }
+    map.check(0..count, 9);
 }
 
 fn program_executed_from_a_memfd_goes_on(t: &Trial) {

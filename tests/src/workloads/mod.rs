@@ -12,6 +12,9 @@ macro_rules! areas {
 
 areas! { aio, basic, bpf, events, fanotify, files, ghosts, hugetlb, locks, memory, numa, pidfds, pipes, process, procfiles, refusals, registers, security, segments, signals, sockets, terminals, threads, tracking, tun, unix, unix_peers, unix_queues, uring, watches }
 
+/// Pages that a workload touches, in order.
+pub use memory::TOUCHED;
+
 /// Every case with its area.
 pub fn all() -> impl Iterator<Item = (&'static str, Case)> {
     AREAS.iter().flat_map(|(area, cases)| cases.iter().map(move |case| (*area, *case)))

@@ -210,6 +210,9 @@ impl Merge {
                 messages
                     .push("--auto-dedup of restore is not supported yet by crtools, that of dump is".into());
             }
+            if options.record_working_set && !options.lazy_pages {
+                messages.push("--record-working-set works only with --lazy-pages".into());
+            }
             if options.restore_sibling && !options.restore_detached {
                 messages.push("--restore-sibling works only with --restore-detached".into());
             }
@@ -401,6 +404,7 @@ mod tests {
             ("pre-dump -t 1 --lazy-pages --port 5", "pre-dump has no --lazy-pages"),
             ("lazy-pages --page-server", "--page-server needs --port"),
             ("restore --lazy-pages --page-server", "--page-server needs --port"),
+            ("restore --record-working-set", "works only with --lazy-pages"),
             ("page-server --lazy-pages --port 5", "page-server has no --lazy-pages"),
         ] {
             let error = refusal(line).to_string();

@@ -225,6 +225,9 @@ specs! {
     SHARE_PAGES = Row::flag("share-pages").negatable().section(Section::Memory).of(DUMPS).own()
         .help("store pages once that relatives share, if they are many; so by default. CRIU cannot read that")
         .sets(store!(share_pages));
+    RECORD_WORKING_SET = Row::flag("record-working-set").section(Section::Memory).of(RESTORE).own()
+        .help("note in the images what is touched first; the next lazy restore gives that first")
+        .sets(store!(record_working_set));
     PROGRESS = Row::required("progress", "WHEN").default("auto").own().of(BOTH)
         .help("draw progress: auto (on a terminal, when it takes long), always, never")
         .sets(|options, given| {
