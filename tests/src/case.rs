@@ -238,7 +238,7 @@ impl Case {
             modes.push(Mode::KilledDump);
         }
         if self.moves {
-            modes.extend([Mode::PostCopy, Mode::PackedServer]);
+            modes.extend([Mode::PostCopy, Mode::PackedServer, Mode::Freed]);
         }
         if self.foreign_vdso {
             modes.push(Mode::ForeignVdso);
@@ -280,6 +280,8 @@ pub enum Mode {
     PageServer,
     /// The same with compressed pages, restored with memory that comes when it is touched.
     PackedServer,
+    /// Restored from images that lose the pages which the tree has.
+    Freed,
     /// Dumps that fail early, in the middle and late: the program never notices.
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
@@ -297,7 +299,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
@@ -307,6 +309,7 @@ impl Mode {
         Self::Compressed,
         Self::PageServer,
         Self::PackedServer,
+        Self::Freed,
         Self::FailedDump,
         Self::KilledDump,
         Self::ForeignVdso,
@@ -327,6 +330,7 @@ impl Mode {
             Self::Compressed => "compressed",
             Self::PageServer => "page-server",
             Self::PackedServer => "packed-server",
+            Self::Freed => "freed",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
             Self::ForeignVdso => "foreign-vdso",

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,7 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("images_without_memory_are_refused", images_without_memory_are_refused),
     ("criu_asks_for_memory", criu_asks_for_memory),
     ("what_was_touched_first_comes_first", what_was_touched_first_comes_first),
+    ("what_was_touched_is_freed_at_once", what_was_touched_is_freed_at_once),
     ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
 ];
 
@@ -433,6 +435,41 @@ fn what_was_touched_first_comes_first(round: &mut Round) -> Result<(), String> {
     }
     fs::write(&file, &good[..good.len() / 2]).map_err(|e| format!("cut what was recorded: {e}"))?;
     restore_and_touch(subject, &images, &[])?;
+    fs::create_dir(subject.own("all")).map_err(|e| format!("make a mark: {e}"))?;
+    subject.see_good_end(LIMIT)
+}
+
+/// Images lose pages one by one as a lazy restore gives them, not only in the end.
+fn what_was_touched_is_freed_at_once(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    fs::create_dir(subject.own("slowly")).map_err(|e| format!("make a mark: {e}"))?;
+    let images = subject.dump_away()?;
+    let blocks = || -> u64 {
+        let entries = fs::read_dir(&images).into_iter().flatten().flatten();
+        let pages = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
+        pages.filter_map(|entry| entry.metadata().ok()).map(|data| data.blocks()).sum()
+    };
+    let all = blocks();
+    fs::File::create(subject.own(GO)).map_err(|e| format!("say go: {e}"))?;
+    // With the first option nothing comes but what is touched.
+    subject.more_for_every_restore = vec!["--record-working-set", "--lazy-pages", "--auto-dedup"];
+    subject.restore(&images)?;
+    let start = Instant::now();
+    let mut seen = Vec::new();
+    while blocks() > 0 {
+        seen.push(blocks());
+        subject.still_there("after the restore")?;
+        if start.elapsed() > LIMIT {
+            return Err(format!("{} of {all} blocks stay", blocks()));
+        }
+        crate::sys::nap();
+    }
+    if !seen.iter().any(|blocks| *blocks < all && *blocks > all / 2) {
+        return Err(format!("of {all} blocks there were, one after the other, {seen:?}"));
+    }
+    if images.join("inventory.img").exists() {
+        return Err("the folder looks whole without its pages".into());
+    }
     fs::create_dir(subject.own("all")).map_err(|e| format!("make a mark: {e}"))?;
     subject.see_good_end(LIMIT)
 }

@@ -3,7 +3,7 @@
 //! Runs as the first process of fresh namespaces.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -200,6 +200,40 @@ impl Round {
         self.subject.see_killed("after the move")
     }
 
+    /// Memory alone, then the dump, which is restored and loses its pages; the program checks itself before that is seen.
+    fn freed(&mut self, is_restless: bool, is_lazy: bool) -> Result<(), String> {
+        let before = Fingerprint::of(self.subject.pid);
+        let memory = self.subject.step("memory")?;
+        self.subject.save_memory(&memory, &[])?;
+        let parent = format!("../{}", memory.file_name().unwrap_or_default().to_string_lossy());
+        let images = self.subject.dump_away_with(&["--prev-images-dir", &parent])?;
+        self.let_outside_act(Moment::Away);
+        let lazy: &[&str] = if is_lazy { &["--lazy-pages"] } else { &[] };
+        self.subject.more_for_every_restore = [&["--auto-dedup"], lazy].concat();
+        self.subject.restore(&images)?;
+        self.let_outside_act(Moment::Back);
+        if !is_restless {
+            self.compare(&before, "the dump and the restore")?;
+        }
+        self.finish()?;
+        for folder in [&images, &memory] {
+            if folder.join("inventory.img").exists() {
+                return Err(format!("{} looks whole without its pages", folder.display()));
+            }
+        }
+        let mut length = 0;
+        for entry in fs::read_dir(&images).map_err(|e| format!("list the images: {e}"))?.flatten() {
+            let data = entry.metadata().map_err(|e| format!("measure an image: {e}"))?;
+            if entry.file_name().to_string_lossy().starts_with("pages-") {
+                length += data.len();
+                if data.blocks() > 0 {
+                    return Err(format!("{} still has {} blocks", entry.path().display(), data.blocks()));
+                }
+            }
+        }
+        if length == 0 { Err("there were no pages".into()) } else { Ok(()) }
+    }
+
     /// Memory alone, several times, each time what has changed; a snapshot; and the dump proper. How often is
     /// `CRTOOLS_TEST_ROUNDS`, for a long test.
     fn incremental(&mut self, is_restless: bool) -> Result<(), String> {
@@ -389,6 +423,13 @@ impl Round {
             // What follows is done on the other side.
             Mode::PostCopy => {
                 let result = self.post_copy(is_restless).map_err(|problem| self.subject.report(&problem));
+                self.subject.reaper.clear();
+                return result;
+            }
+            Mode::Freed => {
+                let is_lazy = case.name.len().is_multiple_of(2);
+                let result =
+                    self.freed(is_restless, is_lazy).map_err(|problem| self.subject.report(&problem));
                 self.subject.reaper.clear();
                 return result;
             }

@@ -105,6 +105,11 @@ nothing comes but what is touched, until nothing was for a second (thirty at mos
 .I working\-set.img
 and comes first in later lazy restores from this folder.
 .PP
+With
+.B \-\-auto\-dedup
+pages are freed in the images when the tree runs and has them, one by one if it has one process, otherwise in the end. These
+folders, and those before, then hold no dump any more.
+.PP
 .B dump \-\-lazy\-pages
 writes images without the memory that can come later, and keeps the tree stopped until the other host has asked for all
 of it, at

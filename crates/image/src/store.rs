@@ -214,6 +214,14 @@ impl Dir {
         Ok(())
     }
 
+    /// Takes back that the dump is whole.
+    ///
+    /// # Errors
+    /// When the folder cannot be changed.
+    pub fn retract(&self) -> Result<(), Failure> {
+        self.remove(INVENTORY)
+    }
+
     /// Removes everything that this run wrote.
     pub fn discard(&self) {
         for name in self.written.lock().unwrap_or_else(|held| held.into_inner()).drain(..) {

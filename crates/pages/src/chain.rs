@@ -8,7 +8,7 @@ use crate::take::pages_name;
 use image::Dir;
 use image::pagemap::{LAZY, PAGE, PRESENT, Pagemap, PagesFile, Run};
 use model::{Failure, Object};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 /// The name of the link.
@@ -71,6 +71,26 @@ impl Chain {
             Some(compressed) => Ok(Stored::Compressed(compressed)),
             None => dir.open_file(&pages_name(file.id)).map(Stored::Plain),
         }
+    }
+
+    /// Opens a pages file that [`Chain::load`] has named, to free what is not needed any more.
+    ///
+    /// # Errors
+    /// When it cannot be changed.
+    pub fn to_free(&self, file: PagesFile) -> Result<Freeing, Failure> {
+        let missing = || Failure::corrupt(pages_name(file.id), None, "is of a folder that is not there");
+        let dir = self.0.get(file.layer as usize).ok_or_else(missing)?;
+        let is_compressed = dir.has(&crate::compressed::name(file.id));
+        let name = if is_compressed { crate::compressed::name(file.id) } else { pages_name(file.id) };
+        Ok(Freeing { file: dir.open_file_to_change(&name)?, name, is_compressed })
+    }
+
+    /// Takes back that the folders are whole dumps: pages of them are about to be freed.
+    ///
+    /// # Errors
+    /// When they cannot be changed.
+    pub fn retract(&self) -> Result<(), Failure> {
+        self.0.iter().try_for_each(Dir::retract)
     }
 
     /// The page map of a task or of a memory file, every run with the file that has its content; empty when
@@ -150,6 +170,70 @@ fn away(name: &str, run: &Run) -> Failure {
     Failure::unsupported(object(name, run), why)
 }
 
+/// Frees the room of every page that a restore from the newest folder takes, in whatever folder it is, when the tree has
+/// it. Without them the folders would give back zeros: none of them is a whole dump any more, and says so. Returns how
+/// many pages were freed.
+///
+/// # Errors
+/// When a folder cannot be read or changed.
+pub fn free_restored(dir: &Dir) -> Result<u64, Failure> {
+    let chain = Chain::open(dir)?;
+    let mut taken: BTreeMap<PagesFile, Vec<Run>> = BTreeMap::new();
+    for name in dir.names()?.iter().filter(|name| is_pagemap(name)) {
+        for run in chain.load_with_away(name)?.runs.into_iter().filter(|run| !run.is_away()) {
+            taken.entry(run.file).or_default().push(run);
+        }
+    }
+    chain.retract()?;
+    let mut freed = 0;
+    for (file, runs) in taken {
+        let freeing = chain.to_free(file)?;
+        for run in &runs {
+            freeing.free(run.offset, run.len())?;
+        }
+        freed += runs.iter().map(Run::len).sum::<u64>() / PAGE;
+        freeing.end()?;
+    }
+    Ok(freed)
+}
+
+fn is_pagemap(name: &str) -> bool {
+    name.starts_with("pagemap-") && name.ends_with(".img")
+}
+
+/// A pages file that loses pages.
+#[derive(Debug)]
+pub struct Freeing {
+    name: String,
+    file: File,
+    /// Its pages cannot be freed singly, but together.
+    is_compressed: bool,
+}
+
+impl Freeing {
+    /// Makes a hole where pages were.
+    ///
+    /// # Errors
+    /// Of fallocate(2): not every file system has holes.
+    pub fn free(&self, offset: u64, length: u64) -> Result<(), Failure> {
+        if self.is_compressed {
+            return Ok(());
+        }
+        self.punch(offset, length)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), Failure> {
+        sys::fd::punch(&self.file, offset, length)
+            .map_err(|error| error.on(Object::Path(self.name.clone()), "free pages that are restored"))
+    }
+
+    /// Every page of it that somebody needed is freed.
+    fn end(&self) -> Result<(), Failure> {
+        let length = self.file.metadata().map_or(0, |data| data.len());
+        if self.is_compressed && length > 0 { self.punch(0, length) } else { Ok(()) }
+    }
+}
+
 /// Frees the room of pages in older folders that a newer one has anew. The newest folder stays as it is. Returns how
 /// many pages were freed.
 ///
@@ -159,7 +243,7 @@ pub fn dedup(dir: &Dir) -> Result<u64, Failure> {
     let chain = Chain::open(dir)?;
     let names = dir.names()?;
     let mut freed = 0;
-    for name in names.iter().filter(|name| name.starts_with("pagemap-") && name.ends_with(".img")) {
+    for name in names.iter().filter(|name| is_pagemap(name)) {
         // What newer folders have, so far.
         let mut newer: Vec<Run> = Vec::new();
         for (layer, dir) in chain.0.iter().enumerate() {
@@ -388,6 +472,32 @@ mod tests {
         let wanted = [true, true, false, false, false, true, true, true, true, true, true, false];
         assert_eq!((kept.as_slice(), first.len()), (wanted.as_slice(), 12 * 4096));
         assert!(blocks <= 8 * 8 + 8, "{blocks} blocks are still taken");
+    }
+
+    #[test]
+    fn what_is_restored_is_freed_in_every_folder_and_none_looks_whole() {
+        use std::os::unix::fs::MetadataExt;
+        let path = std::env::temp_dir().join(format!("crtools-freed-{}", std::process::id()));
+        let folder = |name: &str, runs: Vec<Run>, pages: usize| {
+            let path = path.join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let dir = Dir::open(&path).unwrap();
+            dir.write("pagemap-5.img", &Pagemap { pages_id: 1, runs, is_old: false }.encode()).unwrap();
+            std::fs::write(path.join("pages-1.img"), vec![7; pages * 4096]).unwrap();
+            std::fs::write(path.join("inventory.img"), "whole").unwrap();
+            dir
+        };
+        folder("1", vec![run(0..8, PRESENT, 0, 0)], 8);
+        let newest = folder("2", vec![run(0..2, PRESENT, 0, 0), Run::in_parent(4 * PAGE..6 * PAGE)], 2);
+        std::os::unix::fs::symlink("../1", path.join("2").join(PARENT_LINK)).unwrap();
+        let freed = free_restored(&newest);
+        let first = std::fs::read(path.join("1/pages-1.img")).unwrap();
+        let kept: Vec<usize> = (0..8).filter(|page| first[page * 4096] == 7).collect();
+        let second = std::fs::metadata(path.join("2/pages-1.img")).unwrap();
+        let is_whole = ["1", "2"].map(|name| path.join(name).join("inventory.img").exists());
+        std::fs::remove_dir_all(&path).unwrap();
+        assert_eq!((freed.unwrap(), second.blocks(), second.len()), (4, 0, 8192));
+        assert_eq!((kept, is_whole), (vec![0, 1, 2, 3, 6, 7], [false, false]));
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub struct Task {
     later: Vec<u64>,
     /// What came because some of it was touched, since that was last asked.
     touched: Vec<Range<u64>>,
+    /// Content that came and is not needed for this process any more, since that was last asked: of a run, from a place
+    /// on, bytes.
+    given: Vec<(Run, u64, u64)>,
     has_ended: bool,
 }
 
@@ -152,7 +155,15 @@ enum Given {
 
 impl Task {
     pub fn new(pid: i32, memory: Userfault, waiting: Waiting) -> Task {
-        Task { pid, memory, waiting, later: Vec::new(), touched: Vec::new(), has_ended: false }
+        Task {
+            pid,
+            memory,
+            waiting,
+            later: Vec::new(),
+            touched: Vec::new(),
+            given: Vec::new(),
+            has_ended: false,
+        }
     }
 
     fn explain(&self, error: Errno) -> Failure {
@@ -232,6 +243,11 @@ impl Task {
         std::mem::take(&mut self.touched)
     }
 
+    /// Content that came since the last call: of a run, from a place on, bytes.
+    pub fn take_given(&mut self) -> Vec<(Run, u64, u64)> {
+        std::mem::take(&mut self.given)
+    }
+
     pub fn waits_in(&self, range: Range<u64>) -> bool {
         !self.has_ended && self.waiting.first_in(range).is_some()
     }
@@ -278,7 +294,10 @@ impl Task {
                 };
                 end = at + bytes.len() as u64;
                 match self.memory.give(at, bytes) {
-                    Ok(count) => at += count as u64,
+                    Ok(count) => {
+                        at += count as u64;
+                        self.given.push((run.clone(), offset, count as u64));
+                    }
                     // It tells of something first: what is left waits again.
                     Err(error) if error.code == libc::EAGAIN => {
                         self.waiting.put(at..part.end, Run { offset, ..run });

@@ -14,13 +14,14 @@ use image::Dir;
 use image::pagemap::{Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
 use pages::away::Away;
-use pages::chain::{self, Chain};
+use pages::chain::{self, Chain, Freeing};
 use pages::compressed::Blocks;
 use pages::lazy::{Source, Task, Waiting};
 use pages::take::pages_name;
 use pages::{background, server};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,6 +37,8 @@ const RUNS: u32 = 0x5253_5446;
 const FAILED: u32 = 0x8000_0000;
 /// "Write down what is touched first"; before the first process. Ours.
 const RECORD: u32 = 0x8000_0001;
+/// "Free in the images what the tree has"; likewise.
+const FREE: u32 = 0x8000_0002;
 
 fn explain(doing: &'static str) -> impl Fn(Errno) -> Failure {
     move |error| error.on(Object::Named("lazy pages".into()), doing)
@@ -61,9 +64,11 @@ impl Server {
     /// When none can be reached.
     pub fn reach(options: &Options) -> Result<Server, Failure> {
         let server = Server::find(options)?;
-        if options.record_working_set {
-            sys::socket::send(&server.socket, &RECORD.to_ne_bytes(), None)
-                .map_err(explain("tell the server to note what is touched"))?;
+        for (word, is_wanted) in [(RECORD, options.record_working_set), (FREE, options.auto_dedup)] {
+            if is_wanted {
+                sys::socket::send(&server.socket, &word.to_ne_bytes(), None)
+                    .map_err(explain("tell the server what else is wanted"))?;
+            }
         }
         Ok(server)
     }
@@ -150,7 +155,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     }
     let dir = Dir::open(&options.images_dir)?;
     let away = options.page_server.then(|| server::connect(options)).transpose()?.map(Away::new);
-    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new(), away };
+    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new(), away, freeing: None };
     let path = options.work_dir.join(SOCKET);
     let listener =
         sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
@@ -178,6 +183,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         has_failed: false,
         ahead: Ahead::read(&dir),
         recording: None,
+        is_alone: true,
     };
     while !serving.is_done() {
         if let Err(failure) = serving.turn(&mut pages) {
@@ -200,6 +206,9 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         return Err(Failure::conflict(Object::Named("lazy pages".into()), "hand them out", why).into());
     }
     log::info!("every page has come");
+    if pages.freeing.take().is_some() {
+        free(&dir);
+    }
     if let Some(away) = pages.away {
         // They are all here: the tree needs nothing more from there.
         match away.close() {
@@ -208,6 +217,14 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         }
     }
     Ok(())
+}
+
+/// Frees in the images what a tree that runs has. It runs in any case.
+pub fn free(dir: &Dir) {
+    match chain::free_restored(dir) {
+        Ok(pages) => log::info!("freed {pages} pages in the images"),
+        Err(failure) => log::warn!("the pages stay in the images: {failure}"),
+    }
 }
 
 /// A pages file, ready to be read from.
@@ -223,9 +240,25 @@ struct Pages {
     chain: Chain,
     views: HashMap<PagesFile, Stored>,
     away: Option<Away>,
+    /// Pages are freed that the tree has.
+    freeing: Option<HashMap<PagesFile, Freeing>>,
 }
 
 impl Pages {
+    /// Frees content that nobody waits for any more.
+    fn free(&mut self, given: Vec<(Run, u64, u64)>) -> Result<(), Failure> {
+        let Some(freeing) = &mut self.freeing else { return Ok(()) };
+        for (run, offset, length) in given.into_iter().filter(|(run, ..)| !run.is_away()) {
+            if let Entry::Vacant(place) = freeing.entry(run.file) {
+                // Before the first is freed.
+                self.chain.retract()?;
+                place.insert(self.chain.to_free(run.file)?);
+            }
+            freeing[&run.file].free(offset, length)?;
+        }
+        Ok(())
+    }
+
     /// The content that a process waits for.
     fn of(&mut self, pid: i32) -> Result<Vec<Run>, Failure> {
         let Pagemap { runs, is_old, .. } = self.chain.load_with_away(&format!("pagemap-{pid}.img"))?;
@@ -293,6 +326,8 @@ struct Serving {
     has_failed: bool,
     ahead: Ahead,
     recording: Option<Recording>,
+    /// Nobody else has ever waited for the content of the only task.
+    is_alone: bool,
 }
 
 impl Serving {
@@ -330,6 +365,17 @@ impl Serving {
             }
         }
         self.tasks.extend(children);
+        self.is_alone &= self.tasks.len() < 2;
+        for task in &mut self.tasks {
+            let given = task.take_given();
+            if self.is_alone
+                && self.runs
+                && let Err(failure) = pages.free(given)
+            {
+                log::warn!("the pages stay in the images: {failure}");
+                pages.freeing = None;
+            }
+        }
         if self.runs {
             self.tasks.retain(|task| !task.is_done());
         }
@@ -370,6 +416,7 @@ impl Serving {
                     self.recording.iter_mut().for_each(Recording::starts);
                 }
                 FAILED => self.has_failed = true,
+                FREE => pages.freeing = Some(HashMap::new()),
                 RECORD => self.recording = Some(Recording::begin()),
                 pid => self.pid = Some(pid as i32).filter(|pid| *pid > 0),
             },

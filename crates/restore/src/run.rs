@@ -142,6 +142,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
     StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.restored(&stats);
+    if options.auto_dedup && server.is_none() {
+        crate::lazy::free(&dir);
+    }
     if let Err(failure) = hooks.run(Action::PostResume, dir.path(), Some(root)) {
         log::warn!("{failure}");
     }

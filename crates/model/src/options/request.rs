@@ -206,10 +206,6 @@ impl Merge {
             );
         }
         if command == Command::Restore {
-            if options.auto_dedup {
-                messages
-                    .push("--auto-dedup of restore is not supported yet by crtools, that of dump is".into());
-            }
             if options.record_working_set && !options.lazy_pages {
                 messages.push("--record-working-set works only with --lazy-pages".into());
             }

@@ -405,7 +405,7 @@ specs! {
         .sets(store!(track_mem));
     AUTO_DEDUP = Row::flag("auto-dedup").negatable().section(Section::Memory)
         .of(BOTH | PRE_DUMP | PAGE_SERVER_CMD | DEDUP)
-        .help("free pages in parent images that newer ones have, when these are written")
+        .help("dump: free pages in parent images that newer ones have; restore: free all, when the tree has them")
         .sets(store!(auto_dedup));
     PRE_DUMP_MODE = Row::required("pre-dump-mode", "MODE").default("splice").section(Section::Memory)
         .of(PRE_DUMP)
