@@ -52,10 +52,28 @@ pub fn enter(directory: &Path, body: impl FnOnce() -> i32) -> io::Result<i32> {
 /// # Errors
 /// When no process can be made; what fails later is status 2.
 pub fn beside(body: impl FnOnce() -> i32) -> io::Result<i32> {
+    apart(CloneFlags::empty(), body)
+}
+
+/// The same with a network of its own, which has nothing but `lo`.
+///
+/// # Errors
+/// As [`beside`].
+pub fn far(body: impl FnOnce() -> i32) -> io::Result<i32> {
+    apart(CloneFlags::CLONE_NEWNET, || match raise_loopback() {
+        Ok(()) => body(),
+        Err(error) => {
+            println!("set lo up: {error}");
+            2
+        }
+    })
+}
+
+fn apart(more: CloneFlags, body: impl FnOnce() -> i32) -> io::Result<i32> {
     let inner = || -> io::Result<i32> {
         sys::call::prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as u64, 0, 0, 0]);
         // Unshared by a process of its own: this one's other children stay where they are.
-        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)?;
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | more)?;
         // SAFETY: as in `enter`.
         match unsafe { nix::unistd::fork() }? {
             ForkResult::Parent { child } => match waitpid(child, None)? {

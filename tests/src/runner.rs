@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Exit status of a trial that could not run here; its last line says why.
 const SKIPPED: i32 = 77;
 
+/// What a line begins with that a trial says to whoever reads the tests' output, also when it passed.
+pub const NOTE: &str = "NOTE ";
+
 /// How a trial ended that did not fail.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -54,7 +57,10 @@ pub fn inside(run: impl FnOnce(&str, &Path) -> Result<Verdict, String>) {
 pub fn outside(name: &str) -> Result<Verdict, String> {
     let (status, said) = outside_saying(name)?;
     match status {
-        Some(0) => Ok(Verdict::Passed),
+        Some(0) => {
+            said.lines().filter(|line| line.starts_with(NOTE)).for_each(|line| println!("{name}: {line}"));
+            Ok(Verdict::Passed)
+        }
         Some(SKIPPED) => Ok(Verdict::Skipped(said.lines().last().unwrap_or_default().to_owned())),
         _ => Err(said),
     }

@@ -10,6 +10,7 @@ mod bus_client;
 mod counting;
 mod database;
 mod logging;
+pub mod moving;
 mod panes;
 mod serving;
 

@@ -11,14 +11,14 @@ use crate::tool::read_lossy;
 const SOME: u64 = 3;
 
 /// Runs a client; what it printed, or `None` when it failed: the server may not be there yet.
-fn ask(client: &str, words: &[&str]) -> Result<Option<String>, String> {
+pub(super) fn ask(client: &str, words: &[&str]) -> Result<Option<String>, String> {
     let ran = command(client)?.args(words).output().map_err(|e| format!("run {client}: {e}"))?;
     let said = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
     Ok(ran.status.success().then_some(said))
 }
 
 /// Waits until no connection is open: the server may hear of its end after the client.
-fn await_silence(subject: &mut Subject) -> Result<(), String> {
+pub(super) fn await_silence(subject: &mut Subject) -> Result<(), String> {
     const TIME_WAIT: &str = "06";
     const LISTEN: &str = "0A";
     wait_for(subject, "the end of all connections", || {
