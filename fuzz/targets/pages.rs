@@ -1,10 +1,13 @@
-//! What others say of pages: over a connection, and in compressed files.
+//! What others say of pages: over a connection, in both directions, and in compressed files.
 #![no_main]
 
 use image::Dir;
 use libfuzzer_sys::fuzz_target;
+use pages::away::{Kept, hand_out};
+use pages::server::Connection;
 use std::fs;
 use std::io::{self, Cursor, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -33,13 +36,33 @@ impl Write for Line {
     }
 }
 
+impl Connection for Line {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Two pages that are handed out to whoever asks for them.
+static KEPT: LazyLock<Kept> = LazyLock::new(|| {
+    let bytes: &'static [u8] = vec![7; 3 * 4096].leak();
+    let base = (bytes.as_ptr() as u64).next_multiple_of(4096);
+    let mut kept = Kept::default();
+    kept.add(std::process::id() as i32, vec![base..base + 8192]).expect("our own memory");
+    kept
+});
+
 fuzz_target!(|data: &[u8]| {
     let [choice, bytes @ ..] = data else { return };
     let dir = Dir::open(&FOLDER).expect("the folder is there");
+    let mut line = Line(Cursor::new(bytes.to_vec()));
+    if choice % 4 == 3 {
+        let _ = hand_out(&mut line, &KEPT, &|| Ok(()));
+        return;
+    }
     if choice % 2 == 0 {
-        let mut line = Line(Cursor::new(bytes.to_vec()));
+        let wish = (choice % 4 == 2).then_some(model::Compression::Lz4);
         // Whatever it says, what has come is a folder of page maps that are whole.
-        if pages::server::receive(&mut line, &dir, None).is_ok() {
+        if pages::server::receive(&mut line, &dir, None, wish).is_ok() {
             let chain = pages::chain::Chain::open(&dir).expect("no parent");
             for name in dir.names().expect("list") {
                 if name.starts_with("pagemap-") {

@@ -6,6 +6,7 @@
 //! checkpoint, and judge. The program is the first judge, its look in /proc before and after is the second.
 
 pub mod case;
+pub mod certificates;
 pub mod fingerprint;
 pub mod huge_pages;
 pub mod migration;

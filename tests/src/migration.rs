@@ -49,6 +49,10 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("criu_asks_for_memory", criu_asks_for_memory),
     ("what_was_touched_first_comes_first", what_was_touched_first_comes_first),
     ("what_was_touched_is_freed_at_once", what_was_touched_is_freed_at_once),
+    ("memory_comes_over_an_encrypted_line", memory_comes_over_an_encrypted_line),
+    ("page_server_with_another_authority_gets_nothing", page_server_with_another_authority_gets_nothing),
+    ("side_with_another_authority_gets_no_memory", side_with_another_authority_gets_no_memory),
+    ("criu_encrypts_too", criu_encrypts_too),
     ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
 ];
 
@@ -472,6 +476,115 @@ fn what_was_touched_is_freed_at_once(round: &mut Round) -> Result<(), String> {
     }
     fs::create_dir(subject.own("all")).map_err(|e| format!("make a mark: {e}"))?;
     subject.see_good_end(LIMIT)
+}
+
+fn certificates(subject: &mut Subject) -> Result<Vec<&'static str>, String> {
+    let words = crate::certificates::make(&subject.step("certificates")?)?;
+    // For the rest of this process, which ends with the trial.
+    Ok(words.into_iter().map(|word| &*word.leak()).collect())
+}
+
+/// The memory of a pre-dump and of a dump goes to encrypted page servers, and its last to a side that asks for it.
+fn memory_comes_over_an_encrypted_line(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let tls = certificates(subject)?;
+    let (memory, received) = (subject.step("memory")?, subject.step("received")?);
+    let to = |port: &'static str| [&["--address", "127.0.0.1", "--port", port], &tls[..]].concat();
+    subject.receive_pages(&received, &to("4012"))?;
+    subject.save_memory(&memory, &[&["--page-server", "--compress"], &to("4012")[..]].concat())?;
+    if !received.join("pages-65537.img.z").exists() {
+        return Err("the page server has kept no pages".into());
+    }
+    let images = subject.step("images")?;
+    let dump = subject.dump_keeping_memory(&images, DUMP, &tls)?;
+    let listener = line()?;
+    subject.more_for_every_restore.extend(&tls);
+    let other_side = restore_beside(subject, &images, finish)?;
+    let passed = carry(&listener, &mut |_| true)?;
+    see_end(subject, other_side)?;
+    if passed < 64 << 20 {
+        return Err(format!("only {passed} bytes came from the dump"));
+    }
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+/// The dump is refused before it touches anything, and no page has left.
+fn page_server_with_another_authority_gets_nothing(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (ours, theirs) = (certificates(subject)?, certificates(subject)?);
+    let (images, received) = (subject.step("images")?, subject.step("received")?);
+    let at = ["--address", "127.0.0.1", "--port", DUMP];
+    subject.receive_pages(&received, &[&at[..], &theirs].concat())?;
+    let ran = subject.dump(&images, &[&["--page-server"], &at[..], &ours].concat())?;
+    if ran.exit_code() != Some(1) {
+        return Err(format!("the dump should be refused, but: {:?}", ran.status));
+    }
+    says(&ran.said, &["cannot agree on encryption", "--tls-cacert"])?;
+    let log = fs::read_to_string(&ran.log).unwrap_or_default();
+    if log.contains("froze") {
+        return Err(format!("the tree was stopped all the same:\n{log}"));
+    }
+    let left: Vec<_> =
+        fs::read_dir(&received).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+    if left.iter().any(|name| name.to_string_lossy().starts_with("pages")) {
+        return Err(format!("the page server has {left:?}"));
+    }
+    finish(subject)
+}
+
+fn side_with_another_authority_gets_no_memory(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (ours, theirs) = (certificates(subject)?, certificates(subject)?);
+    let images = subject.step("images")?;
+    let dump = subject.dump_keeping_memory(&images, DUMP, &ours)?;
+    let listener = line()?;
+    let copy = images.clone();
+    let beside = beside(|| {
+        subject.reaper = Reaper::default();
+        // It trusts the dump, which does not trust it.
+        let trusts = ours.windows(2).find(|pair| pair[0] == "--tls-cacert").map(|pair| pair[1]);
+        subject.more_for_every_restore = [there(), theirs].concat();
+        subject.more_for_every_restore.extend(["--tls-cacert", trusts.unwrap_or_default()]);
+        match subject.restore_refused(&copy, &["lazy-pages", "its log says why"]) {
+            Ok(()) => 0,
+            Err(why) => {
+                println!("on the other side: {}", subject.report(&why));
+                1
+            }
+        }
+    })
+    .map_err(|e| format!("make the other side: {e}"))?;
+    carry(&listener, &mut |_| true)?;
+    see_end(subject, beside)?;
+    see_failed(subject, dump, &images, &["cannot agree on encryption"])?;
+    await_state(subject.pid, &['S', 'R'])?;
+    finish(subject)
+}
+
+/// CRIU sends the memory of a snapshot to a page server here, encrypted.
+fn criu_encrypts_too(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let peer = crate::tool::peer().ok_or("there is no peer")?;
+    let tls = certificates(subject)?;
+    let (images, received) = (subject.step("images")?, subject.step("received")?);
+    let at = [&["--address", "127.0.0.1", "--port", DUMP], &tls[..]].concat();
+    subject.receive_pages(&received, &at)?;
+    subject.tools.dump = peer;
+    let ran = subject.dump(&images, &[&["--leave-running", "--page-server"], &at[..]].concat())?;
+    if !ran.is_good() {
+        let log = fs::read_to_string(received.join("page-server.log")).unwrap_or_default();
+        return Err(format!("the dump of CRIU failed: {:?}\n{log}", ran.status));
+    }
+    let pages = fs::read_dir(&received).into_iter().flatten().flatten();
+    let pages = pages.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
+    let length: u64 = pages.filter_map(|entry| entry.metadata().ok()).map(|data| data.len()).sum();
+    if length < 64 << 20 {
+        return Err(format!("only {length} bytes have come"));
+    }
+    finish(subject)
 }
 
 /// Plays one trial.

@@ -128,6 +128,30 @@ restored tree is ended by SIGBUS where it touches what has not come (before Linu
 and let the tree here go on with
 .BR "kill \-CONT" .
 Processes that share memory copy-on-write each have their own afterwards.
+.SH ENCRYPTED PAGE TRANSFER
+With
+.B \-\-tls
+on both sides, pages are encrypted between
+.B dump
+or
+.B pre\-dump
+and
+.BR page\-server ,
+and between
+.B dump \-\-lazy\-pages
+and
+.B lazy\-pages
+or
+.BR restore .
+Each side shows the certificate
+.B \-\-tls\-cert
+and trusts those that
+.B \-\-tls\-cacert
+has signed and
+.B \-\-tls\-cacrl
+does not list. Who connects also compares
+.B \-\-address
+with the names in the certificate (subjectAltName). Files are in the form of PEM, and relative to the work directory.
 .SH CONFIGURATION FILES
 Read in this order, later ones win:
 .IR /etc/criu/default.conf ,

@@ -55,11 +55,9 @@ fn in_background(options: &Options) -> Result<i32, Failure> {
     let mut words: Vec<std::ffi::OsString> = vec!["-D".into(), options.images_dir.clone().into()];
     words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
     words.extend(["-o".into(), options.log_file.clone().unwrap_or_else(|| "page-server.log".into()).into()]);
-    words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
-    words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
+    words.extend(background::connection_words(options));
     words.extend(options.prev_images_dir.iter().flat_map(|dir| ["--prev-images-dir".into(), dir.into()]));
     words.extend(options.compress.map(|how| format!("--compress={}", how.name()).into()));
     words.extend(options.auto_dedup.then(|| "--auto-dedup".into()));
-    words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
     background::start("page-server", words)
 }

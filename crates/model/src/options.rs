@@ -327,6 +327,15 @@ pub struct Options {
     pub port: Option<u16>,
     /// An inherited connection to the server, or from the dump.
     pub ps_socket: Option<i32>,
+    /// Pages are encrypted on their way, and both ends show certificates.
+    pub tls: bool,
+    /// PEM files, relative to the work directory: who is trusted; who is no more; what we show, and its key.
+    pub tls_cacert: PathBuf,
+    pub tls_cacrl: PathBuf,
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// The name in the certificate of a server does not matter.
+    pub tls_no_cn_verify: bool,
     /// Of a restore: memory comes when it is touched.
     pub lazy_pages: bool,
     /// Of a lazy restore: what is touched first is written down.
@@ -392,6 +401,12 @@ impl Default for Options {
             address: None,
             port: None,
             ps_socket: None,
+            tls: false,
+            tls_cacert: "/etc/pki/CA/cacert.pem".into(),
+            tls_cacrl: "/etc/pki/CA/cacrl.pem".into(),
+            tls_cert: "/etc/pki/criu/cert.pem".into(),
+            tls_key: "/etc/pki/criu/private/key.pem".into(),
+            tls_no_cn_verify: false,
             lazy_pages: false,
             record_working_set: false,
             status_fd: None,

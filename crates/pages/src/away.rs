@@ -83,7 +83,7 @@ pub fn hand_out(
     kept: &Kept,
     go_on: &dyn Fn() -> Result<(), Failure>,
 ) -> Ended {
-    look_up(connection);
+    look_up(connection, true);
     let mut lending = Lending { connection, go_on, is_long: None, pages: 0 };
     match lending.turns(kept) {
         Ok(true) => Ended::Taken(lending.pages),
@@ -166,8 +166,12 @@ impl Lending<'_> {
             let count = self.connection.write(&bytes[at..]);
             at += self.went(count)?;
         }
-        let flushed = self.connection.flush();
-        flushed.map_err(explain("hand out pages"))
+        loop {
+            match self.connection.flush() {
+                Err(error) => self.went(Err(error))?,
+                Ok(()) => return Ok(()),
+            };
+        }
     }
 
     /// What a call on the connection came to; nothing, when it was only time to ask whether to go on.

@@ -1,7 +1,7 @@
 //! Servers of pages in the background: this program again, which says when it can be reached.
 
-use model::{Failure, Object};
-use std::ffi::OsStr;
+use model::{Failure, Object, Options};
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -32,6 +32,26 @@ pub fn start<W: AsRef<OsStr>>(
             Err(Failure::conflict(object(), "start it in the background", why))
         }
     }
+}
+
+/// The words that say to a server how its connection is made.
+pub fn connection_words(options: &Options) -> Vec<OsString> {
+    let mut words: Vec<OsString> = Vec::new();
+    words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
+    words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
+    words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
+    if options.tls {
+        words.push("--tls".into());
+        let files = [
+            ("--tls-cacert", &options.tls_cacert),
+            ("--tls-cacrl", &options.tls_cacrl),
+            ("--tls-cert", &options.tls_cert),
+            ("--tls-key", &options.tls_key),
+        ];
+        words.extend(files.into_iter().flat_map(|(name, file)| [name.into(), file.into()]));
+        words.extend(options.tls_no_cn_verify.then(|| "--tls-no-cn-verify".into()));
+    }
+    words
 }
 
 /// What a server does when it can be reached: `fd` is what `--status-fd` names.

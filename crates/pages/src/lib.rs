@@ -12,3 +12,4 @@ pub mod select;
 pub mod server;
 pub mod shared;
 pub mod take;
+mod tls;

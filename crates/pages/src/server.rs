@@ -11,6 +11,7 @@
 use crate::chain::{Chain, PARENT_LINK};
 use crate::compressed::{self, Packing};
 use crate::take::{Job, Owner, RANGES, Read, pages_name};
+use crate::tls::Securing;
 use image::Dir;
 use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object, Options, Remedy};
@@ -90,11 +91,15 @@ impl Header {
 
 pub(crate) fn explain(doing: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| {
-        let error = match error.kind() {
-            io::ErrorKind::UnexpectedEof => Errno { call: "read", code: libc::ECONNRESET },
-            _ => sys::memory::io_errno("read", &error),
-        };
-        error.on(Object::Named("page server".into()), doing)
+        let object = Object::Named("page server".into());
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::UnexpectedEof, _) => {
+                Errno { call: "read", code: libc::ECONNRESET }.on(object, doing)
+            }
+            // What is wrong with encryption the kernel does not know.
+            (_, None) => Failure::conflict(object, doing, error.to_string()),
+            _ => sys::memory::io_errno("read", &error).on(object, doing),
+        }
     }
 }
 
@@ -120,9 +125,10 @@ impl Connection for File {
     }
 }
 
-/// Has reads and writes end with `EAGAIN` now and then when nothing comes or goes.
-pub(crate) fn look_up(connection: &dyn Connection) {
-    let time = [0u64.to_ne_bytes(), (TURN.as_micros() as u64).to_ne_bytes()].concat();
+/// Has reads and writes end with `EAGAIN` now and then when nothing comes or goes, or wait as long as it takes.
+pub(crate) fn look_up(connection: &dyn Connection, now_and_then: bool) {
+    let micros = if now_and_then { TURN.as_micros() as u64 } else { 0 };
+    let time = [0u64.to_ne_bytes(), micros.to_ne_bytes()].concat();
     for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
         // Where that cannot be said, they wait as long as it takes.
         let _ = connection.socket().map(|fd| sys::socket::set_option(fd, libc::SOL_SOCKET, name, &time));
@@ -149,6 +155,15 @@ fn place(host: &str, port: u16) -> Object {
 /// # Errors
 /// When it cannot be reached.
 pub fn connect(options: &Options) -> Result<Box<dyn Connection>, Failure> {
+    let securing = Securing::client(options)?;
+    let connection = reach(options)?;
+    match securing {
+        Some(securing) => securing.secure(connection, &|| Ok(())),
+        None => Ok(connection),
+    }
+}
+
+fn reach(options: &Options) -> Result<Box<dyn Connection>, Failure> {
     if let Some(fd) = options.ps_socket {
         return inherited(fd);
     }
@@ -172,7 +187,12 @@ fn tend(socket: impl AsFd) {
 }
 
 /// Where the other end comes in.
-pub enum Door {
+pub struct Door {
+    way: Way,
+    securing: Option<Securing>,
+}
+
+enum Way {
     Listener(TcpListener, Object),
     /// It is there already.
     Inherited(Box<dyn Connection>),
@@ -184,8 +204,9 @@ impl Door {
     /// # Errors
     /// When it cannot.
     pub fn open(options: &Options) -> Result<Door, Failure> {
+        let securing = Securing::server(options)?;
         if let Some(fd) = options.ps_socket {
-            return inherited(fd).map(Door::Inherited);
+            return Ok(Door { way: Way::Inherited(inherited(fd)?), securing });
         }
         let (host, port) = (options.address.as_deref().unwrap_or("0.0.0.0"), options.port.unwrap_or(0));
         let listener = TcpListener::bind((host, port))
@@ -193,17 +214,28 @@ impl Door {
         if let Ok(address) = listener.local_addr() {
             log::info!("page server waits at {address}");
         }
-        Ok(Door::Listener(listener, place(host, port)))
+        Ok(Door { way: Way::Listener(listener, place(host, port)), securing })
     }
 
     /// Waits for the other end, as long as `go_on` says so.
     ///
     /// # Errors
-    /// That of `go_on`, or of accept(2).
+    /// That of `go_on`, or of accept(2); that it is not to be trusted.
     pub fn accept(self, go_on: &dyn Fn() -> Result<(), Failure>) -> Result<Box<dyn Connection>, Failure> {
+        let connection = self.way.accept(go_on)?;
+        let Some(securing) = self.securing else { return Ok(connection) };
+        look_up(&*connection, true);
+        let secured = securing.secure(connection, go_on)?;
+        look_up(&*secured, false);
+        Ok(secured)
+    }
+}
+
+impl Way {
+    fn accept(self, go_on: &dyn Fn() -> Result<(), Failure>) -> Result<Box<dyn Connection>, Failure> {
         let (listener, place) = match self {
-            Door::Listener(listener, place) => (listener, place),
-            Door::Inherited(connection) => return Ok(connection),
+            Way::Listener(listener, place) => (listener, place),
+            Way::Inherited(connection) => return Ok(connection),
         };
         let explain = |error: Errno| error.on(place.clone(), "wait for somebody to come");
         while sys::fd::poll(&[listener.as_fd()], TURN.as_millis() as i32).map_err(explain)? != [true] {

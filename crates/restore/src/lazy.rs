@@ -132,9 +132,7 @@ fn start(options: &Options) -> Result<i32, Failure> {
     words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
     words.extend(["-o".into(), "lazy-pages.log".into()]);
     words.extend(options.page_server.then(|| "--page-server".into()));
-    words.extend(options.address.iter().flat_map(|host| ["--address".into(), host.into()]));
-    words.extend(options.port.iter().flat_map(|port| ["--port".into(), port.to_string().into()]));
-    words.extend(options.ps_socket.iter().flat_map(|fd| ["--ps-socket".into(), fd.to_string().into()]));
+    words.extend(background::connection_words(options));
     background::start("lazy-pages", words)
 }
 

@@ -446,18 +446,36 @@ specs! {
         });
     ALLOW_UPROBES = Row::flag("allow-uprobes").negatable().section(Section::Memory).of(BOTH)
         .help("accept the mapping that a user-space probe leaves behind");
-    TLS = Row::flag("tls").negatable().section(Section::Memory).of(PAGES_MOVE)
-        .help("encrypt page transfer");
+    TLS = Row::flag("tls").negatable().section(Section::Memory).of(PAGES_MOVE | RESTORE)
+        .help("encrypt page transfer; both ends show a certificate")
+        .sets(store!(tls));
     TLS_CACERT = Row::required("tls-cacert", "FILE").default("/etc/pki/CA/cacert.pem")
-        .section(Section::Memory).of(PAGES_MOVE).help("certificates that are trusted");
+        .section(Section::Memory).of(PAGES_MOVE | RESTORE).help("certificates of authorities that are trusted")
+        .sets(|options, given| {
+            options.tls_cacert = path(given)?;
+            Ok(())
+        });
     TLS_CACRL = Row::required("tls-cacrl", "FILE").default("/etc/pki/CA/cacrl.pem")
-        .section(Section::Memory).of(PAGES_MOVE).help("certificates that are revoked");
+        .section(Section::Memory).of(PAGES_MOVE | RESTORE).help("certificates that are revoked; that file may be missing")
+        .sets(|options, given| {
+            options.tls_cacrl = path(given)?;
+            Ok(())
+        });
     TLS_CERT = Row::required("tls-cert", "FILE").default("/etc/pki/criu/cert.pem")
-        .section(Section::Memory).of(PAGES_MOVE).help("our certificate");
+        .section(Section::Memory).of(PAGES_MOVE | RESTORE).help("our certificate")
+        .sets(|options, given| {
+            options.tls_cert = path(given)?;
+            Ok(())
+        });
     TLS_KEY = Row::required("tls-key", "FILE").default("/etc/pki/criu/private/key.pem")
-        .section(Section::Memory).of(PAGES_MOVE).help("our private key");
-    TLS_NO_CN_VERIFY = Row::flag("tls-no-cn-verify").section(Section::Memory).of(PAGES_MOVE)
-        .help("do not compare the name in the certificate with the address");
+        .section(Section::Memory).of(PAGES_MOVE | RESTORE).help("our private key")
+        .sets(|options, given| {
+            options.tls_key = path(given)?;
+            Ok(())
+        });
+    TLS_NO_CN_VERIFY = Row::flag("tls-no-cn-verify").section(Section::Memory).of(PAGES_MOVE | RESTORE)
+        .help("do not compare the name in the certificate with the address")
+        .sets(store!(tls_no_cn_verify));
 
     // --------------------------------------------------------------------------------- sessions
     SHELL_JOB = Row::flag("shell-job").short('j').negatable().section(Section::Session).of(BOTH)
