@@ -513,6 +513,12 @@ pub const CASES: &[Case] = &[
     ("pages_of_a_parent_that_is_not_there", Refused(&["pagemap-"]), |set| {
         set.pagemap(|_, runs| runs[0].flags = Some(1));
     }),
+    ("pages_that_stayed_with_a_dump", Refused(&["still with the dump", "--lazy-pages"]), |set| {
+        set.pagemap(|_, runs| runs.iter_mut().for_each(|run| run.flags = Some(2)));
+    }),
+    ("pages_that_are_nowhere", Refused(&["pagemap-", "not in the images"]), |set| {
+        set.pagemap(|_, runs| runs.last_mut().expect("a run").flags = Some(0));
+    }),
     ("pages_of_another_file", Refused(&["pages-77.img"]), |set| set.pagemap(|id, _| *id = 77)),
     ("a_million_empty_runs", Either, |set| {
         set.pagemap(|_, runs| {

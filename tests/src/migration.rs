@@ -6,11 +6,13 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
@@ -45,6 +47,12 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("tree_that_nobody_asked_for_runs_on", tree_that_nobody_asked_for_runs_on),
     ("tree_that_could_not_be_restored_runs_on", tree_that_could_not_be_restored_runs_on),
     ("tree_runs_on_when_the_dump_is_asked_to_end", tree_runs_on_when_the_dump_is_asked_to_end),
+    ("tree_that_is_kept_runs_on_both_sides", tree_that_is_kept_runs_on_both_sides),
+    ("memory_comes_over_a_socket_that_is_passed_in", memory_comes_over_a_socket_that_is_passed_in),
+    (
+        "images_that_lie_about_what_comes_later_are_refused",
+        images_that_lie_about_what_comes_later_are_refused,
+    ),
     ("images_without_memory_are_refused", images_without_memory_are_refused),
     ("criu_asks_for_memory", criu_asks_for_memory),
     ("what_was_touched_first_comes_first", what_was_touched_first_comes_first),
@@ -239,6 +247,81 @@ fn memory_of_a_broken_line_is_never_zero(round: &mut Round) -> Result<(), String
     await_state(subject.pid, &['T'])?;
     kill(Pid::from_raw(subject.pid), Signal::SIGCONT).map_err(|e| format!("let it go on: {e}"))?;
     subject.see_good_end(LIMIT)
+}
+
+fn tree_that_is_kept_runs_on_both_sides(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let images = subject.step("images")?;
+    let dump = subject.dump_keeping_memory(&images, DUMP, &["--leave-running"])?;
+    let listener = line()?;
+    let other_side = restore_beside(subject, &images, finish)?;
+    carry(&listener, &mut |_| true)?;
+    see_end(subject, other_side)?;
+    match subject.see_dump_end(dump)? {
+        // It was told to go on over there.
+        WaitStatus::Exited(_, 0) => subject.see_good_end(LIMIT),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+fn memory_comes_over_a_socket_that_is_passed_in(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let wrong = |e: nix::Error| format!("make a socket: {e}");
+    let (here, there) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).map_err(wrong)?;
+    let (here, there) = ([here.as_raw_fd().to_string()], [there.as_raw_fd().to_string()]);
+    let images = subject.step("images")?;
+    let dump = subject.dump_keeping_memory(&images, DUMP, &["--ps-socket", &here[0]])?;
+    let other_side = beside(|| {
+        subject.reaper = Reaper::default();
+        let more = ["--lazy-pages", "--page-server", "--ps-socket", there[0].clone().leak()];
+        subject.more_for_every_restore.extend(more);
+        match subject.restore(&images).and_then(|()| finish(subject)) {
+            Ok(()) => 0,
+            Err(why) => {
+                println!("on the other side: {}", subject.report(&why));
+                1
+            }
+        }
+    })
+    .map_err(|e| format!("make the other side: {e}"))?;
+    see_end(subject, other_side)?;
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+/// Pages of mapped files and of the vdso are said to come later, one mapping after the other.
+fn images_that_lie_about_what_comes_later_are_refused(round: &mut Round) -> Result<(), String> {
+    use image::{Dir, MmEntry, kind, pagemap::Pagemap};
+    let subject = &mut round.subject;
+    let images = subject.dump_away()?;
+    let dir = Dir::open(&images).map_err(|e| e.to_string())?;
+    let mm: MmEntry =
+        dir.read_one(kind::MM, &format!("mm-{}.img", subject.pid)).map_err(|e| e.to_string())?;
+    let name = format!("pagemap-{}.img", subject.pid);
+    let good = dir.need(&name).map_err(|e| e.to_string())?;
+    let mut tried = 0;
+    for vma in &mm.vmas {
+        let mut map = Pagemap::parse(&name, &good, |_| Ok(u64::MAX)).map_err(|e| e.to_string())?;
+        let is_in = |at: u64| (vma.start..vma.end).contains(&at);
+        let Some(run) = map.runs.iter_mut().find(|run| is_in(run.range.start)) else { continue };
+        if vma.status & (image::vma::VDSO | image::vma::FILE_PRIVATE) == 0 {
+            continue;
+        }
+        run.flags = image::pagemap::LAZY;
+        fs::write(images.join(&name), map.encode().bytes()).map_err(|e| format!("damage it: {e}"))?;
+        subject.more_for_every_restore = vec!["--lazy-pages"];
+        subject.restore_refused(&images, &["comes later, where it cannot"])?;
+        tried += 1;
+    }
+    if tried < 2 {
+        return Err(format!("{tried} kinds of memory that is needed at once were found"));
+    }
+    fs::write(images.join(&name), good).map_err(|e| format!("mend it: {e}"))?;
+    subject.restore(&images)?;
+    finish(subject)
 }
 
 fn tree_that_nobody_asked_for_runs_on(round: &mut Round) -> Result<(), String> {
