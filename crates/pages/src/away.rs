@@ -198,8 +198,8 @@ pub struct Away {
     asked: VecDeque<(i32, u64, u64)>,
     /// Answered, by process and address.
     answered: BTreeMap<(i32, u64), Vec<u8>>,
-    /// The answer that was used up with the last question.
-    used: Option<(i32, u64)>,
+    /// The part of an answer that the last question got: which, from where, to where in it.
+    used: Option<((i32, u64), usize, usize)>,
     pages: u64,
 }
 
@@ -264,6 +264,19 @@ impl Away {
         (key.0 == pid && address < key.1 + bytes.len() as u64).then_some(*key)
     }
 
+    /// Forgets what somebody has by now.
+    fn drop_used(&mut self) {
+        let Some((key, from, to)) = self.used.take() else { return };
+        let Some(mut before) = self.answered.remove(&key) else { return };
+        let behind = before.split_off(to);
+        before.truncate(from);
+        for (at, bytes) in [(key.1, before), (key.1 + to as u64, behind)] {
+            if !bytes.is_empty() {
+                self.answered.insert((key.0, at), bytes);
+            }
+        }
+    }
+
     fn is_coming(&self, pid: i32, address: u64) -> bool {
         self.asked.iter().any(|(of, from, length)| *of == pid && (*from..*from + *length).contains(&address))
     }
@@ -292,9 +305,7 @@ impl Away {
 
 impl Source for Away {
     fn content(&mut self, pid: i32, _: &Run, address: u64, length: u64) -> Result<&[u8], Failure> {
-        if let Some(used) = self.used.take() {
-            self.answered.remove(&used);
-        }
+        self.drop_used();
         let key = loop {
             if let Some(key) = self.find(pid, address) {
                 break key;
@@ -308,9 +319,7 @@ impl Source for Away {
         let bytes = self.answered.get(&key).ok_or_else(|| none.on(Object::Task, "ask for pages").of(pid))?;
         let from = (address - key.1) as usize;
         let to = bytes.len().min(from + length as usize);
-        if to == bytes.len() {
-            self.used = Some(key);
-        }
+        self.used = Some((key, from, to));
         Ok(&bytes[from..to])
     }
 
@@ -388,7 +397,9 @@ mod tests {
                 };
                 assert_eq!(first(50, 1), (51, 1));
                 assert_eq!(first(3, 4), (4, 4));
-                assert_eq!(first(0, 16), (1, 16));
+                // What somebody has is forgotten, and what is around it is not.
+                assert_eq!(first(0, 16), (1, 3));
+                assert_eq!(first(7, 16), (8, 9));
                 assert_eq!(first(16, 64), (17, 16));
                 // Not more than is kept in one place.
                 assert_eq!(first(39, 8), (40, 1));
