@@ -47,6 +47,7 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("tree_that_nobody_asked_for_runs_on", tree_that_nobody_asked_for_runs_on),
     ("tree_that_could_not_be_restored_runs_on", tree_that_could_not_be_restored_runs_on),
     ("tree_runs_on_when_the_dump_is_asked_to_end", tree_runs_on_when_the_dump_is_asked_to_end),
+    ("server_ends_when_the_dump_does", server_ends_when_the_dump_does),
     ("tree_that_is_kept_runs_on_both_sides", tree_that_is_kept_runs_on_both_sides),
     ("memory_comes_over_a_socket_that_is_passed_in", memory_comes_over_a_socket_that_is_passed_in),
     (
@@ -247,6 +248,33 @@ fn memory_of_a_broken_line_is_never_zero(round: &mut Round) -> Result<(), String
     await_state(subject.pid, &['T'])?;
     kill(Pid::from_raw(subject.pid), Signal::SIGCONT).map_err(|e| format!("let it go on: {e}"))?;
     subject.see_good_end(LIMIT)
+}
+
+/// Before a restore has come: nothing is to be restored any more.
+fn server_ends_when_the_dump_does(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (images, dump) = begin(subject)?;
+    let words = ["--page-server", "--address", "127.0.0.1", "--port", DUMP];
+    let tool = subject.tools.restore.clone();
+    let (server, log) = tool
+        .start(&mut subject.reaper, &images, "lazy-pages", &words)
+        .map_err(|e| format!("start the server: {e}"))?;
+    let socket = images.join("lazy-pages.socket");
+    let start = Instant::now();
+    while !socket.exists() {
+        if start.elapsed() > LIMIT {
+            return Err("the server does not wait for a restore".into());
+        }
+        crate::sys::nap();
+    }
+    kill(Pid::from_raw(dump), Signal::SIGTERM).map_err(|e| format!("ask it to end: {e}"))?;
+    see_failed(subject, dump, &images, &["interrupted by signal 15"])?;
+    match subject.reaper.wait(server, LIMIT) {
+        Some(WaitStatus::Exited(_, 1)) if !socket.exists() => {}
+        other => return Err(format!("the server should fail, and remove its socket: {other:?}")),
+    }
+    says(&fs::read_to_string(log).unwrap_or_default(), &["cannot have memory kept"])?;
+    finish(subject)
 }
 
 fn tree_that_is_kept_runs_on_both_sides(round: &mut Round) -> Result<(), String> {

@@ -14,6 +14,7 @@ use model::{Errno, Failure, Object};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 const GET: u16 = 7;
@@ -227,6 +228,16 @@ impl Away {
         self.say(Header { command: GET, flags: 0, pages: length / PAGE, address, object: pid as u64 })?;
         self.asked.push_back((pid, address, length));
         Ok(())
+    }
+
+    /// The connection, while no answer is awaited: nothing comes then but its end.
+    pub fn silent(&self) -> Option<BorrowedFd<'_>> {
+        self.connection.socket().filter(|_| self.asked.is_empty())
+    }
+
+    /// Why nothing more will come, when something came where nothing can.
+    pub fn lost(&self) -> Failure {
+        explain("have memory kept")(std::io::ErrorKind::UnexpectedEof.into())
     }
 
     /// Waits for the next answer.

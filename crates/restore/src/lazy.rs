@@ -168,9 +168,11 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     })?;
     sys::socket::listen(&listener, 1).map_err(explain("listen"))?;
     background::say_ready(options.status_fd)?;
-    let accepted = sys::fd::wait_readable(&listener).and_then(|()| sys::socket::accept(&listener));
+    let accepted = pages
+        .wait(&listener)
+        .and_then(|()| sys::socket::accept(&listener).map_err(explain("wait for a restore")));
     let _ = std::fs::remove_file(&path);
-    let restore = accepted.map_err(explain("wait for a restore"))?;
+    let restore = accepted?;
     drop(listener);
     log::info!("a restore has come");
     let mut serving = Serving {
@@ -243,6 +245,24 @@ struct Pages {
 }
 
 impl Pages {
+    /// Waits for a restore to come.
+    ///
+    /// # Errors
+    /// When the dump with its memory is gone before.
+    fn wait(&self, listener: &OwnedFd) -> Result<(), Failure> {
+        let away = self.away.as_ref();
+        let waited: Vec<BorrowedFd> =
+            [listener.as_fd()].into_iter().chain(away.and_then(Away::silent)).collect();
+        loop {
+            let is_ready = sys::fd::poll(&waited, -1).map_err(explain("wait for a restore"))?;
+            match (is_ready[0], away) {
+                (true, _) => return Ok(()),
+                (false, Some(away)) if is_ready.get(1) == Some(&true) => return Err(away.lost()),
+                _ => {}
+            }
+        }
+    }
+
     /// Frees content that nobody waits for any more.
     fn free(&mut self, given: Vec<(Run, u64, u64)>) -> Result<(), Failure> {
         let Some(freeing) = &mut self.freeing else { return Ok(()) };
@@ -342,8 +362,13 @@ impl Serving {
         let patience_ms = rest.map_or(-1, |rest| rest.as_millis() as i32 + 1);
         let mut waited: Vec<BorrowedFd> = self.tasks.iter().map(|task| task.memory().as_fd()).collect();
         waited.extend(self.restore.as_ref().map(AsFd::as_fd));
+        let before = waited.len();
+        waited.extend(pages.away.as_ref().and_then(Away::silent));
         let is_ready =
             sys::fd::poll(&waited, if has_more { 0 } else { patience_ms }).map_err(explain("wait"))?;
+        if let (Some(true), Some(away)) = (is_ready.get(before), &pages.away) {
+            return Err(away.lost());
+        }
         let mut children = Vec::new();
         for (task, is_ready) in self.tasks.iter_mut().zip(&is_ready) {
             if *is_ready || task.is_late() {
@@ -377,7 +402,7 @@ impl Serving {
         if self.runs {
             self.tasks.retain(|task| !task.is_done());
         }
-        if self.restore.is_some() && is_ready.last() == Some(&true) {
+        if self.restore.is_some() && is_ready[before - 1] {
             self.listen(pages)?;
         }
         Ok(())
