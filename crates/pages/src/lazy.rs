@@ -252,6 +252,23 @@ impl Task {
         !self.has_ended && self.waiting.first_in(range).is_some()
     }
 
+    /// What waits in `range` will be given soon.
+    ///
+    /// # Errors
+    /// When who has it cannot be reached.
+    pub fn announce(&self, range: &Range<u64>, source: &mut dyn Source) -> Result<(), Failure> {
+        let before = self.waiting.0.range(..range.end).rev();
+        for (start, (end, run)) in before.take_while(|(_, (end, _))| *end > range.start) {
+            let (from, to) = ((*start).max(range.start), (*end).min(range.end));
+            // A range may be all there is.
+            let length = to.saturating_sub(from).min(AT_ONCE);
+            if length > 0 {
+                source.announce(self.pid, run, run.offset + (from - start), length)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Some of what waits in `range`; says whether that was all of it.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ const ENOUGH: Duration = Duration::from_secs(30);
 /// Ranges looked through at a time, of which nothing waits any more.
 const TURN: usize = 256;
 
+/// Ranges that are asked for before they are needed, where that takes time.
+const SOON: usize = 16;
+
 /// Touches that are written down. Meanwhile nothing comes in the background: it would hide them.
 #[derive(Debug)]
 pub struct Recording {
@@ -93,6 +96,9 @@ impl Ahead {
                 continue;
             };
             log::debug!("pid {pid}: {:#x}-{:#x} was touched early", range.start, range.end);
+            for next in self.0.iter().take(SOON).filter(|next| next.pid == *pid) {
+                task.announce(&next.range, source)?;
+            }
             if task.give_of(range.clone(), source)? {
                 self.0.pop_front();
             }
