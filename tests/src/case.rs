@@ -390,7 +390,7 @@ impl Trial {
 
     /// Does its memory come when it is touched?
     pub fn memory_comes_late(&self) -> bool {
-        self.path(LATE).exists()
+        self.directory.parent().is_some_and(|outer| outer.join(LATE).exists())
     }
 
     /// Leaves a marker for the relatives of this process.

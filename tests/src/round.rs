@@ -388,6 +388,10 @@ impl Round {
     /// With the reason and the tails of the logs.
     pub fn play(&mut self, case: &Case, mode: Mode) -> Result<(), String> {
         let is_restless = case.restless;
+        if matches!(mode, Mode::Lazy | Mode::PackedServer | Mode::PostCopy | Mode::Freed) {
+            std::fs::create_dir(self.subject.directory().join(LATE))
+                .map_err(|e| format!("make a marker: {e}"))?;
+        }
         let played = match mode {
             Mode::Plain | Mode::ToPeer | Mode::FromPeer => self.dump_and_restore(is_restless),
             Mode::Twice => {
@@ -412,7 +416,6 @@ impl Round {
                 self.over_a_page_server(is_restless, server, dump)
             }
             Mode::Lazy => {
-                std::fs::create_dir(self.subject.own(LATE)).map_err(|e| format!("make a marker: {e}"))?;
                 self.subject.more_for_every_restore.push("--lazy-pages");
                 self.dump_and_restore(is_restless)
             }

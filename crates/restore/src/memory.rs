@@ -344,8 +344,7 @@ pub fn build(
     let entries: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| !is_placed(entry)).collect();
     let is_filled =
         |entry: &VmaEntry| vma::content(entry) == Content::Private && runs_in(task, entry).next().is_some();
-    let can_copy =
-        |entry: &&&VmaEntry| !inherited(entry) && is_filled(entry) && vma::may_come_later(entry);
+    let can_copy = |entry: &&&VmaEntry| !inherited(entry) && is_filled(entry) && vma::may_come_later(entry);
     let bytes = entries.iter().filter(can_copy).flat_map(|entry| runs_in(task, entry)).map(|run| run.len());
     let copies = bytes.sum::<u64>() >= sources.many;
     let are_together = |one: &&VmaEntry, next: &&VmaEntry| {

@@ -209,18 +209,18 @@ pub fn of(pid: i32) -> Option<Vec<(u64, VmFlags)>> {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Words {
+    fn letters(text: &str) -> Words {
         text.split(" ").filter_map(|word| word.as_bytes().try_into().ok()).collect()
     }
 
     #[test]
     fn bits_and_names_that_the_same_mappings_have_belong_together() {
         let samples = [
-            (0b0_0111, words("rd mr gd")),
-            (0b0_1011, words("rd mr lo")),
-            (0b0_0011, words("rd mr")),
-            (0b1_1000, words("lo")),
-            (0b0_0000, words("")),
+            (0b0_0111, letters("rd mr gd")),
+            (0b0_1011, letters("rd mr lo")),
+            (0b0_0011, letters("rd mr")),
+            (0b1_1000, letters("lo")),
+            (0b0_0000, letters("")),
         ];
         let names = Names::learn(&samples);
         let has = |word, flag| names.read(word).map(|flags: VmFlags| flags.has(flag));
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn what_is_learned_is_what_smaps_says() {
         let pid = crate::process::own_pid();
-        let Some((_, names)) = learned() else { return println!("SKIP: no BPF iterators here") };
+        let Some((each, names)) = learned() else { return println!("SKIP: no BPF iterators here") };
         assert!(names.0.iter().any(|class| class.names.has("gd")), "{names:x?}");
         for flag in ["dc", "dd", "hg", "nh", "wf", "sr", "rr", "nr", "lo", "de", "uw"] {
             let classes = names.0.iter().filter(|class| class.names.has(flag));
@@ -246,7 +246,7 @@ mod tests {
                 "{flag} in {names:x?}"
             );
         }
-        let found = of(pid).expect("flags of our own");
+        let found = words(each, pid).expect("words of our own");
         let mut parser = crate::proc::SmapsParser::default();
         parser.feed(&std::fs::read("/proc/self/smaps").unwrap());
         let vmas = parser.finish().unwrap();
@@ -256,7 +256,7 @@ mod tests {
             if let Ok(at) = found.binary_search_by_key(&vma.start, |(start, _)| *start)
                 && vma.inode != 0
             {
-                assert_eq!(found[at].1, vma.flags, "{vma:?}");
+                assert_eq!(names.read(found[at].1), Some(vma.flags), "{vma:?}");
                 same += 1;
             }
         }
