@@ -402,15 +402,34 @@ pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failu
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Device, inode, flags, position, and the number of an eventfd: what descriptors of one open file have in common.
-pub type FileKey = (u64, u64, u32, u64, u64);
+/// Where the kernel has an open file, or zero, if that is not known of any; device, inode, flags, position, and the number of an
+/// eventfd: what descriptors of one open file have in common.
+pub type FileKey = (u64, u64, u64, u32, u64, u64);
 
-pub fn key(probe: &FdProbe) -> FileKey {
+/// Where the kernel has the open file of each descriptor of the tree.
+pub type Addresses = HashMap<At, u64>;
+
+pub fn key(probe: &FdProbe, address: u64) -> FileKey {
     let number = match probe.anon_inode() {
         Some(b"eventfd") => sys::proc::fdinfo(probe.info(), "eventfd-id").and_then(sys::proc::decimal),
         _ => None,
     };
-    (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
+    (address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
+}
+
+/// Asks for the addresses of the open files of all these descriptors; none when one of them is not told, or they are few, for
+/// to ask takes time, too.
+pub fn addresses(descriptors: &[At]) -> Option<Addresses> {
+    const MANY: usize = 256;
+    if descriptors.len() < MANY {
+        return None;
+    }
+    let mut all = Addresses::with_capacity(descriptors.len());
+    for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
+        let pid = of_process[0].0;
+        all.extend(sys::each::files(pid)?.into_iter().map(|(number, address)| ((pid, number), address)));
+    }
+    descriptors.iter().all(|at| all.contains_key(at)).then_some(all)
 }
 
 /// Descriptors, each looked at, and which of them are one open file.
@@ -424,7 +443,7 @@ pub struct Probed {
 ///
 /// # Errors
 /// When a process or its descriptors cannot be asked at all.
-pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
+pub fn probe(descriptors: &[At], addresses: Option<&Addresses>) -> Result<Probed, Failure> {
     let explain = |pid: i32| move |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
     let mut probes = Vec::with_capacity(descriptors.len());
     for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
@@ -436,7 +455,9 @@ pub fn probe(descriptors: &[At]) -> Result<Probed, Failure> {
             (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts)))
         }));
     }
-    let candidates = probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?), *at)));
+    let address = |at: &At| addresses.map_or(0, |addresses| addresses[at]);
+    let candidates =
+        probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?, address(at)), *at)));
     let files = Classes::new(Kcmp::File, candidates)
         .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
     Ok(Probed { probes, files })

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use sys::fd::Texts;
 use sys::process::Kcmp;
 use sys::threads::Told;
@@ -585,12 +586,15 @@ impl<'o> Survey<'o> {
             all.extend(numbers.iter().map(|number| (pid, *number)));
             self.tables.insert(pid, Vec::with_capacity(numbers.len()));
         }
+        let addresses = observe::addresses(&all).map(Arc::new);
         let mut files: Classes<FileKey> = Classes::default();
         let mut known: HashMap<At, (u32, i32)> = HashMap::new();
         // A duplicate of each is ours for a moment.
         for round in all.chunks(sys::fd::room() / 2) {
             let mut probes = Vec::with_capacity(round.len());
-            for probed in tree.crew.each(shares(round), |_, share: Vec<At>| observe::probe(&share)) {
+            let addresses = addresses.clone();
+            let probe = move |_: &mut _, share: Vec<At>| observe::probe(&share, addresses.as_deref());
+            for probed in tree.crew.each(shares(round), probe) {
                 let Probed { probes: more, files: sorted } = probed?;
                 probes.extend(more);
                 files
@@ -607,23 +611,31 @@ impl<'o> Survey<'o> {
                 }
             }
         }
-        self.in_flight(&mut files, &mut known)
+        self.in_flight(&mut files, addresses.is_some(), &mut known)
     }
 
     /// Looks at what is in queues, and at what is in the queues of that.
     fn in_flight(
         &mut self,
         files: &mut Classes<FileKey>,
+        by_address: bool,
         known: &mut HashMap<At, (u32, i32)>,
     ) -> Result<(), Failure> {
         let explain = |error: Errno| error.on(Object::Tree, "look at descriptors in queues");
+        // Of the others it is known.
+        let address = |fd: i32| match by_address {
+            true => sys::inside::inside().and_then(|inside| inside.file(std::process::id() as i32, fd)),
+            false => Some(0),
+        };
+        const NOT_TOLD: Errno = Errno { call: "bpf", code: libc::ENODATA };
         let me = std::process::id() as i32;
         let texts = Texts::of(me).map_err(explain)?;
         while let Some((pid, fd)) = self.cx.flying.get(self.cx.flown.len()) {
             let (pid, at) = (*pid, (me, fd.as_raw_fd()));
             let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
             let probe = FdProbe::in_flight(pid, fd, &texts).map_err(explain)?;
-            let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
+            let address = address(at.1).ok_or_else(|| explain(NOT_TOLD))?;
+            let one = Classes::new(Kcmp::File, [(observe::key(&probe, address), at)]).map_err(explain)?;
             files.add(Kcmp::File, one).map_err(explain)?;
             let id = match self.file(&probe, files.firsts()[&at], known) {
                 Ok((id, _)) => id,

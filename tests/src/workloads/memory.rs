@@ -35,12 +35,6 @@ pub const CASES: &[Case] = &[
     case!(shared_anonymous_memory_stays_shared).moves().exchange(),
     case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
     case!(shared_mapping_of_which_each_holds_a_part_survives).moves(),
-    case!(private_file_mapping_keeps_dirty_pages).moves().exchange(),
-    case!(shared_file_mapping_writes_to_the_file).moves().exchange(),
-    case!(file_mapping_with_an_offset_survives).moves(),
-    case!(file_mapping_beyond_the_end_still_faults).moves(),
-    case!(mapped_file_that_was_deleted_survives).moves(),
-    case!(mapping_of_a_closed_file_survives).moves(),
     case!(dev_zero_mappings_survive).moves(),
     case!(executable_memory_still_executes).moves(),
     case!(moved_vdso_still_works).moves(),
@@ -55,15 +49,12 @@ pub const CASES: &[Case] = &[
     case!(few_pages_of_much_memory_are_touched),
     case!(tebibyte_of_reserved_memory_is_saved_quickly).moves(),
     case!(sixty_five_thousand_mappings_survive).moves(),
-    case!(ten_thousand_mappings_of_files_survive).moves(),
     case!(neighbours_that_grow_down_stay_apart).moves(),
     case!(grown_down_mapping_that_was_partly_replaced_survives).moves(),
-    case!(file_mapped_with_different_protections_survives).moves(),
     case!(shared_mapping_of_dev_zero_stays_shared).moves(),
     case!(memfd_open_for_reading_alone_survives).moves(),
     case!(sealed_memfd_stays_sealed).moves(),
     case!(shared_memory_open_through_map_files_survives).moves(),
-    case!(mapped_file_with_two_names_that_are_gone_stays_one).moves().options(&["--link-remap"]),
     case!(secret_memory_is_refused).refused(&["mapping", "secret memory"]).needs(has_secret_memory),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
@@ -520,81 +511,6 @@ fn shared_mapping_of_which_each_holds_a_part_survives(t: &Trial) {
     child.succeed();
 }
 
-fn data_file(t: &Trial, count: usize) -> File {
-    let bytes: Vec<u8> = (0..pages(count)).map(|i| (i / PAGE + i % 253) as u8).collect();
-    fs::write(t.path("data"), bytes).expect("write");
-    OpenOptions::new().read(true).write(true).open(t.path("data")).expect("open")
-}
-
-fn expected(offset: usize) -> u8 {
-    (offset / PAGE + offset % 253) as u8
-}
-
-fn private_file_mapping_keeps_dirty_pages(t: &Trial) {
-    let file = data_file(t, 10);
-    let map = Map::file(file.as_fd(), pages(10), RW, libc::MAP_PRIVATE, 0);
-    map.fill(3..5, 6);
-    t.checkpoint();
-    map.check(3..5, 6);
-    for page in [0, 1, 2, 5, 9] {
-        assert_eq!(map.get(pages(page) + 17), expected(pages(page) + 17));
-    }
-    let bytes = fs::read(t.path("data")).expect("read");
-    assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == expected(i)), "the file itself has changed");
-}
-
-fn shared_file_mapping_writes_to_the_file(t: &Trial) {
-    let file = data_file(t, 4);
-    let map = Map::file(file.as_fd(), pages(4), RW, libc::MAP_SHARED, 0);
-    map.set(100, 200);
-    t.checkpoint();
-    map.set(pages(2), 201);
-    let bytes = fs::read(t.path("data")).expect("read");
-    assert_eq!((bytes[100], bytes[pages(2)]), (200, 201));
-    assert_eq!(map.get(pages(3) + 1), expected(pages(3) + 1));
-}
-
-fn file_mapping_with_an_offset_survives(t: &Trial) {
-    let file = data_file(t, 10);
-    let map = Map::file(file.as_fd(), pages(3), READ, libc::MAP_SHARED, pages(5) as i64);
-    t.checkpoint();
-    assert_eq!(map.get(9), expected(pages(5) + 9));
-    assert_eq!(mapping_at(map.address).offset, pages(5) as u64);
-}
-
-fn file_mapping_beyond_the_end_still_faults(t: &Trial) {
-    let file = data_file(t, 2);
-    let map = Map::file(file.as_fd(), pages(4), RW, libc::MAP_SHARED, 0);
-    assert!(!fault::can_read(map.address + pages(3)));
-    t.checkpoint();
-    assert!(fault::can_read(map.address + PAGE));
-    assert!(!fault::can_read(map.address + pages(3)));
-    file.set_len(pages(4) as u64).expect("grow");
-    assert_eq!(map.get(pages(3)), 0);
-}
-
-fn mapped_file_that_was_deleted_survives(t: &Trial) {
-    let file = data_file(t, 5);
-    let shared = Map::file(file.as_fd(), pages(5), RW, libc::MAP_SHARED, 0);
-    let private = Map::file(file.as_fd(), pages(5), RW, libc::MAP_PRIVATE, 0);
-    private.fill(1..2, 3);
-    drop(file);
-    fs::remove_file(t.path("data")).expect("remove");
-    t.checkpoint();
-    private.check(1..2, 3);
-    assert_eq!(shared.get(pages(4) + 3), expected(pages(4) + 3));
-    // One file still: what is written through one mapping is seen through the other.
-    shared.set(pages(3), 99);
-    assert_eq!(private.get(pages(3)), 99);
-}
-
-fn mapping_of_a_closed_file_survives(t: &Trial) {
-    let map = Map::file(data_file(t, 3).as_fd(), pages(3), RW, libc::MAP_SHARED, 0);
-    t.checkpoint();
-    map.set(7, 70);
-    assert_eq!(fs::read(t.path("data")).expect("read")[7], 70);
-}
-
 fn dev_zero_mappings_survive(t: &Trial) {
     let zero = OpenOptions::new().read(true).write(true).open("/dev/zero").expect("open");
     let private = Map::file(zero.as_fd(), pages(3), RW, libc::MAP_PRIVATE, 0);
@@ -772,18 +688,6 @@ fn sixty_five_thousand_mappings_survive(t: &Trial) {
     }
 }
 
-fn ten_thousand_mappings_of_files_survive(t: &Trial) {
-    let file = data_file(t, 2);
-    let maps: Vec<Map> = (0..10_000)
-        .map(|number| Map::file(file.as_fd(), PAGE, READ, libc::MAP_SHARED, pages(number % 2) as i64))
-        .collect();
-    drop(file);
-    t.checkpoint();
-    for (number, map) in maps.iter().enumerate() {
-        assert_eq!(map.get(5), expected(pages(number % 2) + 5), "mapping {number}");
-    }
-}
-
 /// A place with room around it.
 fn free_place(count: usize) -> usize {
     let room = Map::anonymous(pages(count), libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
@@ -823,26 +727,6 @@ fn grown_down_mapping_that_was_partly_replaced_survives(t: &Trial) {
     map.check_zero(0..1);
     let grows = |page: usize| mapping_at(map.address + pages(page)).flags.contains(&"gd".to_owned());
     assert_eq!([0, 1, 3, 4].map(grows), [false, true, false, true]);
-}
-
-fn file_mapped_with_different_protections_survives(t: &Trial) {
-    let file = data_file(t, 4);
-    let map = |protection, kind| Map::file(file.as_fd(), pages(4), protection, kind, 0);
-    let shared = map(RW, libc::MAP_SHARED);
-    let read_only = map(READ, libc::MAP_SHARED);
-    let none = map(libc::PROT_NONE, libc::MAP_SHARED);
-    let private = map(RW, libc::MAP_PRIVATE);
-    private.fill(2..3, 9);
-    t.checkpoint();
-    shared.set(3, 200);
-    assert_eq!((read_only.get(3), private.get(3)), (200, 200));
-    private.check(2..3, 9);
-    assert!(!fault::can_write(read_only.address) && !fault::can_read(none.address));
-    // It was open for writing.
-    read_only.protect(0..4, RW);
-    read_only.set(4, 201);
-    none.protect(0..4, READ);
-    assert_eq!((shared.get(4), none.get(4)), (201, 201));
 }
 
 fn shared_mapping_of_dev_zero_stays_shared(t: &Trial) {
@@ -914,20 +798,6 @@ fn shared_memory_open_through_map_files_survives(t: &Trial) {
     file.write_all_at(&[9], pages(1) as u64).expect("write");
     assert_eq!(map.get(pages(1)), 9);
     map.check(2..3, 1);
-}
-
-fn mapped_file_with_two_names_that_are_gone_stays_one(t: &Trial) {
-    let file = data_file(t, 2);
-    fs::hard_link(t.path("data"), t.path("other")).expect("link");
-    let other = OpenOptions::new().read(true).write(true).open(t.path("other")).expect("open");
-    let one = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
-    let two = Map::file(other.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
-    fs::remove_file(t.path("data")).expect("remove");
-    fs::remove_file(t.path("other")).expect("remove");
-    t.checkpoint();
-    one.set(17, 200);
-    assert_eq!(two.get(17), 200);
-    assert_eq!(two.get(pages(1) + 3), expected(pages(1) + 3));
 }
 
 fn has_secret_memory() -> Result<(), String> {
