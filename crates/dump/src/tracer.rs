@@ -207,7 +207,7 @@ pub fn children(pid: i32, tids: &[i32]) -> Vec<i32> {
 
 /// Lets a thread run on as it was when it was stopped.
 pub fn let_go(thread: Stopped, context: &Context) -> Result<(), Errno> {
-    let written = match arch::is_disturbed(&context.registers) {
+    let written = match arch::is_disturbed(&context.registers, context.rest) {
         true => arch::restart_interrupted_call(&context.registers, context.rest).write(&thread),
         false => Ok(()),
     };

@@ -2,21 +2,24 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::case;
-use crate::case::{Case, Trial};
+use crate::case::{Case, Trial, until};
 use crate::sys::aio::Context;
 use crate::sys::process::fork;
+use crate::sys::{call, procfs};
 use crate::sys::strange::tells_types;
 
 pub const CASES: &[Case] = &[
     case!(aio_contexts_go_on).exchange(),
     case!(aio_context_of_a_child_goes_on),
     case!(completions_not_collected_are_kept).exchange(),
+    case!(wait_for_a_completion_goes_on),
     case!(aio_goes_on_meanwhile).restless(),
     case!(aio_requests_that_end_soon_are_waited_for).needs(tells_types)
         .peer_cannot("it does not wait, and loses them"),
@@ -111,6 +114,26 @@ fn aio_request_that_does_not_end_is_refused(t: &Trial) {
         let (data, mask) = context.next(true).expect("a completion");
         assert_eq!((data, mask & i64::from(libc::POLLIN)), (5, libc::POLLIN.into()));
     }
+}
+
+/// What waits for a completion without end is not woken without one, not even by a look at it.
+fn wait_for_a_completion_goes_on(t: &Trial) {
+    let file = File::create(t.path("file")).expect("create");
+    let context = Context::new(4);
+    let waiter = AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        let got = scope.spawn(|| {
+            waiter.store(call::gettid(), Ordering::SeqCst);
+            context.next(true)
+        });
+        until("a wait", || {
+            let tid = waiter.load(Ordering::SeqCst);
+            tid != 0 && procfs::syscall(format_args!("self/task/{tid}")).first() == Some(&(libc::SYS_io_getevents as u64))
+        });
+        t.checkpoint();
+        context.write(file.as_fd(), b"12345678", 0, 5);
+        assert_eq!(got.join().expect("the waiter"), Some((5, 8)));
+    });
 }
 
 fn aio_goes_on_meanwhile(t: &Trial) {

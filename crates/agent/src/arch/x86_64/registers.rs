@@ -98,6 +98,16 @@ pub struct Rest {
 pub fn rest(thread: &Stopped, registers: &Registers) -> Option<Rest> {
     const ERESTART_RESTARTBLOCK: i64 = 516;
     let (call, result) = registers.interrupted_call()?;
+    let limit = |address: u64| {
+        let mut time = [0u8; 16];
+        let count = sys::memory::read_remote(thread.tid(), address, &mut time).ok()?;
+        let word = |at: usize| u64::from_ne_bytes(time[at..at + 8].try_into().expect("eight bytes"));
+        (count == time.len()).then(|| word(0).saturating_mul(1_000_000_000).saturating_add(word(8)))
+    };
+    // Who only looks for completions is told of the stop, too.
+    if result == -i64::from(libc::EINTR) && call as i64 == libc::SYS_io_getevents && registers.r8 != 0 {
+        return (limit(registers.r8) == Some(0)).then_some(Rest { call: call as i64, left: Some(0) });
+    }
     if result != -ERESTART_RESTARTBLOCK {
         return None;
     }
@@ -112,12 +122,6 @@ pub fn rest(thread: &Stopped, registers: &Registers) -> Option<Rest> {
     let call = match call as i64 {
         libc::SYS_restart_syscall => first_call(&block, registers),
         call => call,
-    };
-    let limit = |address: u64| {
-        let mut time = [0u8; 16];
-        let count = sys::memory::read_remote(thread.tid(), address, &mut time).ok()?;
-        let word = |at: usize| u64::from_ne_bytes(time[at..at + 8].try_into().expect("eight bytes"));
-        (count == time.len()).then(|| word(0).saturating_mul(1_000_000_000).saturating_add(word(8)))
     };
     let whole = match call {
         libc::SYS_poll => u32::try_from(registers.dx as i32).ok().map(|limit| u64::from(limit) * 1_000_000),
@@ -220,17 +224,20 @@ pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Re
                 None => again,
             },
         },
-        // These never restart, not even for a debugger that looked; endless ones can.
-        4 if is_endless_epoll_wait(call as i64, registers) => again,
+        // These never restart, not even for a debugger that looked; endless ones can, and those that do not wait.
+        4 if is_endless_wait(call as i64, registers) || left == Some(0) => again,
         _ => Registers { orig_ax: NO_CALL, ..*registers },
     }
 }
 
-/// Has the stop itself ended a call that would have gone on without end? Kernels do so with few; where the thread goes
+/// Has the stop itself ended a call that would have gone on without end, or that did not wait? Kernels do so with few; where the thread goes
 /// on, it is made again, as [`restart_interrupted_call`] has it.
-pub fn is_disturbed(registers: &Registers) -> bool {
+pub fn is_disturbed(registers: &Registers, rest: Option<Rest>) -> bool {
     let (eintr, call) = (-i64::from(libc::EINTR), registers.interrupted_call());
-    call.is_some_and(|(call, result)| result == eintr && is_endless_epoll_wait(call as i64, registers))
+    let waits_not = rest.is_some_and(|rest| rest.left == Some(0));
+    call.is_some_and(|(call, result)| {
+        result == eintr && (waits_not || is_endless_wait(call as i64, registers))
+    })
 }
 
 /// As many as there are at least, for poll(2).
@@ -243,10 +250,11 @@ fn is_absolute_futex_wait(operation: u64) -> bool {
     matches!(operation as i32 & COMMAND, libc::FUTEX_WAIT_BITSET)
 }
 
-fn is_endless_epoll_wait(call: i64, registers: &Registers) -> bool {
+fn is_endless_wait(call: i64, registers: &Registers) -> bool {
     match call {
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => (registers.r10 as i32) < 0,
         libc::SYS_epoll_pwait2 => registers.r10 == 0,
+        libc::SYS_io_getevents => registers.r8 == 0,
         _ => false,
     }
 }
