@@ -161,6 +161,22 @@ fn begin(subject: &mut Subject) -> Result<(std::path::PathBuf, i32), String> {
     Ok((images, dump))
 }
 
+/// Sees the dump end well, and the tree that it kept with it.
+fn see_moved(subject: &mut Subject, dump: i32) -> Result<(), String> {
+    match subject.see_dump_end(dump)? {
+        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
+        other => Err(format!("the dump ended with {other:?}")),
+    }
+}
+
+/// Has the whole memory of the program gone over the line?
+fn all_has_passed(bytes: u64) -> Result<(), String> {
+    match bytes < 64 << 20 {
+        true => Err(format!("only {bytes} bytes came from the dump")),
+        false => Ok(()),
+    }
+}
+
 /// Sees the dump fail with `words`, and no images that look whole.
 fn see_failed(subject: &mut Subject, dump: i32, images: &Path, words: &[&str]) -> Result<(), String> {
     match subject.see_dump_end(dump)? {
@@ -218,10 +234,7 @@ fn program_runs_before_its_memory_has_come(round: &mut Round) -> Result<(), Stri
         Some(before) if before < ALL / 2 && passed > ALL => {}
         other => return Err(format!("{passed} bytes passed, {other:?} before the program said that it ran")),
     }
-    match subject.see_dump_end(dump)? {
-        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
-        other => Err(format!("the dump ended with {other:?}")),
-    }
+    see_moved(subject, dump)
 }
 
 /// The tree is stopped here with all that it has; there it ends where it touches what did not come.
@@ -314,10 +327,7 @@ fn memory_comes_over_a_socket_that_is_passed_in(round: &mut Round) -> Result<(),
     })
     .map_err(|e| format!("make the other side: {e}"))?;
     see_end(subject, other_side)?;
-    match subject.see_dump_end(dump)? {
-        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
-        other => Err(format!("the dump ended with {other:?}")),
-    }
+    see_moved(subject, dump)
 }
 
 /// Pages of mapped files and of the vdso are said to come later, one mapping after the other.
@@ -450,13 +460,8 @@ fn criu_asks_for_memory(round: &mut Round) -> Result<(), String> {
     .map_err(|e| format!("make the other side: {e}"))?;
     let passed = carry(&listener, &mut |_| true)?;
     see_end(subject, other_side)?;
-    if passed < 64 << 20 {
-        return Err(format!("only {passed} bytes came from the dump"));
-    }
-    match subject.see_dump_end(dump)? {
-        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
-        other => Err(format!("the dump ended with {other:?}")),
-    }
+    all_has_passed(passed)?;
+    see_moved(subject, dump)
 }
 
 fn criu_is_not_sent_compressed_pages(round: &mut Round) -> Result<(), String> {
@@ -613,13 +618,8 @@ fn memory_comes_over_an_encrypted_line(round: &mut Round) -> Result<(), String> 
     let other_side = restore_beside(subject, &images, finish)?;
     let passed = carry(&listener, &mut |_| true)?;
     see_end(subject, other_side)?;
-    if passed < 64 << 20 {
-        return Err(format!("only {passed} bytes came from the dump"));
-    }
-    match subject.see_dump_end(dump)? {
-        WaitStatus::Exited(_, 0) => subject.see_killed("after the move"),
-        other => Err(format!("the dump ended with {other:?}")),
-    }
+    all_has_passed(passed)?;
+    see_moved(subject, dump)
 }
 
 /// The dump is refused before it touches anything, and no page has left.

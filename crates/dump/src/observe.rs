@@ -73,10 +73,9 @@ pub struct Common {
 }
 
 impl Common {
-    /// Of so many processes; none when they are few, for to ask takes time, too.
+    /// Of so many processes; none when they are few.
     pub fn of(count: usize) -> Option<Arc<Common>> {
-        const MANY: usize = 16;
-        (count >= MANY).then(Arc::default)
+        (count >= sys::threads::MANY).then(Arc::default)
     }
 
     fn namespaces(&self, told: &Told, pid: i32) -> Namespaces {
@@ -402,8 +401,8 @@ pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failu
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Where the kernel has an open file, or zero, if that is not known of any; device, inode, flags, position, and the number of an
-/// eventfd: what descriptors of one open file have in common.
+/// Where the kernel has an open file, or zero, if that is not known of any; device, inode, flags, position, and the
+/// number of an eventfd: what descriptors of one open file have in common.
 pub type FileKey = (u64, u64, u64, u32, u64, u64);
 
 /// Where the kernel has the open file of each descriptor of the tree.
@@ -417,8 +416,8 @@ pub fn key(probe: &FdProbe, address: u64) -> FileKey {
     (address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
 }
 
-/// Asks for the addresses of the open files of all these descriptors; none when one of them is not told, or they are few, for
-/// to ask takes time, too.
+/// Asks for the addresses of the open files of all these descriptors; none when one of them is not told, or they are
+/// few, for to ask takes time, too.
 pub fn addresses(descriptors: &[At]) -> Option<Addresses> {
     const MANY: usize = 256;
     if descriptors.len() < MANY {
@@ -660,9 +659,8 @@ impl Guest {
     /// Of many threads the kernel is asked itself: of those that differ from their leader in nothing that it does
     /// not tell.
     fn listen(&mut self) -> Result<(), Failure> {
-        const MANY: usize = 16;
         let pid = self.part.pid;
-        let is_told = self.part.threads.len() >= MANY && self.rings.is_empty();
+        let is_told = self.part.threads.len() >= sys::threads::MANY && self.rings.is_empty();
         let told = if is_told { sys::threads::of(pid) } else { None };
         let told: HashMap<i32, Told> =
             told.unwrap_or_default().into_iter().map(|told| (told.tid, told)).collect();

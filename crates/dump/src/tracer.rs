@@ -191,9 +191,7 @@ fn is_ending(pid: i32, tid: i32) -> bool {
 
 /// The children that a process has, by any of these threads.
 pub fn children(pid: i32, tids: &[i32]) -> Vec<i32> {
-    /// As many threads as are looked at faster together.
-    const MANY: usize = 16;
-    let told = if tids.len() >= MANY { sys::threads::of(pid) } else { None };
+    let told = if tids.len() >= sys::threads::MANY { sys::threads::of(pid) } else { None };
     let has_none =
         told.unwrap_or_default().into_iter().filter(|told| !told.has_children).map(|told| told.tid);
     let has_none: HashSet<i32> = has_none.collect();

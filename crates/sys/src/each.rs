@@ -43,8 +43,9 @@ pub enum Word<'w> {
     Member(&'w [(&'w str, &'w str)], u64),
 }
 
-/// Where the record of one thing lies on the stack; below it what is followed.
+/// Bytes.
 const WORD: i32 = 8;
+/// The register with the end of the stack, and where on it an address is that is followed; below it lies the record.
 const STACK: u8 = 10;
 const FOLLOWED: i16 = -8;
 

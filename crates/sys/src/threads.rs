@@ -7,6 +7,9 @@ use crate::each::{Each, Sort, Word};
 use crate::inside::types;
 use std::sync::OnceLock;
 
+/// Of so many threads or processes it is faster to ask the kernel's tracing: to load a program takes time, too.
+pub const MANY: usize = 16;
+
 /// What is told of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {

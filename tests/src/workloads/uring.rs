@@ -192,17 +192,21 @@ fn kernel_threads() -> Vec<String> {
     tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()).collect()
 }
 
-fn ring_after_blocking_work_goes_on(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
+/// A request that a thread of the kernel carries out.
+fn works_later(ring: &mut Ring) {
     let (reader, writer) = std::io::pipe().expect("pipe");
-    let bytes = Box::leak(vec![0_u8; 1].into_boxed_slice());
-    let mut request = Request::read(reader.as_fd(), bytes, 3);
+    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
     request.make_async();
     ring.push(request);
     assert_eq!(ring.submit(0), 1);
     nix::unistd::write(&writer, b"x").expect("write");
     assert_eq!(ring.submit(1), 0);
     assert_eq!(ring.reap(), Some((3, 1)));
+}
+
+fn ring_after_blocking_work_goes_on(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    works_later(&mut ring);
     // A thread of the kernel waits for more to do.
     assert!(kernel_threads().iter().any(|name| name.starts_with("iou-wrk")), "{:?}", kernel_threads());
     t.checkpoint();
@@ -260,14 +264,7 @@ fn ring_with_an_eventfd_for_later_ends_goes_on(t: &Trial) {
     t.checkpoint();
     works(&mut ring, 3);
     assert!(event.read().is_err());
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
-    request.make_async();
-    ring.push(request);
-    assert_eq!(ring.submit(0), 1);
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((3, 1)));
+    works_later(&mut ring);
     assert_eq!(event.read(), Ok(1));
 }
 

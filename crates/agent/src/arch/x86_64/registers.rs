@@ -230,8 +230,8 @@ pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Re
     }
 }
 
-/// Has the stop itself ended a call that would have gone on without end, or that did not wait? Kernels do so with few; where the thread goes
-/// on, it is made again, as [`restart_interrupted_call`] has it.
+/// Has the stop itself ended a call that would have gone on without end, or that did not wait? Kernels do so with few;
+/// where the thread goes on, it is made again, as [`restart_interrupted_call`] has it.
 pub fn is_disturbed(registers: &Registers, rest: Option<Rest>) -> bool {
     let (eintr, call) = (-i64::from(libc::EINTR), registers.interrupted_call());
     let waits_not = rest.is_some_and(|rest| rest.left == Some(0));
