@@ -130,7 +130,7 @@ impl Tree {
             }
             Seized::Many => {
                 self.share(&mut process, deadline)?;
-                let shares = crew::shares(&process.tids);
+                let shares = crew::shares(process.tids.iter().copied());
                 self.crew.each(shares, move |_, tids| children(pid, &tids)).concat()
             }
         };

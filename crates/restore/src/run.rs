@@ -227,6 +227,7 @@ impl Opening<'_> {
 
     /// Opens every file that a task uses; those that stand alone on all processors.
     fn open_files(&self, failures: &mut Failures) -> Opened {
+        const MANY: usize = 64;
         let files_of = &self.checkpoint.files;
         let used = self.used();
         let tids: HashSet<i32> = self.checkpoint.tasks.iter().flat_map(|task| &task.tids).copied().collect();
@@ -267,13 +268,20 @@ impl Opening<'_> {
                 }
             }
         };
-        let alone = in_parallel(&alone, |ids| self.open(ids, &mut Handed::default()));
-        alone.into_iter().for_each(|results| keep(results, &mut files));
-        let mut handed = Handed { opened: files, ..Handed::default() };
-        for ids in [together, last] {
-            let results = self.open(&ids, &mut handed);
-            keep(results, &mut handed.opened);
-        }
+        // What has no others in its queues need not wait for them.
+        let (early, last) = if self.checkpoint.has_queued { (Vec::new(), last) } else { (last, Vec::new()) };
+        let mut handed = Handed::default();
+        let results = std::thread::scope(|scope| {
+            let work = || in_parallel(&alone, |ids| self.open(ids, &mut Handed::default()));
+            let other = (alone.len() >= MANY).then(|| scope.spawn(work));
+            let own = [&together, &early].map(|ids| self.open(ids, &mut handed));
+            let alone = other.map_or_else(work, |other| other.join().expect("a worker does not panic"));
+            alone.into_iter().chain(own).collect::<Vec<_>>()
+        });
+        results.into_iter().for_each(|results| keep(results, &mut files));
+        handed.opened = files;
+        let results = self.open(&last, &mut handed);
+        keep(results, &mut handed.opened);
         let Handed { opened: mut files, stand_ins, terminals } = handed;
         let nothing = || {
             let opened = sys::fd::open(Path::new("/dev/null"), libc::O_PATH);

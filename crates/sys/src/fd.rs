@@ -182,7 +182,8 @@ impl Texts {
     /// The links of our own descriptors, and `/proc/PID/fdinfo` of another process.
     pub fn of(pid: i32) -> Result<Texts, Errno> {
         let folder = |path: &str| open(Path::new(path), libc::O_RDONLY | libc::O_DIRECTORY);
-        Ok(Texts { links: folder("/proc/self/fd")?, infos: folder(&format!("/proc/{pid}/fdinfo"))? })
+        let infos = folder(&format!("/proc/{pid}/fdinfo"))?;
+        Ok(Texts { links: folder("/proc/self/fd")?, infos })
     }
 
     /// What a descriptor of our own points to. Source: readlinkat(2).
@@ -208,7 +209,7 @@ impl Texts {
         // SAFETY: the kernel reads a string that ends with zero.
         let file = unsafe { libc::openat(self.infos.as_raw_fd(), name.as_ptr().cast(), flags) };
         let file = owned("openat", file.into())?;
-        let mut some = [0u8; 1024];
+        let mut some = [0u8; 512];
         let count = read(&file, &mut some)?;
         let mut text = some[..count].to_vec();
         // The kernel fills the buffer as long as there is text.

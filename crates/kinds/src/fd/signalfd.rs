@@ -3,7 +3,7 @@
 //! Read from: `fdinfo` (`sigmask`). Rebuilt by: signalfd4(2).
 //! Not kept: nothing; the signals are the reader's and wait with the task.
 
-use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
 use std::os::fd::OwnedFd;
@@ -49,7 +49,7 @@ impl FdKind for Signalfd {
     fn open(&self, entry: &SignalfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("signalfd".into()), "make it");
         let fd = sys::fd::signalfd(entry.sigmask).map_err(explain)?;
-        set_status(&fd, entry.flags).map_err(explain)?;
+        set_new_status(&fd, 0, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 
