@@ -602,8 +602,8 @@ impl<'o> Survey<'o> {
                     Err(failure) => self.failures.push(failure.of(at.0)),
                 }
             }
-            // To let go of so many takes time.
-            tree.crew.each(shares(probes), |_, probes| drop(probes));
+            let probes = probes.into_iter().filter_map(|(_, probe)| probe.ok());
+            sys::fd::close(probes.filter_map(|probe| Arc::into_inner(probe.fd)));
         }
         self.in_flight(&mut files, are_told, &mut known)
     }

@@ -349,9 +349,10 @@ pub trait FdKind: Sync {
         Failures::new()
     }
 
-    /// Is the object made without a look at others? Many of those are made at the same time.
-    fn is_alone(&self, _entry: &Self::Entry, _files: &FileTable) -> bool {
-        false
+    /// The number of those that are made one after the other, without a look at others: many groups are made at the
+    /// same time. None where it is not so.
+    fn group(&self, _entry: &Self::Entry, _files: &FileTable) -> Option<u64> {
+        None
     }
 
     /// The key by which `--inherit-fd` gives a descriptor in its place.
@@ -417,7 +418,7 @@ pub trait AnyFdKind: Sync {
     fn settle(&self, cx: &mut DumpCx) -> Failures;
     fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
-    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
+    fn group(&self, entry: &dyn Any, files: &FileTable) -> Option<u64>;
     fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String>;
     fn inherited(&self, entry: &dyn Any, fd: &OwnedFd, cx: &mut OpenCx) -> Result<(), Failure>;
     fn comes_last(&self) -> bool;
@@ -472,8 +473,8 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::link(self, &entries, files)
     }
 
-    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool {
-        FdKind::is_alone(self, typed::<K>(entry), files)
+    fn group(&self, entry: &dyn Any, files: &FileTable) -> Option<u64> {
+        FdKind::group(self, typed::<K>(entry), files)
     }
 
     fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String> {

@@ -229,7 +229,7 @@ fn needed(files: &FileTable, tables: &HashMap<u32, Vec<FdinfoEntry>>, in_flight:
 }
 
 /// Does the work on all processors when it is much; the results of each share are in the same order.
-pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     const MANY: usize = 32;
     if all.len() < MANY {
         return vec![work(all)];

@@ -2,7 +2,7 @@
 
 use crate::exec::{Exec, Open};
 use crate::lazy::Server;
-use crate::load::{Checkpoint, file_of, in_parallel, load};
+use crate::load::{Checkpoint, file_of, load};
 use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
 use crate::stage::Stage;
@@ -136,6 +136,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         Ok(())
     })?;
     segments.keep();
+    sys::fd::close(files.into_values());
     if let Some(server) = &server {
         server.tell_that_it_runs()?;
     }
@@ -237,8 +238,14 @@ impl Opening<'_> {
         let is_late = |id: &u32| is(id, &|kind, entry| kind.is_late(entry, files_of, &tids));
         let comes_last = |id: &u32| is(id, &|kind, _| kind.comes_last());
         let (late, used): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_late);
-        let (alone, together): (Vec<u32>, Vec<u32>) =
-            used.iter().copied().partition(|id| is(id, &|kind, entry| kind.is_alone(entry, files_of)));
+        let workers = agent::crew::size();
+        let mut groups = vec![Vec::new(); workers];
+        let mut together = Vec::new();
+        for id in &used {
+            let group = files_of.get(*id).and_then(|(kind, entry)| kind.group(entry, files_of));
+            let share = group.map(|group| (group % workers as u64) as usize);
+            share.map_or(&mut together, |share| &mut groups[share]).push(*id);
+        }
         let (mut last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
         let mut late = [late, Vec::new()];
         if late[0].iter().any(|id| self.checkpoint.in_flight.contains(id)) {
@@ -272,11 +279,13 @@ impl Opening<'_> {
         let (early, last) = if self.checkpoint.has_queued { (Vec::new(), last) } else { (last, Vec::new()) };
         let mut handed = Handed::default();
         let results = std::thread::scope(|scope| {
-            let work = || in_parallel(&alone, |ids| self.open(ids, &mut Handed::default()));
-            let other = (alone.len() >= MANY).then(|| scope.spawn(work));
-            let own = [&together, &early].map(|ids| self.open(ids, &mut handed));
-            let alone = other.map_or_else(work, |other| other.join().expect("a worker does not panic"));
-            alone.into_iter().chain(own).collect::<Vec<_>>()
+            let open = |ids: &[u32]| self.open(ids, &mut Handed::default());
+            let (many, few): (Vec<&Vec<u32>>, Vec<_>) = groups.iter().partition(|ids| ids.len() >= MANY);
+            let others: Vec<_> = many.into_iter().map(|ids| scope.spawn(move || open(ids))).collect();
+            let mut results: Vec<Results> = few.into_iter().map(|ids| open(ids)).collect();
+            results.extend([&together, &early].map(|ids| self.open(ids, &mut handed)));
+            results.extend(others.into_iter().map(|other| other.join().expect("a worker does not panic")));
+            results
         });
         results.into_iter().for_each(|results| keep(results, &mut files));
         handed.opened = files;

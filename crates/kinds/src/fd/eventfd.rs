@@ -52,8 +52,8 @@ impl FdKind for Eventfd {
         })
     }
 
-    fn is_alone(&self, _entry: &EventfdFileEntry, _files: &FileTable) -> bool {
-        true
+    fn group(&self, entry: &EventfdFileEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &EventfdFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {

@@ -173,6 +173,10 @@ impl FdKind for Pipe {
         Some(format!("pipe:[{}]", entry.pipe_id))
     }
 
+    fn group(&self, entry: &PipeEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.pipe_id.into())
+    }
+
     fn open(&self, entry: &PipeEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: Errno| error.on(Object::Named(format!("pipe {}", entry.pipe_id)), "make it");
         let files = cx.files;

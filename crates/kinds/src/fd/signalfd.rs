@@ -42,8 +42,8 @@ impl FdKind for Signalfd {
         Ok(SignalfdEntry { id, flags: probe.flags, fown: probe.owner()?, sigmask })
     }
 
-    fn is_alone(&self, _entry: &SignalfdEntry, _files: &FileTable) -> bool {
-        true
+    fn group(&self, entry: &SignalfdEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &SignalfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {

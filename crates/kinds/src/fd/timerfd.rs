@@ -5,7 +5,7 @@
 //! passes for it while the tree is being built. Time left is relative: the clock stands during the freeze.
 //! Not kept: the point in time of an absolute timer; it fires after the time that was left.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Object};
 use std::collections::HashMap;
@@ -94,6 +94,10 @@ impl FdKind for Timerfd {
             isec,
             insec,
         })
+    }
+
+    fn group(&self, entry: &TimerfdEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &TimerfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
