@@ -265,6 +265,7 @@ pub fn end(copies: &mut Vec<Stopped>) {
     for copy in copies.iter() {
         let _ = sys::process::kill(copy.tid(), libc::SIGKILL);
     }
+    sys::process::help_to_end(copies.iter().map(Stopped::tid));
     for copy in copies.drain(..) {
         while let Ok(Some(status)) = sys::process::wait(copy.tid(), true)
             && !(libc::WIFEXITED(status) || libc::WIFSIGNALED(status))

@@ -1,7 +1,7 @@
 //! A restore from beginning to end.
 
 use crate::exec::{Exec, Open};
-use crate::lazy::Server;
+use crate::lazy::{Coming, Server};
 use crate::load::{Checkpoint, file_of, load};
 use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
@@ -63,6 +63,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     options.progress.stage("load");
     let mut stage = Stage::begin();
+    let coming = (options.lazy_pages && !options.dry_run).then(|| Coming::begin(options)).transpose()?;
     let checkpoint = Arc::new(load(&dir)?);
     let plan = plan(&checkpoint, options)?;
     stage.ends("read the images");
@@ -113,7 +114,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("tasks");
     let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
     options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
-    let server = options.lazy_pages.then(|| Server::reach(options)).transpose()?;
+    let server = coming.map(Coming::reach).transpose()?;
     let open = Open { files: &files, mapped: &mapped, terminals: &terminals };
     let exec = Exec::new(checkpoint.clone(), &plan, options, open, pages, contents, server.as_ref())?;
     let has_late = late.iter().any(|ids| !ids.is_empty());
