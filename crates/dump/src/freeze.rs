@@ -192,7 +192,10 @@ impl Tree {
                 for process in alive() {
                     let _ = sys::process::kill(process.pid, libc::SIGKILL);
                 }
-                sys::process::help_to_end(alive().map(|process| process.pid));
+                // They leave a processor for it.
+                if alive().count() < crew::size() {
+                    sys::process::help_to_end(alive().map(|process| process.pid));
+                }
                 let members: HashSet<usize> = alive().flat_map(|process| &process.members).copied().collect();
                 self.crew.each(members.into_iter().map(|member| (member, ())), |tracer, ()| tracer.reap());
             }

@@ -5,7 +5,6 @@ use crate::freeze::{Process, State, Tree};
 use crate::identity::{At, Classes};
 use crate::observe::{
     self, Common, Depth, FileKey, Link, Look, Memory, NAMESPACES, Namespaces, Probed, Questions, Seen,
-    namespaces,
 };
 use agent::crew::{self, shares};
 use image::*;
@@ -110,18 +109,23 @@ pub struct Reading {
     pub memory: Memory,
 }
 
-/// Reads the tree, its memory to this depth.
+/// Reads the tree, its memory to this depth. `own_namespaces` are those of this program.
 ///
 /// # Errors
 /// Everything that cannot be asked. What is not carried is only noted.
-pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result<Survey<'o>, Failures> {
+pub fn survey<'o>(
+    tree: &mut Tree,
+    options: &'o Options,
+    depth: Depth,
+    own_namespaces: Namespaces,
+) -> Result<Survey<'o>, Failures> {
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let tids = tree.processes.iter().flat_map(|process| &process.tids).chain(&pids).copied().collect();
     let mut survey = Survey {
         options,
         cx: DumpCx::new(options, pids.clone(), tids),
         failures: Failures::new(),
-        own_namespaces: namespaces("self"),
+        own_namespaces,
         objects: Vec::new(),
         tables: HashMap::new(),
         chains: seccomp::Chains::default(),

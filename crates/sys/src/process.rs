@@ -124,15 +124,11 @@ pub fn pidfd_getfd(pidfd: impl AsFd, fd: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Frees the memory of processes that were killed, while they do the same themselves, if they leave a processor for it.
-/// Returns when nothing is left to free.
+/// Frees the memory of processes that were killed, while they do the same themselves. Returns when nothing is left to
+/// free.
 ///
 /// Source: process_mrelease(2), Linux 5.15.
-pub fn help_to_end(pids: impl Iterator<Item = i32> + Clone) {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    if pids.clone().count() >= processors {
-        return;
-    }
+pub fn help_to_end(pids: impl Iterator<Item = i32>) {
     for pidfd in pids.filter_map(|pid| pidfd_open(pid).ok()) {
         let args = [pidfd.as_raw_fd() as u64, 0];
         // SAFETY: integers only. It is no failure when the process has ended already.
