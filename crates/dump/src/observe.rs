@@ -419,12 +419,21 @@ pub fn key(probe: &FdProbe) -> FileKey {
     (probe.address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
 }
 
+/// Descriptors of which the kernel's tracing is asked.
+const MANY: usize = 256;
+
+/// Gets ready for a process that has so many descriptors, beside what comes first.
+pub fn expect_descriptors(count: usize) {
+    if count >= MANY {
+        std::thread::spawn(sys::each::prepare_descriptors);
+    }
+}
+
 /// The descriptors of all these processes. Of none is told where one is not, or they are few, for to ask takes time, too.
 ///
 /// # Errors
 /// When the folder of one cannot be read.
 pub fn descriptors(pids: &[i32]) -> Result<Vec<Noted>, Failure> {
-    const MANY: usize = 256;
     let counts: Option<Vec<usize>> = pids.iter().map(|pid| sys::fd::count(*pid)).collect();
     let told = || {
         let counts = counts.filter(|counts| counts.iter().sum::<usize>() >= MANY)?;

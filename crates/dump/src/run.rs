@@ -86,7 +86,9 @@ fn dump(
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
-    sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
+    let descriptors = sys::fd::count(root).unwrap_or(0);
+    sys::fd::reserve(DESCRIPTORS.max(descriptors * 2));
+    observe::expect_descriptors(descriptors);
     let own_namespaces = observe::namespaces("self");
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);

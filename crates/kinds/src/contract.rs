@@ -5,6 +5,7 @@
 use crate::fd::ghost::{self, FileAt, Remap, RemapFilePathEntry};
 use crate::fd::socket_options;
 use crate::fd::tty::{Control, Person, TtyInfoEntry};
+use agent::crew::in_parallel;
 use agent::{Area, List};
 use image::{Dir, FileEntry, FownEntry, Message, SkOptsEntry, Writer};
 use model::{Errno, Failure, Failures, Object, Options};
@@ -518,10 +519,33 @@ impl<K: FdKind> AnyFdKind for K {
     }
 }
 
+/// A record, and the kind that it is of.
+type File = (&'static dyn AnyFdKind, AnyEntry);
+
+/// Records that are decoded on all processors.
+const MANY: usize = 512;
+
+fn decode_file((index, entry): &(usize, FileEntry)) -> Result<File, Failure> {
+    let corrupt = |why: String| Failure::corrupt("files.img", Some(*index), why);
+    let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {
+        let name = image::FdTypes::try_from(entry.kind)
+            .map_or("unknown".into(), |kind| format!("{kind:?}").to_lowercase());
+        let object = Object::Image { file: "files.img".into(), entry: Some(*index) };
+        let why = format!("a file of type {} ({name}) is not carried yet", entry.kind);
+        return Err(Failure::unsupported(object, why));
+    };
+    match &entry.body {
+        Some((tag, body)) if *tag == kind.tag() => {
+            kind.decode(body).map(|decoded| (*kind, decoded)).map_err(corrupt)
+        }
+        _ => Err(corrupt(format!("has no body of a {}", kind.name()))),
+    }
+}
+
 /// The open files of an image set, by id.
 #[derive(Default)]
 pub struct FileTable {
-    files: HashMap<u32, (&'static dyn AnyFdKind, AnyEntry)>,
+    files: HashMap<u32, File>,
     remaps: HashMap<u32, Remap>,
     /// By id.
     pub terminals: HashMap<u32, TtyInfoEntry>,
@@ -546,28 +570,18 @@ impl FileTable {
         let mut failures = Failures::new();
         let terminals = terminals.into_iter().map(|info| (info.id, info)).collect();
         let mut table = FileTable { terminals, ..FileTable::default() };
-        for (index, entry) in entries.into_iter().enumerate() {
-            let corrupt = |why: String| Failure::corrupt("files.img", Some(index), why);
-            let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {
-                let name = image::FdTypes::try_from(entry.kind)
-                    .map_or("unknown".into(), |kind| format!("{kind:?}").to_lowercase());
-                let object = Object::Image { file: "files.img".into(), entry: Some(index) };
-                failures.push(Failure::unsupported(
-                    object,
-                    format!("a file of type {} ({name}) is not carried yet", entry.kind),
-                ));
-                continue;
-            };
-            match entry.body {
-                Some((tag, body)) if tag == kind.tag() => match kind.decode(&body) {
-                    Err(why) => failures.push(corrupt(why)),
-                    Ok(decoded) => {
-                        if table.files.insert(entry.id, (*kind, decoded)).is_some() {
-                            failures.push(corrupt(format!("the id {} is taken", entry.id)));
-                        }
+        let entries: Vec<(usize, FileEntry)> = entries.into_iter().enumerate().collect();
+        table.files.reserve(entries.len());
+        let decode = |share: &[(usize, FileEntry)]| share.iter().map(decode_file).collect::<Vec<_>>();
+        for decoded in in_parallel(&entries, MANY, decode).into_iter().flatten().zip(&entries) {
+            match decoded {
+                (Err(failure), _) => failures.push(failure),
+                (Ok(file), (index, entry)) => {
+                    if table.files.insert(entry.id, file).is_some() {
+                        let why = format!("the id {} is taken", entry.id);
+                        failures.push(Failure::corrupt("files.img", Some(*index), why));
                     }
-                },
-                _ => failures.push(corrupt(format!("has no body of a {}", kind.name()))),
+                }
             }
         }
         match ghost::remaps(remaps, &table) {

@@ -404,27 +404,27 @@ fn check_files(
     failures: &mut Failures,
 ) {
     let mut wrong = Vec::new();
-    let mut need = |id: u32, what: String, kind: Option<i32>| {
+    let mut need = |id: u32, what: &dyn Fn() -> String, kind: Option<i32>| {
         let found = files.get(id).map(|file| file.0.file_type());
         if found.is_none() || kind.is_some_and(|kind| found != Some(kind)) {
-            wrong.push(Failure::corrupt("files.img", None, format!("has no file {id}, which is {what}")));
+            wrong.push(Failure::corrupt("files.img", None, format!("has no file {id}, which is {}", what())));
         }
     };
     for task in tasks.iter().filter(|task| !task.is_zombie()) {
         let pid = task.pid;
-        need(task.mm.exe_file_id, format!("the executable of process {pid}"), None);
-        need(task.fs.cwd_id, format!("the working directory of process {pid}"), None);
-        need(task.fs.root_id, format!("the root of process {pid}"), None);
+        need(task.mm.exe_file_id, &|| format!("the executable of process {pid}"), None);
+        need(task.fs.cwd_id, &|| format!("the working directory of process {pid}"), None);
+        need(task.fs.root_id, &|| format!("the root of process {pid}"), None);
         for id in task.mm.vmas.iter().filter_map(vma::file_id) {
-            need(id, format!("mapped by process {pid}"), None);
+            need(id, &|| format!("mapped by process {pid}"), None);
         }
     }
     for id in in_flight {
-        need(*id, "in the queue of a socket, or needed by another".into(), None);
+        need(*id, &|| "in the queue of a socket, or needed by another".into(), None);
     }
     for (table, entries) in tables {
         for entry in entries {
-            need(entry.id, format!("fd {} of fdinfo-{table}.img", entry.fd), Some(entry.r#type));
+            need(entry.id, &|| format!("fd {} of fdinfo-{table}.img", entry.fd), Some(entry.r#type));
         }
     }
     failures.extend(wrong);

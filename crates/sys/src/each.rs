@@ -241,8 +241,8 @@ fn text(words: &[u64]) -> Option<Vec<u8>> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// The descriptors of a process that stands still. None where this kernel does not tell.
-pub fn descriptors(pid: i32) -> Option<Vec<Descriptor>> {
+/// Gets ready to tell of descriptors, which takes some milliseconds the first time.
+pub fn prepare_descriptors() -> Option<&'static Each> {
     static EACH: OnceLock<Option<Each>> = OnceLock::new();
     let new = || {
         let closes = [("task_struct", "files"), ("files_struct", "fdt"), ("fdtable", "close_on_exec")];
@@ -250,7 +250,12 @@ pub fn descriptors(pid: i32) -> Option<Vec<Descriptor>> {
         let words = [Word::Number, Word::Address, Word::Bits(&closes), Word::Member(&locks, 0), Word::Path];
         Each::new(Sort::Files, &words)
     };
-    let told = EACH.get_or_init(new).as_ref()?.of(pid)?;
+    EACH.get_or_init(new).as_ref()
+}
+
+/// The descriptors of a process that stands still. None where this kernel does not tell.
+pub fn descriptors(pid: i32) -> Option<Vec<Descriptor>> {
+    let told = prepare_descriptors()?.of(pid)?;
     let descriptor = |words: &[u64]| Descriptor {
         number: words[0] as i32,
         file: words[1],
