@@ -35,6 +35,8 @@ pub struct Outside {
     /// Given to the next dumps, and to the next restores.
     pub dump: Vec<String>,
     pub restore: Vec<String>,
+    /// The tool is under a seccomp filter from now on.
+    pub is_filtered: bool,
 }
 
 /// When the outside gets its turn.

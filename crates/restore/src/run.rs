@@ -12,6 +12,7 @@ use kinds::fd::ghost::Remap;
 use kinds::fd::regular::{self, Regular};
 use kinds::fd::tty::Control;
 use kinds::fd::{locks, memfd};
+use kinds::task::seccomp;
 use kinds::vma::{hugetlb, sysv};
 use model::hooks::Action;
 use model::stats::RestoreStats;
@@ -87,6 +88,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("files");
     let mut failures = Failures::new();
     failures.extend(sysv::judge(checkpoint.segments.values()));
+    let threads = checkpoint.tasks.iter().flat_map(|task| task.tids.iter().copied().zip(&task.cores));
+    let threads = threads.filter_map(|(tid, core)| Some((tid, core.thread_core.as_ref()?)));
+    failures.extend(seccomp::judge(threads, &checkpoint.chains).err());
     let mut huge = hugetlb::Needed::of(checkpoint.tasks.iter().flat_map(|task| &task.mm.vmas));
     failures.extend(memfd::judge(&dir, &mut huge));
     sysv::huge_pages(&checkpoint.segments, &mut huge);
