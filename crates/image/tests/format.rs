@@ -15,7 +15,7 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] =
-    &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
+    &["IoUringEntry", "RegisteredRing", "RingBuffers", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
 const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];

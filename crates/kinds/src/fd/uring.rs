@@ -4,9 +4,10 @@
 //! process are answered when they ask for what cannot be had, and what the kernel tells its tracing ([`Inner`]).
 //! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
-//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory, provided buffers,
+//! Provided buffers: [`buffers`].
+//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory,
 //! personalities, restrictions; registered files, eventfds and rings that nobody has open. Where the kernel tells no types
-//! to its tracing, also IOPOLL, and every registered eventfd or ring.
+//! to its tracing, also IOPOLL, provided buffers, and every registered eventfd or ring.
 //! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
 //! no types, also SUBMIT_ALL, COOP_TASKRUN, personalities, restrictions, provided buffers with large numbers.
 
@@ -21,7 +22,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
-use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, register, ring, setup};
+use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Request, register, ring, setup};
+use buffers::RingBuffers;
+
+mod buffers;
 
 pub static KIND: IoUring = IoUring;
 
@@ -65,6 +69,8 @@ pub struct IoUringEntry {
     pub eventfd: Option<i32>,
     #[prost(bool, optional, tag = "13")]
     pub eventfd_async: Option<bool>,
+    #[prost(message, repeated, tag = "14")]
+    pub groups: Vec<RingBuffers>,
 }
 
 /// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
@@ -300,8 +306,8 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
     } else if inner.is_none() {
         has_groups |= (0..MANY_GROUPS).any(|group| uring::has_buffers(&probe.fd, group));
     }
-    if has_groups || inner.is_some_and(|inner| inner.has_buffer_groups) {
-        return refuse("with provided buffers");
+    if has_groups && inner.is_none() {
+        return refuse("with provided buffers, of which the kernel does not tell more here");
     }
     if let Some(inner) = inner {
         if inner.has_personalities {
@@ -325,6 +331,22 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
         return refuse("that polls for completions (IOPOLL)");
     }
     Ok((if is_disabled { setup::R_DISABLED } else { 0 }, None))
+}
+
+/// The buffers that were provided to a ring which has taken so many requests.
+fn groups(probe: &FdProbe, inner: Option<&Inner>, taken: u32) -> Result<Vec<RingBuffers>, Failure> {
+    let Some(inner) = inner.filter(|inner| inner.has_buffer_groups) else { return Ok(Vec::new()) };
+    let refuse = |why: &str| Err(probe.refuse(format!("is an io_uring with provided buffers{why}")));
+    let Some(groups) = inner.groups() else { return refuse(", of which the kernel does not tell more here") };
+    let groups = buffers::dump(probe, &groups)?;
+    let (before, with) = buffers::requests(&groups);
+    if before + with > taken.into() {
+        return refuse(", more than one of which was taken by one request; this is not carried");
+    }
+    if inner.setup & setup::IOPOLL != 0 && groups.iter().any(|group| group.head() != 0) {
+        return refuse(" that polls for completions (IOPOLL), which is not carried");
+    }
+    Ok(groups)
 }
 
 /// Flags whose meaning is known; those of sizes are found out in another way, too.
@@ -516,6 +538,7 @@ impl FdKind for IoUring {
             buffers: buffers(probe, &known)?,
             eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
             eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
+            groups: groups(probe, inner.as_ref(), known.taken)?,
         })
     }
 
@@ -535,6 +558,11 @@ impl FdKind for IoUring {
                 || entry.files.len() > MAX_REGISTERED
                 || !entry.buffers.len().is_multiple_of(2)
                 || entry.buffers.len() > 2 * MAX_REGISTERED
+                || !buffers::are_right(&entry.groups)
+                || {
+                    let (before, with) = buffers::requests(&entry.groups);
+                    before + with > entry.done.into()
+                }
         };
         let wrong = entries.iter().filter(|(_, entry)| is_wrong(entry));
         wrong
@@ -557,34 +585,23 @@ impl FdKind for IoUring {
         };
         let fd = uring::new(&mut params).map_err(explain)?;
         let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
-        let has_array = entry.setup & setup::NO_SQARRAY == 0;
         let is_as_before = params.cq_off[5] as usize == ring::CQES
             && params.sq_off[..2] == [ring::SQ_HEAD as u32, ring::SQ_TAIL as u32]
             && params.cq_off[..2] == [ring::CQ_HEAD as u32, ring::CQ_TAIL as u32]
-            && (!has_array || params.sq_off[6] as usize == array);
+            && (entry.setup & setup::NO_SQARRAY != 0 || params.sq_off[6] as usize == array);
         if !is_as_before {
             return Err(Failure::unsupported(object(), "this kernel arranges its rings in another way"));
         }
-        let map = |offset: u64, len: usize| SharedMap::new(&fd, offset, pages(len)).map_err(explain);
-        let rings = map(uring::RINGS_AT, entry.rings.len())?;
-        let requests = map(uring::SQES_AT, entry.requests.len())?;
-        if has_array {
-            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
-            rings.write(array, &indices);
-        }
-        wind(&fd, &rings, entry).map_err(explain)?;
-        // The kernel's own counters are there; those of the program, and the content, follow.
-        let kept = ring::CQES.min(entry.rings.len());
-        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
-            rings.write(at, &entry.rings[at..at + 4]);
-        }
-        rings.write(kept, &entry.rings[kept..]);
-        requests.write(0, &entry.requests);
+        // What is with the task comes when that is there.
+        let (_, later) = buffers::requests(&entry.groups);
+        let mut ring = Rings::map(&fd, entry, 0).map_err(explain)?;
+        ring.provide(entry.done - later as u32).map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 
     fn finish(&self, entry: &IoUringEntry, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        buffers::register(number, &entry.groups, ops)?;
         let mut register = |operation: u32, argument: &[u8], count: usize| -> Result<(), Failure> {
             let argument = ops.bytes(argument)?;
             let args: [Arg; 4] =
@@ -606,6 +623,15 @@ impl FdKind for IoUring {
             register(operation, &eventfd.to_ne_bytes(), 1)?;
         }
         Ok(())
+    }
+
+    fn arm(&self, entry: &IoUringEntry, fd: &OwnedFd, _files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
+        let (_, later) = buffers::requests(&entry.groups);
+        if later == 0 {
+            return Ok(());
+        }
+        let explain = |error: Errno| error.on(Object::Named("io_uring".into()), "take provided buffers");
+        Rings::map(fd, entry, entry.done - later as u32).and_then(|mut ring| ring.go_on()).map_err(explain)
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
@@ -638,19 +664,90 @@ fn can_wind(done: u32, sq_entries: u32) -> bool {
     done <= REQUESTS && done / sq_entries <= CALLS
 }
 
-/// Has the kernel take requests that do nothing, until its counters are those of the record.
-fn wind(fd: &OwnedFd, rings: &SharedMap, entry: &IoUringEntry) -> Result<(), Errno> {
-    let mut done = 0u32;
-    while done != entry.done {
-        let some = entry.sq_entries.min(entry.done - done);
-        rings.word(ring::SQ_TAIL).store(done.wrapping_add(some), Ordering::Release);
-        let taken = uring::submit(fd, some)?;
-        done = done.wrapping_add(taken);
-        let told = rings.word(ring::CQ_TAIL).load(Ordering::Acquire);
-        if taken == 0 || told != done {
+/// A new ring on its way to where one was.
+pub(super) struct Rings<'r> {
+    fd: &'r OwnedFd,
+    entry: &'r IoUringEntry,
+    rings: SharedMap,
+    requests: SharedMap,
+    /// Requests taken, which is completions told.
+    done: u32,
+}
+
+impl<'r> Rings<'r> {
+    fn map(fd: &'r OwnedFd, entry: &'r IoUringEntry, done: u32) -> Result<Rings<'r>, Errno> {
+        let map = |offset: u64, len: usize| SharedMap::new(fd, offset, pages(len));
+        let (rings, requests) = (map(uring::RINGS_AT, entry.rings.len())?, map(uring::SQES_AT, entry.requests.len())?);
+        let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
+        if entry.setup & setup::NO_SQARRAY == 0 {
+            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
+            rings.write(array, &indices);
+        }
+        // None that are not taken, none that are not seen; and requests that do nothing.
+        for at in [ring::SQ_TAIL, ring::CQ_HEAD] {
+            rings.word(at).store(done, Ordering::SeqCst);
+        }
+        requests.write(0, &vec![0; entry.requests.len()]);
+        Ok(Rings { fd, entry, rings, requests, done })
+    }
+
+    /// What needs no task, and as many requests as are given.
+    fn provide(&mut self, done: u32) -> Result<(), Errno> {
+        buffers::provide(self, &self.entry.groups)?;
+        self.wind(done)?;
+        self.fill();
+        Ok(())
+    }
+
+    /// What needs the task, whose eventfd is to be told nothing.
+    fn go_on(&mut self) -> Result<(), Errno> {
+        const EVENTFD_DISABLED: u32 = 1;
+        self.rings.word(ring::CQ_FLAGS).store(EVENTFD_DISABLED, Ordering::SeqCst);
+        buffers::go_on(self, &self.entry.groups)?;
+        self.fill();
+        Ok(())
+    }
+
+    /// Has the kernel take the next requests, and is told of their completions.
+    fn submit(&mut self, count: u32) -> Result<(), Errno> {
+        let until = self.done.wrapping_add(count);
+        self.rings.word(ring::SQ_TAIL).store(until, Ordering::Release);
+        let taken = uring::submit(self.fd, count)?;
+        if taken != count || self.rings.word(ring::CQ_TAIL).load(Ordering::Acquire) != until {
             return Err(Errno { call: "io_uring_enter", code: libc::EIO });
         }
-        rings.word(ring::CQ_HEAD).store(done, Ordering::Release);
+        self.rings.word(ring::CQ_HEAD).store(until, Ordering::Release);
+        self.done = until;
+        Ok(())
     }
-    Ok(())
+
+    /// Has the kernel take one request; what it is answered.
+    fn ask(&mut self, request: &Request) -> Result<i32, Errno> {
+        let large = |flag: u32| usize::from(self.entry.setup & flag != 0);
+        let slot = ((self.done & (self.entry.sq_entries - 1)) as usize * 64) << large(setup::SQE128);
+        let answer = ((self.done & (self.entry.cq_entries - 1)) as usize * 16) << large(setup::CQE32);
+        self.requests.write(slot, &request.bytes());
+        self.submit(1)?;
+        self.requests.write(slot, &[0; 64]);
+        Ok(self.rings.word(ring::CQES + answer + 8).load(Ordering::Acquire) as i32)
+    }
+
+    /// Has the kernel take requests that do nothing, until its counters are there.
+    fn wind(&mut self, done: u32) -> Result<(), Errno> {
+        while self.done != done {
+            self.submit(self.entry.sq_entries.min(done - self.done))?;
+        }
+        Ok(())
+    }
+
+    /// The kernel's own counters are there; those of the program, and the content, follow.
+    fn fill(&self) {
+        let (rings, entry) = (&self.rings, self.entry);
+        let kept = ring::CQES.min(entry.rings.len());
+        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
+            rings.write(at, &entry.rings[at..at + 4]);
+        }
+        rings.write(kept, &entry.rings[kept..]);
+        self.requests.write(0, &entry.requests);
+    }
 }
