@@ -599,7 +599,14 @@ pub fn reopen(fd: impl AsFd, flags: u32) -> Result<OwnedFd, Errno> {
 
 /// Flags that open(2) takes again: without those that act on the name at the moment of opening.
 pub fn open_flags(flags: u32) -> i32 {
-    flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC)
+    let nameless = if is_nameless(flags) { libc::O_TMPFILE } else { 0 };
+    flags as i32
+        & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC | nameless)
+}
+
+/// Was it opened as a new file without a name? O_TMPFILE is a bit of its own and O_DIRECTORY.
+pub fn is_nameless(flags: u32) -> bool {
+    flags as i32 & libc::O_TMPFILE == libc::O_TMPFILE
 }
 
 /// Status flags that F_SETFL can change, for objects that are not made by open(2).

@@ -107,7 +107,7 @@ pub fn path_of(entry: &RegFileEntry) -> PathBuf {
 
 /// The build id of the file that is at a path now.
 fn current_build_id(path: &Path) -> Option<Vec<u8>> {
-    let fd = sys::fd::open(path, libc::O_RDONLY | libc::O_NONBLOCK).ok()?;
+    let fd = ghost::open_to_read(path).ok()?;
     build_id::read(&File::from(fd))
 }
 
@@ -173,7 +173,14 @@ impl FdKind for Regular {
                 cx.shelf.of::<Named>().0.insert(key);
             }
         }
-        Ok(entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat))
+        let mut entry = entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat);
+        // Who writes to a file relies on nothing that is in it, and what has no name is not found to be another one.
+        let is_read = probe.flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY && name == probe.link();
+        if cx.options.file_validation == FileValidation::Buildid && probe.format() == libc::S_IFREG && is_read {
+            let found = current_build_id(&probe.source());
+            entry.build_id = found.map(|id| build_id::words(&id)).unwrap_or_default();
+        }
+        Ok(entry)
     }
 
     fn is_alone(&self, entry: &RegFileEntry, files: &FileTable) -> bool {
