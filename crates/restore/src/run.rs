@@ -7,7 +7,7 @@ use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
-use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
+use kinds::contract::{AnyFdKind, ArmCx, FileTable, OpenCx, Shelf};
 use kinds::fd::ghost::Remap;
 use kinds::fd::regular::{self, Regular};
 use kinds::fd::tty::Control;
@@ -132,9 +132,11 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         hooks.run(Action::PreResume, dir.path(), Some(root))?;
         kinds::fd::ghost::remove_links(&checkpoint.files);
         // Last of all: from here on nothing is done that a watch would see, or that takes time.
+        let first_with = |id: u32| checkpoint.first_with(id);
+        let cx = ArmCx { files: &files, first_with: &first_with };
         for (id, fd) in &files {
             if let Some((kind, entry)) = checkpoint.files.get(*id) {
-                kind.arm(entry, fd, &files)?;
+                kind.arm(entry, fd, &cx)?;
             }
         }
         Ok(())

@@ -11,7 +11,7 @@
 //! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
 //! no types, also SUBMIT_ALL, COOP_TASKRUN, personalities, restrictions, provided buffers with large numbers.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
 use crate::task::{Answers, Ask, ZERO, words};
 use agent::{Arg, Judge};
 use image::{FdTypes, FownEntry, RegisteredRing, ThreadCoreEntry};
@@ -625,13 +625,14 @@ impl FdKind for IoUring {
         Ok(())
     }
 
-    fn arm(&self, entry: &IoUringEntry, fd: &OwnedFd, _files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
+    fn arm(&self, entry: &IoUringEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
         let (_, later) = buffers::requests(&entry.groups);
         if later == 0 {
             return Ok(());
         }
+        let Some(pid) = (cx.first_with)(entry.id) else { return Ok(()) };
         let explain = |error: Errno| error.on(Object::Named("io_uring".into()), "take provided buffers");
-        Rings::map(fd, entry, entry.done - later as u32).and_then(|mut ring| ring.go_on()).map_err(explain)
+        Rings::map(fd, entry, entry.done - later as u32).and_then(|mut ring| ring.go_on(pid)).map_err(explain)
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
@@ -700,10 +701,10 @@ impl<'r> Rings<'r> {
     }
 
     /// What needs the task, whose eventfd is to be told nothing.
-    fn go_on(&mut self) -> Result<(), Errno> {
+    fn go_on(&mut self, pid: i32) -> Result<(), Errno> {
         const EVENTFD_DISABLED: u32 = 1;
         self.rings.word(ring::CQ_FLAGS).store(EVENTFD_DISABLED, Ordering::SeqCst);
-        buffers::go_on(self, &self.entry.groups)?;
+        buffers::go_on(self, &self.entry.groups, pid)?;
         self.fill();
         Ok(())
     }

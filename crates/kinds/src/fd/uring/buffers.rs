@@ -39,12 +39,10 @@ pub struct RingBuffers {
     pub head: Option<u32>,
     #[prost(bool, optional, tag = "5")]
     pub is_incremental: Option<bool>,
-    /// Where it is in the memory of which process, or what is in it.
+    /// Where it is in the memory of the process, or what is in it.
     #[prost(uint64, optional, tag = "6")]
     pub address: Option<u64>,
-    #[prost(int32, optional, tag = "7")]
-    pub pid: Option<i32>,
-    #[prost(bytes = "vec", optional, tag = "8")]
+    #[prost(bytes = "vec", optional, tag = "7")]
     pub content: Option<Vec<u8>>,
 }
 
@@ -69,7 +67,6 @@ fn record(probe: &FdProbe, group: &Group) -> Result<RingBuffers, Failure> {
             match pages {
                 Some(pages) => {
                     record.address = Some(find(probe, group.id, pages)?);
-                    record.pid = Some(probe.pid);
                 }
                 None => {
                     let map = SharedMap::new(&probe.fd, group_at(group.id), super::pages(*entries as usize * ENTRY))
@@ -143,7 +140,6 @@ pub fn are_right(records: &[RingBuffers]) -> bool {
                     entries.is_power_of_two()
                         && entries <= MAX_ENTRIES
                         && record.buffers.is_empty()
-                        && record.pid.is_some() == address.is_some()
                         && address.is_none_or(|address| address < 1 << 56)
                         && record.content.as_ref().map(Vec::len) == address.is_none().then_some(entries as usize * ENTRY)
                 }
@@ -227,10 +223,10 @@ pub fn register(number: i32, records: &[RingBuffers], ops: &mut TaskOps) -> Resu
     Ok(())
 }
 
-/// Brings those to where they were.
-pub fn go_on(ring: &mut Rings, records: &[RingBuffers]) -> Result<(), Errno> {
+/// Brings those to where they were; `pid` is the task.
+pub fn go_on(ring: &mut Rings, records: &[RingBuffers], pid: i32) -> Result<(), Errno> {
     for record in records {
-        let (Some(entries), Some(address), Some(pid)) = (record.entries, record.address, record.pid) else { continue };
+        let (Some(entries), Some(address)) = (record.entries, record.address) else { continue };
         let memory = Memory::OfTask(pid, address);
         let mut content = vec![0; entries as usize * ENTRY];
         memory.read(&mut content)?;
