@@ -187,6 +187,8 @@ pub struct Inner {
     pub has_buffer_groups: bool,
     pub has_personalities: bool,
     pub has_restrictions: bool,
+    /// Requests that wait for a time, which may come again and again.
+    pub has_timeouts: bool,
     context: u64,
 }
 
@@ -211,6 +213,7 @@ impl Inner {
                 Some((inside.int(inside.at(counter, "eventfd_ctx", "id")?)?, is_async))
             }
         };
+        let timeouts = inside.at(context, CONTEXT, "timeout_list");
         let restrictions = inside.at(context, CONTEXT, "restrictions")?;
         let is_restricted = inside.at(restrictions, "io_restriction", "registered")?;
         Some(Inner {
@@ -219,6 +222,8 @@ impl Inner {
             has_buffer_groups: is_there("io_bl_xa")?,
             has_personalities: is_there("personalities")?,
             has_restrictions: inside.int(is_restricted)? & 0xff != 0,
+            // An empty list leads to itself.
+            has_timeouts: timeouts.is_some_and(|list| inside.long(list) != Some(list)),
             context,
         })
     }
@@ -288,6 +293,25 @@ pub fn registered_rings(tid: i32) -> Option<[u64; RINGFD_REG_MAX as usize]> {
         }
     }
     Some(rings)
+}
+
+/// How many requests of a thread, which stands still, are under way, in whatever rings.
+pub fn in_flight(tid: i32) -> Option<i64> {
+    const TASK: &str = "io_uring_task";
+    const COUNTER: &str = "percpu_counter";
+    let inside = inside()?;
+    let own = inside.member(inside.task(tid)?, "task_struct", "io_uring")?;
+    if own == 0 {
+        return Some(0);
+    }
+    let counter = inside.at(own, TASK, "inflight")?;
+    let mut count = inside.member(counter, COUNTER, "count")? as i64;
+    let parts = inside.member(counter, COUNTER, "counters")?;
+    for shift in (0..).map_while(|processor| inside.shift(processor)) {
+        count += i64::from(inside.int(parts.wrapping_add(shift))? as i32);
+    }
+    // Some are counted in advance.
+    Some(count - i64::from(inside.int(inside.at(own, TASK, "cached_refs")?)? as i32))
 }
 
 /// Buffers that a program has provided under one number.

@@ -41,11 +41,13 @@ pub struct Request {
     offset: u64,
     /// The group of buffers to take one from, or to give some to.
     group: u16,
+    /// Flags of the operation, events.
+    more: u32,
 }
 
 impl Request {
     pub fn nop(data: u64) -> Self {
-        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data, offset: 0, group: 0 }
+        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data, offset: 0, group: 0, more: 0 }
     }
 
     /// Of an operation that there is not.
@@ -64,6 +66,7 @@ impl Request {
             data,
             offset: u64::MAX,
             group: 0,
+            more: 0,
         }
     }
 
@@ -78,7 +81,34 @@ impl Request {
             data,
             offset: u64::MAX,
             group: 0,
+            more: 0,
         }
+    }
+
+    /// Tells of it only if it fails.
+    pub fn make_silent(&mut self) {
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        self.flags |= CQE_SKIP_SUCCESS;
+    }
+
+    /// Tells each time that there is something to read.
+    pub fn watch(fd: BorrowedFd, data: u64) -> Self {
+        const POLL_ADD: u8 = 6;
+        const MULTI: u32 = 1;
+        let fd = fd.as_raw_fd();
+        Self { operation: POLL_ADD, fd, length: MULTI, more: libc::POLLIN as u32, ..Self::nop(data) }
+    }
+
+    /// Ends the watch with this data.
+    pub fn watch_no_more(watch: u64, data: u64) -> Self {
+        const POLL_REMOVE: u8 = 7;
+        Self { operation: POLL_REMOVE, address: watch, ..Self::nop(data) }
+    }
+
+    /// Tells each time that so much time has passed.
+    pub fn tick(every: &'static [i64; 2], data: u64) -> Self {
+        const MULTISHOT: u32 = 1 << 6;
+        Self { offset: 0, more: MULTISHOT, ..Self::timeout(every, data) }
     }
 
     /// Has a thread of the kernel do it.
@@ -100,13 +130,24 @@ impl Request {
             data: 0,
             offset: u64::MAX,
             group,
+            more: 0,
         }
     }
 
     /// Gives so many buffers of 16 bytes, one behind the other, to a group; their numbers begin with `first`.
     pub fn provide(address: u64, count: i32, first: u16, group: u16) -> Self {
         let operation = PROVIDE_BUFFERS;
-        Self { operation, flags: 0, fd: count, address, length: 16, data: 0, offset: first.into(), group }
+        Self {
+            operation,
+            flags: 0,
+            fd: count,
+            address,
+            length: 16,
+            data: 0,
+            offset: first.into(),
+            group,
+            more: 0,
+        }
     }
 
     /// Of registered file `index`, from its position.
@@ -120,6 +161,7 @@ impl Request {
             data,
             offset: u64::MAX,
             group: 0,
+            more: 0,
         }
     }
 
@@ -134,13 +176,24 @@ impl Request {
             data,
             offset: 0,
             group: 0,
+            more: 0,
         }
     }
 
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
-        Self { operation, flags: FIXED_FILE, fd: index, address, length, data, offset: u64::MAX, group: 0 }
+        Self {
+            operation,
+            flags: FIXED_FILE,
+            fd: index,
+            address,
+            length,
+            data,
+            offset: u64::MAX,
+            group: 0,
+            more: 0,
+        }
     }
 }
 
@@ -216,7 +269,7 @@ impl Ring {
             | u64::from(request.fd.cast_unsigned()) << 32;
         words[1] = request.offset;
         words[2] = request.address;
-        words[3] = request.length.into();
+        words[3] = u64::from(request.length) | u64::from(request.more) << 32;
         words[4] = request.data;
         words[5] = request.group.into();
         // SAFETY: the entry is inside the mapping and belongs to the program until the tail passes it.

@@ -41,6 +41,14 @@ pub const CASES: &[Case] = &[
     case!(registered_ring_that_is_closed_is_refused).refused(&["io_uring", "IORING_REGISTER_RING_FDS", "closed"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(registered_files_of_one_name_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(requests_without_a_completion_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(completions_without_a_request_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(request_without_a_completion_in_flight_is_refused).refused(&["fd", "io_uring", "in flight"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(watch_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight", "file: 6"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(clock_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(provided_buffers_are_taken_in_their_order).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(rings_of_provided_buffers_go_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_of_buffers_beyond_a_round_goes_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -387,6 +395,87 @@ fn registered_files_of_one_name_go_on(t: &Trial) {
         assert_eq!(ring.reap(), Some((7, 1)));
     }
     assert_eq!(bytes, b"32");
+}
+
+fn requests_without_a_completion_are_counted(t: &Trial) {
+    let mut rings = [0, SQE128 | CQE32, SINGLE_ISSUER | DEFER_TASKRUN].map(|flags| Ring::new(8, flags));
+    let silent = |ring: &mut Ring, count: u32| {
+        for _ in 0..count {
+            let mut request = Request::nop(0);
+            request.make_silent();
+            ring.push(request);
+            assert_eq!(ring.submit(0), 1);
+            assert_eq!(ring.reap(), None);
+        }
+    };
+    for ring in &mut rings {
+        works(ring, 5);
+        silent(ring, 101);
+    }
+    t.checkpoint();
+    for ring in &mut rings {
+        works(ring, 20);
+        silent(ring, 3);
+        works(ring, 3);
+    }
+}
+
+fn completions_without_a_request_are_counted(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    works(&mut ring, 5);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    ring.push(Request::watch(reader.as_fd(), 7));
+    assert_eq!(ring.submit(0), 1);
+    for _ in 0..10 {
+        nix::unistd::write(&writer, b"x").expect("write");
+        assert_eq!(ring.submit(1), 0);
+        assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+    }
+    ring.push(Request::watch_no_more(7, 8));
+    assert_eq!(ring.submit(2), 1);
+    let mut ends = [ring.reap(), ring.reap()];
+    ends.sort_unstable();
+    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+    t.checkpoint();
+    works(&mut ring, 20);
+}
+
+fn request_without_a_completion_in_flight_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
+    request.make_silent();
+    ring.push(request);
+    assert_eq!(ring.submit(0), 1);
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    works(&mut ring, 3);
+}
+
+fn watch_that_has_told_once_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    ring.push(Request::watch(reader.as_fd(), 7));
+    assert_eq!(ring.submit(0), 1);
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+}
+
+fn clock_that_has_told_once_is_refused(t: &Trial) {
+    static EVERY: [i64; 2] = [2, 0];
+    let mut ring = Ring::new(8, 0);
+    ring.push(Request::tick(&EVERY, 7));
+    assert_eq!(ring.submit(1), 1);
+    assert_eq!(ring.reap(), Some((7, -libc::ETIME)));
+    t.checkpoint();
+    // Every two seconds, until the program ends.
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, -libc::ETIME)));
 }
 
 /// Reads the next letter of a file into a buffer of a group: which one, or why not.

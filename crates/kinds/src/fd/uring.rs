@@ -17,7 +17,7 @@ use agent::{Arg, Judge};
 use image::{FdTypes, FownEntry, RegisteredRing, ThreadCoreEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -50,7 +50,7 @@ pub struct IoUringEntry {
     pub sq_entries: u32,
     #[prost(uint32, required, tag = "6")]
     pub cq_entries: u32,
-    /// Requests taken, which is completions told.
+    /// Requests taken, which is completions told, if these are not noted apart.
     #[prost(uint32, required, tag = "7")]
     pub done: u32,
     /// The rings as they are in memory: counters, completions, indices; and the requests.
@@ -71,6 +71,16 @@ pub struct IoUringEntry {
     pub eventfd_async: Option<bool>,
     #[prost(message, repeated, tag = "14")]
     pub groups: Vec<RingBuffers>,
+    #[prost(uint32, optional, tag = "15")]
+    pub told: Option<u32>,
+}
+
+impl IoUringEntry {
+    /// Requests that are taken and completions that are told before the task is there.
+    fn before_task(&self) -> (u32, u32) {
+        let (_, later) = buffers::requests(&self.groups);
+        (self.done.wrapping_sub(later as u32), self.told.unwrap_or(self.done).wrapping_sub(later as u32))
+    }
 }
 
 /// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
@@ -474,7 +484,7 @@ impl FdKind for IoUring {
         let told = cx.shelf.of::<Answered>().0.remove(&(probe.pid, probe.number)).unwrap_or_default();
         let inner = Inner::of(probe.pid, probe.number, known.sq_entries, known.cq_entries);
         let (mut setup, eventfd) = check(probe, &told, inner.as_ref())?;
-        if known.taken != known.told || !known.polls.is_empty() || known.has_overflow {
+        if !is_idle(&known, inner.as_ref(), cx) {
             let mut why = format!(
                 "is an io_uring with requests in flight: {} were taken, {} completed",
                 known.taken, known.told
@@ -489,7 +499,7 @@ impl FdKind for IoUring {
             let advice = Remedy::Advice("they have to end, or to be cancelled, first");
             return Err(probe.refuse(why).help(advice).passes());
         }
-        if !can_wind(known.taken, known.sq_entries) {
+        if !can_wind(known.taken, known.sq_entries) || !can_differ(known.taken, known.told) {
             let why = format!("is an io_uring that has taken {} requests, too many to do again", known.taken);
             return Err(probe.refuse(why));
         }
@@ -538,13 +548,15 @@ impl FdKind for IoUring {
             buffers: buffers(probe, &known)?,
             eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
             eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
-            groups: groups(probe, inner.as_ref(), known.taken)?,
+            groups: groups(probe, inner.as_ref(), known.taken.min(known.told))?,
+            told: (known.told != known.taken).then_some(known.told),
         })
     }
 
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
         let is_wrong = |entry: &IoUringEntry| {
             let is_size = |size: u32| size.is_power_of_two() && size <= MAX_ENTRIES;
+            let told = entry.told.unwrap_or(entry.done);
             entry.setup & !CARRIED != 0
                 || !is_size(entry.sq_entries)
                 || !is_size(entry.cq_entries)
@@ -554,14 +566,15 @@ impl FdKind for IoUring {
                     (rings, requests) != (entry.rings.len(), entry.requests.len())
                 }
                 || !can_wind(entry.done, entry.sq_entries)
-                || entry.setup & setup::R_DISABLED != 0 && entry.done != 0
+                || !can_differ(entry.done, told)
+                || entry.setup & setup::R_DISABLED != 0 && (entry.done, told) != (0, 0)
                 || entry.files.len() > MAX_REGISTERED
                 || !entry.buffers.len().is_multiple_of(2)
                 || entry.buffers.len() > 2 * MAX_REGISTERED
                 || !buffers::are_right(&entry.groups)
                 || {
                     let (before, with) = buffers::requests(&entry.groups);
-                    before + with > entry.done.into()
+                    before + with > entry.done.min(told).into()
                 }
         };
         let wrong = entries.iter().filter(|(_, entry)| is_wrong(entry));
@@ -593,9 +606,7 @@ impl FdKind for IoUring {
             return Err(Failure::unsupported(object(), "this kernel arranges its rings in another way"));
         }
         // What is with the task comes when that is there.
-        let (_, later) = buffers::requests(&entry.groups);
-        let mut ring = Rings::map(&fd, entry, 0).map_err(explain)?;
-        ring.provide(entry.done - later as u32).map_err(explain)?;
+        Rings::map(&fd, entry, (0, 0)).and_then(|mut ring| ring.provide()).map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
         Ok(fd)
     }
@@ -632,7 +643,7 @@ impl FdKind for IoUring {
         }
         let Some(pid) = (cx.first_with)(entry.id) else { return Ok(()) };
         let explain = |error: Errno| error.on(Object::Named("io_uring".into()), "take provided buffers");
-        Rings::map(fd, entry, entry.done - later as u32).and_then(|mut ring| ring.go_on(pid)).map_err(explain)
+        Rings::map(fd, entry, entry.before_task()).and_then(|mut ring| ring.go_on(pid)).map_err(explain)
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
@@ -658,6 +669,22 @@ fn has_large_requests(probe: &FdProbe, sq_entries: u32) -> Result<bool, Errno> {
     Ok(rest.iter().any(|byte| *byte != 0))
 }
 
+/// Is no request under way? Where as many ended as were taken, none is, but for those that end more than once; where not,
+/// the threads of the tree are counted, if the kernel tells its tracing.
+fn is_idle(known: &sys::proc::Uring, inner: Option<&Inner>, cx: &DumpCx) -> bool {
+    if !known.polls.is_empty() || known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
+        return false;
+    }
+    let in_flight = || cx.tids.iter().map(|tid| uring::in_flight(*tid)).sum::<Option<i64>>();
+    known.taken == known.told || inner.is_some() && in_flight() == Some(0)
+}
+
+/// Can as many completions without requests, or requests without completions, be made in less than a minute?
+fn can_differ(taken: u32, told: u32) -> bool {
+    const MANY: u32 = 1 << 25;
+    told.wrapping_sub(taken).cast_signed().unsigned_abs() <= MANY
+}
+
 /// Is it a matter of less than a minute to bring a ring there?
 fn can_wind(done: u32, sq_entries: u32) -> bool {
     const REQUESTS: u32 = 1 << 30;
@@ -671,12 +698,13 @@ pub(super) struct Rings<'r> {
     entry: &'r IoUringEntry,
     rings: SharedMap,
     requests: SharedMap,
-    /// Requests taken, which is completions told.
-    done: u32,
+    /// Requests taken, and completions told.
+    taken: u32,
+    told: u32,
 }
 
 impl<'r> Rings<'r> {
-    fn map(fd: &'r OwnedFd, entry: &'r IoUringEntry, done: u32) -> Result<Rings<'r>, Errno> {
+    fn map(fd: &'r OwnedFd, entry: &'r IoUringEntry, (taken, told): (u32, u32)) -> Result<Rings<'r>, Errno> {
         let map = |offset: u64, len: usize| SharedMap::new(fd, offset, pages(len));
         let (rings, requests) = (map(uring::RINGS_AT, entry.rings.len())?, map(uring::SQES_AT, entry.requests.len())?);
         let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
@@ -685,17 +713,28 @@ impl<'r> Rings<'r> {
             rings.write(array, &indices);
         }
         // None that are not taken, none that are not seen; and requests that do nothing.
-        for at in [ring::SQ_TAIL, ring::CQ_HEAD] {
-            rings.word(at).store(done, Ordering::SeqCst);
+        for (at, value) in [(ring::SQ_TAIL, taken), (ring::CQ_HEAD, told)] {
+            rings.word(at).store(value, Ordering::SeqCst);
         }
         requests.write(0, &vec![0; entry.requests.len()]);
-        Ok(Rings { fd, entry, rings, requests, done })
+        Ok(Rings { fd, entry, rings, requests, taken, told })
     }
 
-    /// What needs no task, and as many requests as are given.
-    fn provide(&mut self, done: u32) -> Result<(), Errno> {
+    /// What needs no task, and all requests and completions but those that do.
+    fn provide(&mut self) -> Result<(), Errno> {
         buffers::provide(self, &self.entry.groups)?;
-        self.wind(done)?;
+        let (taken, told) = self.entry.before_task();
+        let more = told.wrapping_sub(taken).cast_signed();
+        let both = if more < 0 { told } else { taken };
+        while self.taken != both {
+            let some = self.entry.sq_entries.min(both.wrapping_sub(self.taken));
+            self.submit(some, some)?;
+        }
+        match more {
+            0 => {}
+            1.. => self.be_told(more.unsigned_abs())?,
+            _ => self.be_silent(more.unsigned_abs())?,
+        }
         self.fill();
         Ok(())
     }
@@ -709,34 +748,69 @@ impl<'r> Rings<'r> {
         Ok(())
     }
 
-    /// Has the kernel take the next requests, and is told of their completions.
-    fn submit(&mut self, count: u32) -> Result<(), Errno> {
-        let until = self.done.wrapping_add(count);
+    /// Has the kernel take the next requests, and is told of so many completions.
+    fn submit(&mut self, count: u32, ends: u32) -> Result<(), Errno> {
+        let until = self.taken.wrapping_add(count);
         self.rings.word(ring::SQ_TAIL).store(until, Ordering::Release);
-        let taken = uring::submit(self.fd, count)?;
-        if taken != count || self.rings.word(ring::CQ_TAIL).load(Ordering::Acquire) != until {
+        if uring::submit(self.fd, count)? != count {
             return Err(Errno { call: "io_uring_enter", code: libc::EIO });
         }
-        self.rings.word(ring::CQ_HEAD).store(until, Ordering::Release);
-        self.done = until;
+        self.taken = until;
+        self.see(ends)
+    }
+
+    /// Sees the next completions, which have to be there.
+    fn see(&mut self, ends: u32) -> Result<(), Errno> {
+        self.told = self.told.wrapping_add(ends);
+        if self.rings.word(ring::CQ_TAIL).load(Ordering::Acquire) != self.told {
+            return Err(Errno { call: "io_uring_enter", code: libc::EIO });
+        }
+        self.rings.word(ring::CQ_HEAD).store(self.told, Ordering::Release);
         Ok(())
     }
 
     /// Has the kernel take one request; what it is answered.
     fn ask(&mut self, request: &Request) -> Result<i32, Errno> {
         let large = |flag: u32| usize::from(self.entry.setup & flag != 0);
-        let slot = ((self.done & (self.entry.sq_entries - 1)) as usize * 64) << large(setup::SQE128);
-        let answer = ((self.done & (self.entry.cq_entries - 1)) as usize * 16) << large(setup::CQE32);
+        let slot = ((self.taken & (self.entry.sq_entries - 1)) as usize * 64) << large(setup::SQE128);
+        let answer = ((self.told & (self.entry.cq_entries - 1)) as usize * 16) << large(setup::CQE32);
         self.requests.write(slot, &request.bytes());
-        self.submit(1)?;
+        self.submit(1, 1)?;
         self.requests.write(slot, &[0; 64]);
         Ok(self.rings.word(ring::CQES + answer + 8).load(Ordering::Acquire) as i32)
     }
 
-    /// Has the kernel take requests that do nothing, until its counters are there.
-    fn wind(&mut self, done: u32) -> Result<(), Errno> {
-        while self.done != done {
-            self.submit(self.entry.sq_entries.min(done - self.done))?;
+    /// Takes requests that end without a completion.
+    fn be_silent(&mut self, count: u32) -> Result<(), Errno> {
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        let silent = Request { flags: CQE_SKIP_SUCCESS, ..Request::default() }.bytes();
+        let size = self.entry.requests.len() / self.entry.sq_entries as usize;
+        for slot in 0..self.entry.sq_entries as usize {
+            self.requests.write(slot * size, &silent);
+        }
+        let mut left = count;
+        while left != 0 {
+            let some = self.entry.sq_entries.min(left);
+            self.submit(some, 0)?;
+            left -= some;
+        }
+        Ok(())
+    }
+
+    /// Gets completions from another ring, for which there was no request in this one.
+    fn be_told(&mut self, count: u32) -> Result<(), Errno> {
+        const MSG_RING: u8 = 40;
+        let (rings, requests, _) = layout(0, 1, 2);
+        let (rings, requests) = (vec![0; rings], vec![0; requests]);
+        let entry = IoUringEntry { sq_entries: 1, cq_entries: 2, rings, requests, ..IoUringEntry::default() };
+        let fd = uring::new(&mut Params { sq_entries: 1, ..Params::default() })?;
+        let mut other = Rings::map(&fd, &entry, (0, 0))?;
+        for _ in 0..count {
+            let result = other.ask(&Request { operation: MSG_RING, fd: self.fd.as_raw_fd(), ..Request::default() })?;
+            if result < 0 {
+                return Err(Errno { call: "IORING_OP_MSG_RING", code: -result });
+            }
+            self.see(1)?;
         }
         Ok(())
     }
