@@ -294,6 +294,10 @@ pub fn bytes_before_last(fd: impl AsFd, length: usize) -> Result<usize, Errno> {
 }
 
 /// Takes over the descriptors that the kernel has just put into control messages.
+/// Source: include/linux/socket.h; include/uapi/asm-generic/socket.h, where the newer ones have 64 bits for the seconds.
+const SCM_PIDFD: i32 = 4;
+const TIME_STAMPS: [i32; 6] = [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, libc::SO_TIMESTAMPING, 63, 64, 65];
+
 fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<Sender>, Option<i32>) {
     const HEAD: usize = 16;
     let (mut rights, mut sender, mut other) = (Vec::new(), None, None);
@@ -307,6 +311,13 @@ fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<Sender>, Option<i3
                 // SAFETY: descriptors that the kernel just made for us alone.
                 rights.extend(data.chunks_exact(4).map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
             }
+            (libc::SOL_SOCKET, SCM_PIDFD) => {
+                // SAFETY: as above.
+                drop(data.first_chunk::<4>().map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
+                other = Some(SCM_PIDFD);
+            }
+            // When it came is nothing that it carries.
+            (libc::SOL_SOCKET, kind) if TIME_STAMPS.contains(&kind) => {}
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => sender = data.first_chunk().map(credentials),
             (_, kind) => other = Some(kind),
         }

@@ -30,6 +30,7 @@ pub const CASES: &[Case] = &[
         .restore_refused(&["nobody serves", "in a root or mount namespace of its own"]),
     case!(servers_of_one_name_in_several_roots_are_refused_at_the_restore).options(EXT).outside(servers_in_two_roots)
         .restore_refused(&["several serve", "in a root or mount namespace of its own"]),
+    case!(queue_of_a_socket_with_time_stamps_survives).peer_cannot(LOST),
     case!(filter_of_a_socket_goes_on).exchange(),
     case!(filter_of_ebpf_is_refused).refused(&["fd", "eBPF"]).needs(crate::sys::bpf::has_programs).peer_cannot(LOST),
     case!(many_unlinked_listeners_of_one_folder_survive),
@@ -276,6 +277,24 @@ fn options_of_every_sort_are_kept(t: &Trial) {
     t.checkpoint();
     for (socket, (option, value)) in sockets.iter().zip(choices) {
         assert_eq!(int(socket, option), value, "option {option}");
+    }
+}
+
+fn queue_of_a_socket_with_time_stamps_survives(t: &Trial) {
+    use nix::sys::socket::{ControlMessageOwned, recvmsg};
+    let (one, other) = pair(SockType::Datagram);
+    set(&one, libc::SO_TIMESTAMPNS, 1);
+    put(&other, b"before", MsgFlags::empty()).expect("send");
+    t.checkpoint();
+    put(&other, b"after", MsgFlags::empty()).expect("send");
+    for expected in ["before", "after"] {
+        let mut bytes = [0; 20];
+        let mut room = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        let got = recvmsg::<()>(one.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT).expect("recvmsg");
+        let stamps = got.cmsgs().expect("control messages").filter(|message| matches!(message, ControlMessageOwned::ScmTimestampns(_)));
+        assert_eq!((got.bytes, stamps.count()), (expected.len(), 1));
+        assert_eq!(&bytes[..expected.len()], expected.as_bytes());
     }
 }
 
