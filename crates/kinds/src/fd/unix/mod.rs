@@ -9,7 +9,8 @@
 //! processes, see [`make`].
 //! Refused for now: data in connections that were not accepted; urgent bytes (MSG_OOB). Of one that was sent in line
 //! (SO_OOBINLINE) the place is lost, not the byte.
-//! Not kept: when a message in a queue came (SO_TIMESTAMP); that the process of SO_PEERCRED lives (SO_PEERPIDFD); its pid, where another process has that by now.
+//! Not kept: when a message in a queue came (SO_TIMESTAMP); that the process of SO_PEERCRED lives (SO_PEERPIDFD); its pid,
+//! where another process has that by now.
 
 mod make;
 
