@@ -51,10 +51,16 @@ pub fn size() -> usize {
 }
 
 /// Divides work among the members, when there is so much of it that waking them pays.
-pub fn shares<W: Clone>(all: &[W]) -> impl Iterator<Item = (usize, Vec<W>)> {
+pub fn shares<W, All>(all: All) -> impl Iterator<Item = (usize, Vec<W>)>
+where
+    All: IntoIterator<Item = W, IntoIter: ExactSizeIterator>,
+{
     const MANY: usize = 64;
+    let mut all = all.into_iter();
     let members = if all.len() < MANY { 1 } else { size() };
-    all.chunks(all.len().div_ceil(members).max(1)).map(<[W]>::to_vec).enumerate()
+    let of_each = all.len().div_ceil(members);
+    let share = move || Some(all.by_ref().take(of_each).collect()).filter(|share: &Vec<W>| !share.is_empty());
+    std::iter::from_fn(share).enumerate()
 }
 
 impl<T: Default + 'static> Crew<T> {

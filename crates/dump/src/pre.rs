@@ -74,7 +74,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         scanned += look.memory.pages.scanned_pages;
         let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), known.get(pid));
         let memory_of = tree.copies.of(*pid).filter(|_| is_copied).map_or(*pid, |copy| copy.pid);
-        saved.push(Saved { pid: *pid, parent: look.stat.ppid, memory_of, runs, elsewhere });
+        saved.push(Saved { pid: *pid, parent: look.stat.ppid, memory_of, aside: None, runs, elsewhere });
     }
     dir.begin()?;
     past.link(dir)?;

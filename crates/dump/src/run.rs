@@ -1,6 +1,6 @@
 //! A dump from beginning to end.
 
-use crate::copies::Seen;
+use crate::copies::{Seen, Way};
 use crate::freeze::{FinalState, Tree, freeze};
 use crate::keep::Keeping;
 use crate::observe::Depth;
@@ -19,7 +19,7 @@ use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
 use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Connection, Sending};
-use pages::take::{Job, Owner, Source, Taken, data_runs, take};
+use pages::take::{Aside, Job, Owner, Source, Taken, data_runs, take};
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -86,6 +86,7 @@ fn dump(
     options.progress.stage("freeze");
     sys::apart::go_on()?;
     sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
+    let own_namespaces = observe::namespaces("self");
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -95,13 +96,13 @@ fn dump(
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let goes_on = options.leave_running || options.leave_stopped;
     let mut past = Past::of(&pids, options, dir, options.track_mem && goes_on)?;
-    let wants_copies =
-        copies::are_wanted(options) && (options.copy_on_write == Some(true) || copies::pay(&tree));
+    let way = copies::way(options, &tree);
+    let wants_copies = way == Way::Copied;
     let depth = Depth {
         flags: !wants_copies,
         pages: past.ask().or((!wants_copies).then_some(Question::WhatIsThere)),
     };
-    let mut survey = survey::survey(&mut tree, options, depth)?;
+    let mut survey = survey::survey(&mut tree, options, depth, own_namespaces)?;
     let known = past.pages(pids.iter().copied())?;
     let (mut is_copied, mut watched) = (false, Vec::new());
     if survey.is_good() {
@@ -118,6 +119,7 @@ fn dump(
         us
     };
     let (mut census, links, mut frozen_us);
+    let mut aside = HashMap::new();
     if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
         dir.begin()?;
         past.link(dir)?;
@@ -156,7 +158,13 @@ fn dump(
         past.link(dir)?;
         links = taking.shared(&mut whole.cx)?;
         frozen_us = 0;
-        if is_copied {
+        let is_aside = way == Way::PutAside;
+        if is_aside {
+            for process in &whole.processes {
+                aside.insert(process.pid, Aside::read(process.pid, &process.runs)?);
+            }
+        }
+        if is_copied || is_aside {
             for process in &mut whole.processes {
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
@@ -169,7 +177,8 @@ fn dump(
     let saved = alive.map(|process| {
         let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
         let parent = process.pstree.ppid as i32;
-        Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
+        let aside = aside.remove(&process.pid);
+        Saved { pid: process.pid, parent, memory_of: process.memory_of, aside, runs, elsewhere }
     });
     let mut saved: Vec<Saved> = saved.collect();
     if let Some(keeping) = keeping {
@@ -205,7 +214,7 @@ fn dump(
             }
         }
     }
-    if !is_copied {
+    if frozen_us == 0 {
         frozen_us = micros(frozen);
     }
     match state {
@@ -333,8 +342,10 @@ impl<'d> Taking<'d> {
             share(&mut saved)?;
         }
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, runs, elsewhere, .. } in saved {
-            let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+        for Saved { pid, memory_of, aside, runs, elsewhere, .. } in saved {
+            let of_process =
+                || Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+            let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
             jobs.push(Job { elsewhere, ..self.job(source, runs, Owner::Task(pid)) });
@@ -410,6 +421,8 @@ pub struct Saved {
     pub parent: i32,
     /// Where it is read: the process, or its copy.
     pub memory_of: i32,
+    /// Or what was read of it already.
+    pub aside: Option<Aside>,
     pub runs: Runs,
     /// What the images before have, or another process.
     pub elsewhere: Vec<Run>,

@@ -87,9 +87,20 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// `Corrupt`, with the number of the record, when it is cut or no such message.
     pub fn record<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
+        self.record_with(|_| None)
+    }
+
+    /// The same, where `short` has a shorter way for most records.
+    pub fn record_with<M: Message + Default>(
+        &mut self,
+        short: impl FnOnce(&[u8]) -> Option<M>,
+    ) -> Result<Option<M>, Failure> {
         let Some(length) = self.word()? else { return Ok(None) };
         let body = self.take(length as usize, "record")?;
-        let message = M::decode(body).map_err(|error| self.corrupt(error.to_string()))?;
+        let message = match short(body) {
+            Some(message) => message,
+            None => M::decode(body).map_err(|error| self.corrupt(error.to_string()))?,
+        };
         self.entry += 1;
         Ok(Some(message))
     }

@@ -49,6 +49,8 @@ pub struct Checkpoint {
     pub tables: HashMap<u32, Vec<FdinfoEntry>>,
     /// Files that are in queues, or that others need.
     pub in_flight: Vec<u32>,
+    /// Some are in queues.
+    pub has_queued: bool,
     pub locks: Vec<FileLockEntry>,
     pub chains: SeccompEntry,
     /// The folder and its parents, for pages.
@@ -195,6 +197,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     match files {
         Err(more) => failures.extend(more),
         Ok(files) => {
+            let has_queued = !in_flight.is_empty();
             in_flight.extend(needed(&files, &tables, &in_flight));
             check_files(&tasks, &files, &tables, &in_flight, &mut failures);
             for core in tasks.iter().flat_map(|task| &task.cores).filter_map(|core| core.thread_core.as_ref())
@@ -202,7 +205,17 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains, chain, segments });
+                return Ok(Checkpoint {
+                    tasks,
+                    files,
+                    tables,
+                    in_flight,
+                    has_queued,
+                    locks,
+                    chains,
+                    chain,
+                    segments,
+                });
             }
         }
     }
@@ -227,7 +240,7 @@ fn needed(files: &FileTable, tables: &HashMap<u32, Vec<FdinfoEntry>>, in_flight:
 }
 
 /// Does the work on all processors when it is much; the results of each share are in the same order.
-pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     const MANY: usize = 32;
     if all.len() < MANY {
         return vec![work(all)];
