@@ -266,7 +266,7 @@ fn options_of_every_sort_are_kept(t: &Trial) {
         (libc::SO_BROADCAST, 1),
         (libc::SO_KEEPALIVE, 1),
         (libc::SO_NO_CHECK, 1),
-        (libc::SO_SELECT_ERR_QUEUE, 1),
+        (libc::SO_TIMESTAMP, 1),
     ];
     let sockets = choices.map(|(option, value)| {
         let socket = make(SockType::Datagram);
