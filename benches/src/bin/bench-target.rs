@@ -93,7 +93,7 @@ fn main() {
     let number: usize = number.trim_end_matches('g').parse().expect("a number");
     let content = match kind {
         "tiny" => Content::Nothing,
-        "mem" | "incr" => pages(number * 256, 1),
+        "mem" | "snapshot" | "incr" => pages(number * 256, 1),
         "thp" => {
             let map = Map::anonymous(number << 20, READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
             map.advise(0..number * 256, libc::MADV_HUGEPAGE).expect("madvise");

@@ -63,6 +63,22 @@ where
     std::iter::from_fn(share).enumerate()
 }
 
+/// Does work that needs no tracing on all processors, when there are so `many`; the results of each share are in the same
+/// order.
+pub fn in_parallel<T: Sync, R: Send>(all: &[T], many: usize, work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+    if all.len() < many {
+        return vec![work(all)];
+    }
+    let work = &work;
+    let mut shares = all.chunks(all.len().div_ceil(size()).max(1));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || work(share))).collect();
+        let others = others.into_iter().map(|other| other.join().expect("a worker does not panic"));
+        [work(first)].into_iter().chain(others).collect()
+    })
+}
+
 impl<T: Default + 'static> Crew<T> {
     /// How many have worked.
     pub fn len(&self) -> usize {

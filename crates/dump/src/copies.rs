@@ -200,11 +200,11 @@ pub fn visit(
     (false, userfaults)
 }
 
-/// What the copy of a process tells of its memory.
-pub fn read(copies: &Copies, pid: i32) -> Result<Reading, Failure> {
+/// What the copy of a process tells of its memory, and of its pages, if that is asked.
+pub fn read(copies: &Copies, pid: i32, question: Option<Question>) -> Result<Reading, Failure> {
     let none = || Failure::conflict(Object::Task, "read its memory", "it has no copy");
     let copy = copies.of(pid).ok_or_else(none)?;
-    let mut memory = observe::read_memory(copy.pid, Question::WhatIsThere)?;
+    let mut memory = observe::read_memory(copy.pid, question)?;
     memory.maps.retain(|(map, _)| map.start != copy.agent.start);
     Ok(Reading { from: copy.pid, memory })
 }

@@ -163,7 +163,7 @@ pub fn look(pid: i32, depth: Depth, common: Option<&Common>) -> Result<Look, Fai
         None => link(pid, name),
     };
     let memory = match depth {
-        Depth { flags: true, pages } => read_memory(pid, pages.unwrap_or(Question::WhatIsThere))?,
+        Depth { flags: true, pages } => read_memory(pid, Some(pages.unwrap_or(Question::WhatIsThere)))?,
         Depth { flags: false, pages } => {
             let maps = read_maps(pid)?;
             let pages = pages.map(|question| find_pages(pid, &maps, question)).transpose()?;
@@ -214,11 +214,13 @@ pub struct Memory {
 
 impl Memory {
     /// Adds mappings at higher addresses.
-    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File, question: Question) -> Result<(), Errno> {
+    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File, question: Option<Question>) -> Result<(), Errno> {
         let first = self.maps.len();
         self.maps.extend(vmas.into_iter().map(described));
-        let areas = areas(&self.maps[first..]);
-        self.pages.append(pages::select::select(pagemap, &areas, question)?);
+        if let Some(question) = question {
+            let areas = areas(&self.maps[first..]);
+            self.pages.append(pages::select::select(pagemap, &areas, question)?);
+        }
         Ok(())
     }
 }
@@ -291,9 +293,9 @@ pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
 /// Text of many mappings is taken in pieces of so many bytes: some hundred mappings.
 const PIECE: usize = 256 << 10;
 
-/// Reads the mappings of a process that stands still with their flags, and finds its pages. The kernel's text of many
+/// Reads the mappings of a process that stands still with their flags, and finds its pages, if that is asked. The kernel's text of many
 /// mappings, or of much memory, takes long to write: then the flags are asked for in another way, where there is one.
-pub fn read_memory(pid: i32, question: Question) -> Result<Memory, Failure> {
+pub fn read_memory(pid: i32, question: Option<Question>) -> Result<Memory, Failure> {
     /// Bytes of memory that take longer to be looked at than the other way takes.
     const LARGE: u64 = 192 << 20;
     let path = format!("/proc/{pid}/pagemap");

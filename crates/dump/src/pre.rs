@@ -66,8 +66,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     for (pid, look) in &mut looks {
         // The flags say what is not worth saving.
         let maps = match is_copied {
-            true => copies::read(&tree.copies, *pid)?.memory.maps,
-            false => observe::read_memory(*pid, pages::select::Question::WhatIsThere)?.maps,
+            true => copies::read(&tree.copies, *pid, None)?.memory.maps,
+            false => observe::read_memory(*pid, None)?.maps,
         };
         look.memory.maps = maps;
         look.memory.keep_content();

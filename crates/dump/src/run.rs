@@ -7,6 +7,7 @@ use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
 use crate::{copies, encode, observe, survey, track};
+use agent::crew;
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
@@ -127,8 +128,9 @@ fn dump(
         drop(tty::write(survey.cx())?);
         frozen_us = let_go(&mut tree);
         census = survey.conclude(&tree, &|pid, look| {
-            let mut reading = copies::read(&tree.copies, pid)?;
-            if depth.pages.is_some() {
+            let question = depth.pages.is_none().then_some(Question::WhatIsThere);
+            let mut reading = copies::read(&tree.copies, pid, question)?;
+            if question.is_none() {
                 reading.memory.pages = std::mem::take(&mut look.memory.pages);
                 reading.memory.keep_content();
             }
@@ -140,7 +142,7 @@ fn dump(
             if !depth.flags {
                 // What is new was asked before writes began to be noted anew: now nothing would be.
                 let known = depth.pages.map(|_| std::mem::take(&mut memory.pages));
-                memory = observe::read_memory(pid, Question::WhatIsThere)?;
+                memory = observe::read_memory(pid, known.is_none().then_some(Question::WhatIsThere))?;
                 if let Some(pages) = known {
                     memory.pages = pages;
                     memory.keep_content();
@@ -365,10 +367,13 @@ const WORTH_SHARING: u64 = 4 << 20;
 /// Finds the pages that processes have in common with those who made them.
 fn share(saved: &mut [Saved]) -> Result<(), Failure> {
     let places: HashMap<i32, usize> = saved.iter().enumerate().map(|(at, one)| (one.pid, at)).collect();
-    let mut found = Vec::with_capacity(saved.len());
-    let mut total = 0;
-    for one in saved.iter() {
-        let Some(parent) = places.get(&one.parent).map(|at| &saved[*at]) else { continue };
+    let children: Vec<&Saved> = saved.iter().filter(|one| places.contains_key(&one.parent)).collect();
+    let size = |one: &&Saved| one.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
+    if children.iter().map(size).sum::<u64>() < WORTH_SHARING {
+        return Ok(());
+    }
+    let compare = |one: &Saved| {
+        let parent = &saved[places[&one.parent]];
         let explain = |error: Errno| error.on(Object::Task, "find the pages it shares").of(one.pid);
         let open = |pid: i32| {
             File::open(format!("/proc/{pid}/pagemap"))
@@ -380,9 +385,13 @@ fn share(saved: &mut [Saved]) -> Result<(), Failure> {
         let (child, maker) = (open(one.memory_of)?, open(parent.memory_of)?);
         let (same, rest) =
             pages::shared::split(&child, &maker, one.runs.clone(), &stored).map_err(explain)?;
-        total += same.iter().map(|range| range.end - range.start).sum::<u64>();
-        found.push((places[&one.pid], parent.pid, same, rest));
-    }
+        Ok((places[&one.pid], parent.pid, same, rest))
+    };
+    let compare_all = |share: &[&Saved]| share.iter().map(|one| compare(one)).collect::<Result<Vec<_>, _>>();
+    let compared = crew::in_parallel(&children, 2, compare_all);
+    let found: Vec<_> = compared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+    let size = |same: &Vec<Range<u64>>| same.iter().map(|range| range.end - range.start).sum::<u64>();
+    let total: u64 = found.iter().map(|(_, _, same, _)| size(same)).sum();
     if total < WORTH_SHARING {
         return Ok(());
     }
