@@ -35,6 +35,10 @@ pub struct Outside {
     /// Given to the next dumps, and to the next restores.
     pub dump: Vec<String>,
     pub restore: Vec<String>,
+    /// Processes that are no part of the tree, and stay.
+    pub bystanders: Vec<i32>,
+    /// The tool is under a seccomp filter from now on.
+    pub is_filtered: bool,
 }
 
 /// When the outside gets its turn.

@@ -62,6 +62,9 @@ impl Round {
         act(&mut self.outside, moment);
         self.subject.more_for_dump.clone_from(&self.outside.dump);
         self.subject.more_for_restore.clone_from(&self.outside.restore);
+        self.subject.bystanders.clone_from(&self.outside.bystanders);
+        self.subject.tools.dump.is_filtered = self.outside.is_filtered;
+        self.subject.tools.restore.is_filtered = self.outside.is_filtered;
     }
 
     fn await_ready(&mut self) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -15,12 +16,17 @@ use crate::reap::Reaper;
 /// The longest that one run of a tool may take.
 pub const LIMIT: Duration = Duration::from_secs(40);
 
+/// A system call that there is not: whoever refuses it allows all others.
+pub const NO_CALL: i64 = 9999;
+
 /// A program with the command line of CRIU.
 #[derive(Debug, Clone)]
 pub struct Tool {
     pub path: PathBuf,
     /// It is CRIU itself: its messages are not ours to judge.
     pub is_peer: bool,
+    /// It is run under a seccomp filter, which allows everything that matters here.
+    pub is_filtered: bool,
 }
 
 /// How a run ended, and what it said on its standard streams.
@@ -49,7 +55,7 @@ impl Ran {
 pub fn peer() -> Option<Tool> {
     let home = std::env::var_os("CRTOOLS_PEER").unwrap_or_else(|| "/var/cache/crtools-peer".into());
     let path = Path::new(&home).join("criu");
-    path.exists().then_some(Tool { path, is_peer: true })
+    path.exists().then_some(Tool { path, is_peer: true, is_filtered: false })
 }
 
 /// What is tested: `CRTOOLS_BIN`, or the `crtools` that cargo built beside this program.
@@ -60,11 +66,11 @@ pub fn under_test() -> Result<Tool, String> {
     if let Some(path) = std::env::var_os("CRTOOLS_BIN") {
         let path = fs::canonicalize(&path).map_err(|e| format!("CRTOOLS_BIN {}: {e}", path.display()))?;
         let is_peer = peer().is_some_and(|peer| fs::canonicalize(peer.path).is_ok_and(|p| p == path));
-        return Ok(Tool { path, is_peer });
+        return Ok(Tool { path, is_peer, is_filtered: false });
     }
     let path = profile_directory().join("crtools");
     if path.exists() {
-        return Ok(Tool { path, is_peer: false });
+        return Ok(Tool { path, is_peer: false, is_filtered: false });
     }
     Err(format!("{} is missing: build it first (cargo build -p crtools), or set CRTOOLS_BIN", path.display()))
 }
@@ -132,6 +138,14 @@ impl Tool {
         run.arg(command).arg("-D").arg(images).args(["-o", &name, "-v4"]).args(arguments);
         let file = fs::File::create(&said)?;
         run.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        if self.is_filtered {
+            let refuse = || {
+                crate::sys::security::refuse_call(NO_CALL, libc::ENOSYS);
+                Ok(())
+            };
+            // SAFETY: between fork and exec the closure makes one system call, of numbers and memory on its stack.
+            unsafe { run.pre_exec(refuse) };
+        }
         Ok((run, said, images.join(name)))
     }
 

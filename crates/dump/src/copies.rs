@@ -29,7 +29,10 @@ use sys::proc::Vma;
 use sys::ptrace::{self, Stop, Stopped};
 
 /// Options of every thread that a dump traces.
-pub const OPTIONS: u64 = ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD;
+pub fn options() -> u64 {
+    sys::seccomp::suspension() | ptrace::SYSCALL_GOOD
+}
+
 /// How long an original may take to stop for the end of its copy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -235,7 +238,7 @@ fn enter(tracer: &mut Tracer, pid: i32, instruction: u64, wanted: Wanted) -> Res
             }
             let mut copied = None;
             if wanted.copy {
-                let (stopped, made) = host.copy(thread, context, OPTIONS)?;
+                let (stopped, made) = host.copy(thread, context, options())?;
                 thread = stopped;
                 copied = Some(made.map(|made| (made, host.range())));
             }
@@ -301,7 +304,7 @@ pub fn end(copies: &mut Vec<Stopped>) {
 fn reap(copy: &Copy) -> Result<(), Failure> {
     let pid = copy.of;
     let explain = |error: Errno| error.on(Object::Task, "have it wait for its copy").of(pid);
-    let running = match ptrace::seize(pid, OPTIONS) {
+    let running = match ptrace::seize(pid, options()) {
         Ok(running) => running,
         // Its children went to another.
         Err(error) if error.code == libc::ESRCH => return Ok(()),

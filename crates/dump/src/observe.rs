@@ -833,7 +833,7 @@ fn see(
     check_pending(pid, tid, &pending, &mut failures);
     let mode = seccomp::mode(status.seccomp)?;
     let filters = match mode {
-        SeccompMode::Filter => read_filters(stopped).map_err(explain)?,
+        SeccompMode::Filter => seccomp::read(stopped).map_err(explain)?,
         _ => Vec::new(),
     };
     let mut core = ThreadCoreEntry {
@@ -874,14 +874,6 @@ fn see(
         process: None,
         failures,
     })
-}
-
-fn read_filters(thread: &sys::ptrace::Stopped) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut programs = Vec::new();
-    while let Some(program) = sys::ptrace::seccomp_filter(thread, programs.len() as u64)? {
-        programs.push(program);
-    }
-    Ok(programs)
 }
 
 fn check_pending(pid: i32, tid: i32, pending: &[[u8; 128]], failures: &mut Vec<Failure>) {

@@ -1,8 +1,9 @@
 //! Stopped threads, and the one thread of this program that holds them.
 
-use crate::copies::{self, OPTIONS};
+use crate::copies::{self, options};
 use agent::arch;
 use agent::inject::Context;
+use kinds::task::seccomp;
 use model::{Errno, Failure, Object, Remedy};
 use std::collections::HashSet;
 use std::time::Instant;
@@ -119,7 +120,7 @@ impl Tracer {
             let mut stopping = Vec::with_capacity(new.len());
             let mut refused = None;
             for tid in new {
-                match ptrace::seize(tid, OPTIONS) {
+                match ptrace::seize(tid, options()) {
                     Ok(running) => {
                         let _ = running.interrupt();
                         stopping.push(running);
@@ -261,6 +262,11 @@ impl Part {
                     continue;
                 }
             };
+            if let Err(failure) = seccomp::enter(tid) {
+                let _ = stopped.detach();
+                first = first.and(Err(failure));
+                continue;
+            }
             match Context::read(&stopped) {
                 // Whoever never was outside of the kernel has no place to go on there.
                 Ok(context) if context.registers.ip == 0 && is_of_kernel(pid, tid) => {

@@ -742,6 +742,9 @@ pub struct SkOptsEntry {
     pub so_linger: Option<u32>,
     #[prost(uint32, optional, tag = "25")]
     pub so_buf_lock: Option<u32>,
+    /// Ours: number and value of each other option that is not as in a new socket.
+    #[prost(uint32, repeated, tag = "1000", packed = "false")]
+    pub others: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

@@ -15,7 +15,7 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] =
-    &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
+    &["IoUringEntry", "RegisteredRing", "RingBuffers", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
 const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];
@@ -41,6 +41,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("PipeDataEntry", "packets", 1000),
     ("PosixTimerEntry", "pending_overrun", 1000),
     ("RemapFilePathEntry", "handle", 1000),
+    ("SkOptsEntry", "others", 1000),
     ("SkPacketEntry", "from", 1000),
     ("SkPacketEntry", "sender", 1001),
     ("TaskCoreEntry", "exit_signal", 1000),
@@ -57,7 +58,9 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("TtyInfoEntry", "is_stopped_by_call", 1005),
     ("TtyInfoEntry", "is_stopped_by_character", 1004),
     ("TtyInfoEntry", "typed", 1003),
+    ("UnixSkEntry", "elsewhere", 1003),
     ("UnixSkEntry", "own_cred", 1001),
+    ("UnixSkEntry", "peek_offset", 1002),
     ("UnixSkEntry", "peer_cred", 1000),
     ("TunfileEntry", "device_flags", 1002),
     ("TunfileEntry", "flags", 1000),

@@ -395,15 +395,19 @@ pub trait FdKind: Sync {
         None
     }
 
-    /// Sets going what must not run before everything is there; `files` are those that are open, by id.
-    fn arm(
-        &self,
-        _entry: &Self::Entry,
-        _fd: &OwnedFd,
-        _files: &HashMap<u32, OwnedFd>,
-    ) -> Result<(), Failure> {
+    /// Sets going what must not run before everything is there.
+    fn arm(&self, _entry: &Self::Entry, _fd: &OwnedFd, _cx: &ArmCx) -> Result<(), Failure> {
         Ok(())
     }
+}
+
+/// What is there at the end.
+#[allow(missing_debug_implementations)]
+pub struct ArmCx<'a> {
+    /// Files that are open, by id.
+    pub files: &'a HashMap<u32, OwnedFd>,
+    /// The first task that has a file, in which it was finished.
+    pub first_with: &'a dyn Fn(u32) -> Option<i32>,
 }
 
 /// A record of some kind: its `FdKind::Entry`.
@@ -429,7 +433,7 @@ pub trait AnyFdKind: Sync {
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
     fn needs(&self, entry: &dyn Any) -> Vec<u32>;
-    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, files: &HashMap<u32, OwnedFd>) -> Result<(), Failure>;
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure>;
 }
 
 fn typed<K: FdKind>(entry: &dyn Any) -> &K::Entry {
@@ -514,8 +518,8 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::needs(self, typed::<K>(entry))
     }
 
-    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
-        FdKind::arm(self, typed::<K>(entry), fd, files)
+    fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
+        FdKind::arm(self, typed::<K>(entry), fd, cx)
     }
 }
 
@@ -668,7 +672,14 @@ pub fn reopen(fd: impl AsFd, flags: u32) -> Result<OwnedFd, Errno> {
 
 /// Flags that open(2) takes again: without those that act on the name at the moment of opening.
 pub fn open_flags(flags: u32) -> i32 {
-    flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC)
+    let nameless = if is_nameless(flags) { libc::O_TMPFILE } else { 0 };
+    flags as i32
+        & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC | nameless)
+}
+
+/// Was it opened as a new file without a name? O_TMPFILE is a bit of its own and O_DIRECTORY.
+pub fn is_nameless(flags: u32) -> bool {
+    flags as i32 & libc::O_TMPFILE == libc::O_TMPFILE
 }
 
 /// Status flags that F_SETFL can change, for objects that are not made by open(2).

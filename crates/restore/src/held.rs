@@ -39,7 +39,7 @@ impl Held {
         for thread in threads {
             let task = &checkpoint.tasks[thread.task];
             // After a failure none must run on half made, not even until all are killed.
-            let options = ptrace::SUSPEND_SECCOMP | ptrace::SYSCALL_GOOD | ptrace::EXIT_KILL;
+            let options = sys::seccomp::suspension() | ptrace::SYSCALL_GOOD | ptrace::EXIT_KILL;
             let running = ptrace::seize(task.tids[thread.nth], options).map_err(explain(
                 task,
                 thread,

@@ -59,6 +59,17 @@ pub struct Checkpoint {
     pub segments: Segments,
 }
 
+impl Checkpoint {
+    /// The first task that has a file.
+    pub fn first_with(&self, file: u32) -> Option<i32> {
+        let has_it = |task: &&Task| {
+            let table = self.tables.get(&task.ids.files_id).filter(|_| !task.is_zombie());
+            table.is_some_and(|entries| entries.iter().any(|entry| entry.id == file))
+        };
+        self.tasks.iter().find(has_it).map(|task| task.pid)
+    }
+}
+
 const PID_MAX: u32 = 1 << 22;
 const FD_MAX: u32 = 1 << 20;
 /// Records that are loaded on all processors.

@@ -7,11 +7,12 @@ use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
 use crate::stage::Stage;
 use image::{Dir, StatsEntry};
-use kinds::contract::{AnyFdKind, FileTable, OpenCx, Shelf};
+use kinds::contract::{AnyFdKind, ArmCx, FileTable, OpenCx, Shelf};
 use kinds::fd::ghost::Remap;
 use kinds::fd::regular::{self, Regular};
 use kinds::fd::tty::Control;
 use kinds::fd::{locks, memfd};
+use kinds::task::seccomp;
 use kinds::vma::{hugetlb, sysv};
 use model::hooks::Action;
 use model::stats::RestoreStats;
@@ -88,6 +89,9 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("files");
     let mut failures = Failures::new();
     failures.extend(sysv::judge(checkpoint.segments.values()));
+    let threads = checkpoint.tasks.iter().flat_map(|task| task.tids.iter().copied().zip(&task.cores));
+    let threads = threads.filter_map(|(tid, core)| Some((tid, core.thread_core.as_ref()?)));
+    failures.extend(seccomp::judge(threads, &checkpoint.chains).err());
     let mut huge = hugetlb::Needed::of(checkpoint.tasks.iter().flat_map(|task| &task.mm.vmas));
     failures.extend(memfd::judge(&dir, &mut huge));
     sysv::huge_pages(&checkpoint.segments, &mut huge);
@@ -129,9 +133,11 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         hooks.run(Action::PreResume, dir.path(), Some(root))?;
         kinds::fd::ghost::remove_links(&checkpoint.files);
         // Last of all: from here on nothing is done that a watch would see, or that takes time.
+        let first_with = |id: u32| checkpoint.first_with(id);
+        let cx = ArmCx { files: &files, first_with: &first_with };
         for (id, fd) in &files {
             if let Some((kind, entry)) = checkpoint.files.get(*id) {
-                kind.arm(entry, fd, &files)?;
+                kind.arm(entry, fd, &cx)?;
             }
         }
         Ok(())

@@ -129,6 +129,11 @@ impl Types {
         }
     }
 
+    /// Of a structure, in bytes.
+    pub fn size(&self, structure: &str) -> Option<u64> {
+        word(self.text(), self.find(STRUCT, structure)?.1 + 8).map(u64::from)
+    }
+
     /// Where in a structure a member is, in bytes; also one of those in it that have no name.
     pub fn offset(&self, structure: &str, member: &str) -> Option<u64> {
         self.member(self.find(STRUCT, structure)?.1, member, 8)
@@ -447,6 +452,44 @@ impl Inside {
     /// The address of a member of the structure at `address`.
     pub fn at(&self, address: u64, structure: &str, member: &str) -> Option<u64> {
         address.checked_add(self.types.offset(structure, member)?).filter(|_| address != 0)
+    }
+
+    /// What a member of two bytes holds.
+    pub fn half(&self, address: u64, structure: &str, member: &str) -> Option<u16> {
+        self.int(self.at(address, structure, member)?).map(|word| word as u16)
+    }
+
+    /// The entries of a `struct xarray` and their numbers.
+    ///
+    /// Source: include/linux/xarray.h.
+    pub fn entries(&self, array: u64) -> Option<Vec<(u64, u64)>> {
+        let mut entries = Vec::new();
+        self.add_entries(self.member(array, "xarray", "xa_head")?, 0, u64::BITS, &mut entries)?;
+        Some(entries)
+    }
+
+    fn add_entries(&self, entry: u64, number: u64, below: u32, found: &mut Vec<(u64, u64)>) -> Option<()> {
+        const NODE: &str = "xa_node";
+        // Small numbers with this mark are no nodes but say that there is nothing.
+        match (entry & 3, entry) {
+            (2, ..=4096) | (_, 0) => return Some(()),
+            (2, _) => {}
+            _ => {
+                found.push((number, entry));
+                return Some(());
+            }
+        }
+        let node = entry - 2;
+        let shift = self.half(node, NODE, "shift")? as u32 & 0xff;
+        let slots = self.at(node, NODE, "slots")?;
+        let count = (self.types.offset(NODE, "marks")? - self.types.offset(NODE, "slots")?) / 8;
+        if shift >= below {
+            return None;
+        }
+        for slot in 0..count {
+            self.add_entries(self.long(slots + slot * 8)?, number | slot << shift, shift, found)?;
+        }
+        Some(())
     }
 
     /// What a member of eight bytes holds: mostly an address.

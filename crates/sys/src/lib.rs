@@ -24,6 +24,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod restart;
+pub mod seccomp;
 pub mod shm;
 pub mod socket;
 pub mod stand_in;

@@ -173,15 +173,52 @@ pub fn read(pagemap: &File, range: Range<u64>, mut found: impl FnMut(Range<u64>,
 ///
 /// Source: Documentation/admin-guide/mm/pagemap.rst.
 pub fn shared_frames(pagemap: &File, start: u64, frames: &mut [Option<u64>]) -> Result<(), Errno> {
-    let mut words = vec![0u8; frames.len() * 8];
-    pagemap
-        .read_exact_at(&mut words, start / 4096 * 8)
-        .map_err(|error| crate::memory::io_errno("read(pagemap)", &error))?;
-    for (frame, word) in frames.iter_mut().zip(words.chunks_exact(8)) {
-        let word = u64::from_le_bytes(word.try_into().unwrap());
-        let (is_there, is_alone, is_file) = (word >> 63 & 1, word >> 56 & 1, word >> 61 & 1);
-        let number = word & ((1 << 55) - 1);
-        *frame = (is_there == 1 && is_alone == 0 && is_file == 0 && number != 0).then_some(number);
+    let words = words(pagemap, start, frames.len())?;
+    for (frame, word) in frames.iter_mut().zip(words) {
+        let (is_alone, is_file) = (word >> 56 & 1, word >> 61 & 1);
+        *frame = frame_in(word).filter(|_| is_alone == 0 && is_file == 0);
     }
     Ok(())
+}
+
+fn words(pagemap: &File, start: u64, count: usize) -> Result<impl Iterator<Item = u64>, Errno> {
+    let mut words = vec![[0u8; 8]; count];
+    pagemap
+        .read_exact_at(words.as_flattened_mut(), start / 4096 * 8)
+        .map_err(|error| crate::memory::io_errno("read(pagemap)", &error))?;
+    Ok(words.into_iter().map(u64::from_le_bytes))
+}
+
+fn frame_in(word: u64) -> Option<u64> {
+    let number = word & ((1 << 55) - 1);
+    (word >> 63 == 1 && number != 0).then_some(number)
+}
+
+/// The frame of a page of this process; none where it is not there, or may not be told (without CAP_SYS_ADMIN).
+pub fn own_frame(address: u64) -> Option<u64> {
+    frame_in(words(&File::open("/proc/self/pagemap").ok()?, address, 1).ok()?.next()?)
+}
+
+/// Where in one of these ranges a process has these frames, one behind the other.
+pub fn find_frames(pid: i32, ranges: impl IntoIterator<Item = Range<u64>>, wanted: &[u64]) -> Option<u64> {
+    const SOME: u64 = 1 << 14;
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).ok()?;
+    let (first, len) = (wanted.first()?, wanted.len() as u64 * 4096);
+    let are_there = |at: u64| {
+        let words = words(&pagemap, at, wanted.len());
+        words.is_ok_and(|words| words.map(frame_in).eq(wanted.iter().copied().map(Some)))
+    };
+    for range in ranges {
+        for start in range.clone().step_by((SOME * 4096) as usize) {
+            let some = ((range.end - start) / 4096).min(SOME) as usize;
+            // What cannot be read has no pages.
+            let Ok(words) = words(&pagemap, start, some) else { continue };
+            let mut places =
+                (start..).step_by(4096).zip(words).filter(|(_, word)| frame_in(*word) == Some(*first));
+            if let Some((at, _)) = places.find(|(at, _)| at + len <= range.end && are_there(*at)) {
+                return Some(at);
+            }
+        }
+    }
+    None
 }

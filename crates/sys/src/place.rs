@@ -59,6 +59,31 @@ pub fn nowhere() -> Result<OwnedFd, Errno> {
     call("fsmount", libc::SYS_fsmount, [number, CLOEXEC, 0, 0, 0]).map(owned)
 }
 
+/// The mount that `dir` is in, anew, mounted nowhere, and such that it can be written to.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, or where the mount was locked. Source: open_tree(2), mount_setattr(2).
+pub fn writable(dir: &Path) -> Result<OwnedFd, Errno> {
+    const OPEN_TREE_CLONE: u32 = 1;
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes());
+    let path = path.map_err(|_| Errno { call: "open_tree", code: libc::EINVAL })?;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u32;
+    // SAFETY: the kernel reads a C string that lives for the call.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    // SAFETY: a number that the kernel just made for us alone.
+    let tree = unsafe { OwnedFd::from_raw_fd(check("open_tree", tree)? as i32) };
+    // struct mount_attr: what to set, what to clear, propagation, a user namespace.
+    let attr = [0, MOUNT_ATTR_RDONLY, 0, 0];
+    let (number, empty, len) = (tree.as_raw_fd(), c"".as_ptr(), size_of_val(&attr));
+    // SAFETY: the kernel reads a C string and the words, which live for the call.
+    let set = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, number, empty, libc::AT_EMPTY_PATH, attr.as_ptr(), len)
+    };
+    check("mount_setattr", set)?;
+    Ok(tree)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,6 +41,47 @@ pub fn int_option(fd: impl AsFd, level: i32, name: i32) -> Result<i32, Errno> {
     Ok(i32::from_ne_bytes(value))
 }
 
+/// The classic BPF program that judges what a socket receives: instructions as `struct sock_filter` is laid out; none where
+/// there is no program.
+///
+/// # Errors
+/// `EACCES` when it is one of eBPF, which is told to nobody.
+///
+/// Source: socket(7) SO_GET_FILTER; net/core/filter.c, `sk_get_filter`.
+pub fn filter(fd: impl AsFd) -> Result<Vec<[u8; 8]>, Errno> {
+    // It has the number of SO_ATTACH_FILTER.
+    const SO_GET_FILTER: i32 = libc::SO_ATTACH_FILTER;
+    const BPF_MAXINSNS: usize = 4096;
+    // Where there is no room, the length is told.
+    if option(&fd, libc::SOL_SOCKET, SO_GET_FILTER, &mut [])? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut program = vec![[0u8; 8]; BPF_MAXINSNS];
+    // Counted in instructions, not in bytes.
+    let mut count = BPF_MAXINSNS as libc::socklen_t;
+    let (number, to) = (fd.as_fd().as_raw_fd(), program.as_mut_ptr().cast());
+    // SAFETY: the kernel writes at most `count` instructions, for which there is room: no program has more.
+    let result = unsafe { libc::getsockopt(number, libc::SOL_SOCKET, SO_GET_FILTER, to, &mut count) };
+    check("getsockopt", result.into())?;
+    program.truncate(count as usize);
+    Ok(program)
+}
+
+/// Attaches what [`filter`] tells.
+///
+/// # Errors
+/// `EINVAL` for what is no program; `EPERM` where the one before is locked.
+pub fn attach_filter(fd: impl AsFd, program: &[[u8; 8]]) -> Result<(), Errno> {
+    let long = Errno { call: "setsockopt", code: libc::EINVAL };
+    let len = u16::try_from(program.len()).map_err(|_| long)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    let (number, len) = (fd.as_fd().as_raw_fd(), size_of_val(&program) as u32);
+    let from = (&raw const program).cast();
+    // SAFETY: the kernel reads the structure and as many instructions as it says, which live for the call.
+    let result = unsafe { libc::setsockopt(number, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, from, len) };
+    check("setsockopt", result.into()).map(drop)
+}
+
 /// setsockopt(2).
 pub fn set_option(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
     // SAFETY: the kernel reads the borrowed bytes.
@@ -184,6 +225,14 @@ pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> Result<Peeked, Errno> {
     message(fd, buffer, libc::MSG_PEEK | libc::MSG_TRUNC)
 }
 
+/// Is there a byte that is read apart from the others? It stays there. Source: recv(2) MSG_OOB.
+pub fn has_urgent(fd: impl AsFd) -> bool {
+    let mut byte = 0u8;
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte to this stack.
+    unsafe { libc::recv(fd.as_fd().as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
+}
+
 /// Takes the next bytes or the next message, with what it carries; none when the other end is closed.
 ///
 /// # Errors
@@ -253,6 +302,10 @@ pub fn bytes_before_last(fd: impl AsFd, length: usize) -> Result<usize, Errno> {
 }
 
 /// Takes over the descriptors that the kernel has just put into control messages.
+/// Source: include/linux/socket.h; include/uapi/asm-generic/socket.h, where the newer ones have 64 bits for the seconds.
+const SCM_PIDFD: i32 = 4;
+const TIME_STAMPS: [i32; 6] = [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, libc::SO_TIMESTAMPING, 63, 64, 65];
+
 fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<Sender>, Option<i32>) {
     const HEAD: usize = 16;
     let (mut rights, mut sender, mut other) = (Vec::new(), None, None);
@@ -266,6 +319,13 @@ fn parse_control(mut control: &[u8]) -> (Vec<OwnedFd>, Option<Sender>, Option<i3
                 // SAFETY: descriptors that the kernel just made for us alone.
                 rights.extend(data.chunks_exact(4).map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
             }
+            (libc::SOL_SOCKET, SCM_PIDFD) => {
+                // SAFETY: as above.
+                drop(data.first_chunk::<4>().map(|fd| unsafe { OwnedFd::from_raw_fd(int(fd)) }));
+                other = Some(SCM_PIDFD);
+            }
+            // When it came is nothing that it carries.
+            (libc::SOL_SOCKET, kind) if TIME_STAMPS.contains(&kind) => {}
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => sender = data.first_chunk().map(credentials),
             (_, kind) => other = Some(kind),
         }

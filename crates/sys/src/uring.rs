@@ -1,9 +1,11 @@
 //! io_uring: setup, registration, and what a ring looks like in memory.
 
 use crate::call::check;
-use crate::inside::inside;
+use crate::inside::{inside, types};
+use crate::memory::{PAGE, SharedMap, memfd};
 use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// Flags of io_uring_setup(2). Source: include/uapi/linux/io_uring.h.
 pub mod setup {
@@ -30,6 +32,7 @@ pub mod register {
     pub const EVENTFD_ASYNC: u32 = 7;
     pub const RESTRICTIONS: u32 = 11;
     pub const RING_FDS: u32 = 20;
+    pub const PBUF_RING: u32 = 22;
     pub const PBUF_STATUS: u32 = 26;
     pub const NAPI: u32 = 27;
 }
@@ -49,6 +52,36 @@ pub mod ring {
 /// Offsets for mmap(2).
 pub const RINGS_AT: u64 = 0;
 pub const SQES_AT: u64 = 0x1000_0000;
+
+/// Where the kernel's memory of a ring of provided buffers is.
+pub fn group_at(group: u16) -> u64 {
+    0x8000_0000 | u64::from(group) << 16
+}
+
+/// A request: `struct io_uring_sqe`, the first half of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    pub operation: u8,
+    pub flags: u8,
+    pub fd: i32,
+    pub offset: u64,
+    pub address: u64,
+    pub len: u32,
+    pub group: u16,
+}
+
+impl Request {
+    pub fn bytes(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        bytes[..2].copy_from_slice(&[self.operation, self.flags]);
+        bytes[4..8].copy_from_slice(&self.fd.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.offset.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.address.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&self.len.to_ne_bytes());
+        bytes[40..42].copy_from_slice(&self.group.to_ne_bytes());
+        bytes
+    }
+}
 
 /// `struct io_uring_params`.
 #[repr(C)]
@@ -117,6 +150,30 @@ pub fn has_buffers(ring: impl AsFd, group: u16) -> bool {
     result == 0
 }
 
+/// `struct io_uring_buf_reg`: a ring of provided buffers, in the program's memory or, without an address, in the kernel's.
+pub fn buffer_ring(group: u16, entries: u32, address: Option<u64>, is_incremental: bool) -> [u8; 40] {
+    let flags = u16::from(address.is_none()) | u16::from(is_incremental) << 1;
+    let mut bytes = [0; 40];
+    bytes[..8].copy_from_slice(&address.unwrap_or(0).to_ne_bytes());
+    bytes[8..12].copy_from_slice(&entries.to_ne_bytes());
+    bytes[12..14].copy_from_slice(&group.to_ne_bytes());
+    bytes[14..16].copy_from_slice(&flags.to_ne_bytes());
+    bytes
+}
+
+/// Registers it with a ring.
+///
+/// # Errors
+/// `EEXIST` when the number is taken; `EINVAL` for a count that is no power of two.
+///
+/// Source: io_uring_register(2) IORING_REGISTER_PBUF_RING.
+pub fn register_buffers(ring: impl AsFd, what: &[u8; 40]) -> Result<(), Errno> {
+    let (ring, operation) = (ring.as_fd().as_raw_fd(), register::PBUF_RING);
+    // SAFETY: the kernel reads 40 bytes; memory that they name is the caller's, who keeps it as long as the ring.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, what.as_ptr(), 1) };
+    check("io_uring_register", result).map(drop)
+}
+
 /// How many descriptors of rings a thread can register. Source: include/linux/io_uring_types.h.
 pub const RINGFD_REG_MAX: u32 = 16;
 
@@ -130,6 +187,8 @@ pub struct Inner {
     pub has_buffer_groups: bool,
     pub has_personalities: bool,
     pub has_restrictions: bool,
+    /// Requests that wait for a time, which may come again and again.
+    pub has_timeouts: bool,
     context: u64,
 }
 
@@ -154,6 +213,7 @@ impl Inner {
                 Some((inside.int(inside.at(counter, "eventfd_ctx", "id")?)?, is_async))
             }
         };
+        let timeouts = inside.at(context, CONTEXT, "timeout_list");
         let restrictions = inside.at(context, CONTEXT, "restrictions")?;
         let is_restricted = inside.at(restrictions, "io_restriction", "registered")?;
         Some(Inner {
@@ -162,8 +222,46 @@ impl Inner {
             has_buffer_groups: is_there("io_bl_xa")?,
             has_personalities: is_there("personalities")?,
             has_restrictions: inside.int(is_restricted)? & 0xff != 0,
+            // An empty list leads to itself.
+            has_timeouts: timeouts.is_some_and(|list| inside.long(list) != Some(list)),
             context,
         })
+    }
+
+    /// What its program has provided of buffers and the kernel has not taken yet.
+    pub fn groups(&self) -> Option<Vec<Group>> {
+        const GROUP: &str = "io_buffer_list";
+        const IS_RING: u16 = 1;
+        const IS_INCREMENTAL: u16 = 2;
+        const IS_OF_USER: u32 = 2;
+        let inside = inside()?;
+        let group = |address: u64| {
+            let half = |member: &str| inside.half(address, GROUP, member);
+            // Since Linux 6.14 the memory has a structure of its own, and the flags are these.
+            let region = inside.at(address, GROUP, "region")?;
+            let flags = half("flags")?;
+            let buffers = match flags & IS_RING {
+                0 => Buffers::Listed(listed(inside.at(address, GROUP, "buf_list")?)?),
+                _ => {
+                    let int = |member: &str| inside.int(inside.at(region, "io_mapped_region", member)?);
+                    let (count, pages) =
+                        (int("nr_pages")?, inside.member(region, "io_mapped_region", "pages")?);
+                    let page = |nth: u32| inside.long(pages.checked_add(u64::from(nth) * 8)?);
+                    Buffers::Ring {
+                        entries: half("nr_entries")?.into(),
+                        head: half("head")?,
+                        is_incremental: flags & IS_INCREMENTAL != 0,
+                        pages: match int("flags")? & IS_OF_USER {
+                            0 => None,
+                            _ => Some((0..count).map(page).collect::<Option<_>>()?),
+                        },
+                    }
+                }
+            };
+            Some(Group { id: half("bgid")?, buffers })
+        };
+        let groups = inside.entries(inside.at(self.context, "io_ring_ctx", "io_bl_xa")?)?;
+        groups.into_iter().map(|(_, address)| group(address)).collect()
     }
 
     /// The `struct file` of each registered file, zero for none.
@@ -195,4 +293,100 @@ pub fn registered_rings(tid: i32) -> Option<[u64; RINGFD_REG_MAX as usize]> {
         }
     }
     Some(rings)
+}
+
+/// How many requests of a thread, which stands still, are under way, in whatever rings.
+pub fn in_flight(tid: i32) -> Option<i64> {
+    const TASK: &str = "io_uring_task";
+    const COUNTER: &str = "percpu_counter";
+    let inside = inside()?;
+    let own = inside.member(inside.task(tid)?, "task_struct", "io_uring")?;
+    if own == 0 {
+        return Some(0);
+    }
+    let counter = inside.at(own, TASK, "inflight")?;
+    let mut count = inside.member(counter, COUNTER, "count")? as i64;
+    let parts = inside.member(counter, COUNTER, "counters")?;
+    for shift in (0..).map_while(|processor| inside.shift(processor)) {
+        count += i64::from(inside.int(parts.wrapping_add(shift))? as i32);
+    }
+    // Some are counted in advance.
+    Some(count - i64::from(inside.int(inside.at(own, TASK, "cached_refs")?)? as i32))
+}
+
+/// Buffers that a program has provided under one number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    pub id: u16,
+    pub buffers: Buffers,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Buffers {
+    /// Handed over one by one (IORING_OP_PROVIDE_BUFFERS): the next to be taken comes first.
+    Listed(Vec<Buffer>),
+    /// In a ring (IORING_REGISTER_PBUF_RING).
+    Ring {
+        entries: u32,
+        /// Of the next to be taken: it goes on counting beyond `entries`.
+        head: u16,
+        is_incremental: bool,
+        /// Where the kernel describes the program's memory, page by page (see [`frame`]); none if it is the kernel's.
+        pages: Option<Vec<u64>>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    pub address: u64,
+    pub len: u32,
+    pub id: u16,
+}
+
+/// Those of a list that begins there.
+fn listed(head: u64) -> Option<Vec<Buffer>> {
+    const BUFFER: &str = "io_buffer";
+    let inside = inside()?;
+    let within = types()?.offset(BUFFER, "list")?;
+    let mut buffers = Vec::new();
+    let mut next = inside.long(head)?;
+    while next != head {
+        let buffer = next.checked_sub(within)?;
+        let len = inside.int(inside.at(buffer, BUFFER, "len")?)?;
+        let (address, id) = (inside.member(buffer, BUFFER, "addr")?, inside.half(buffer, BUFFER, "bid")?);
+        buffers.push(Buffer { address, len, id });
+        // Numbers have 16 bits.
+        if buffers.len() > 1 << 16 {
+            return None;
+        }
+        next = inside.long(next)?;
+    }
+    Some(buffers)
+}
+
+/// The frame of memory that the kernel describes at this address (`struct page`), as `/proc/PID/pagemap` counts them.
+pub fn frame(page: u64) -> Option<u64> {
+    static FIRST: OnceLock<Option<u64>> = OnceLock::new();
+    let size = types()?.size("page")?;
+    // Where frame 0 is described differs from boot to boot. Of one of our own both are known.
+    let find = || {
+        let memory = SharedMap::new(memory_of_own()?, 0, PAGE as usize).ok()?;
+        memory.write(0, &[1]);
+        let ring = new(&mut Params { sq_entries: 1, ..Params::default() }).ok()?;
+        register_buffers(&ring, &buffer_ring(0, 1, Some(memory.address(0)), false)).ok()?;
+        let own = crate::process::own_pid();
+        let inner = Inner::of(own, ring.as_raw_fd(), 1, 2)?;
+        let group = inner.groups()?.pop()?;
+        let Buffers::Ring { pages: Some(pages), .. } = group.buffers else { return None };
+        let frame = crate::pagemap::own_frame(memory.address(0))?;
+        pages.first()?.checked_sub(frame * size)
+    };
+    let first = FIRST.get_or_init(find).as_ref()?;
+    Some(page.checked_sub(*first)? / size)
+}
+
+fn memory_of_own() -> Option<OwnedFd> {
+    let fd = memfd(c"crtools-page", false).ok()?;
+    crate::fd::truncate(&fd, PAGE).ok()?;
+    Some(fd)
 }

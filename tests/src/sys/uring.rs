@@ -1,9 +1,10 @@
 //! An io_uring, used as its library does: with counters of the program's own.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::call::check;
+use super::memory::{Map, PAGE};
 
 pub const IOPOLL: u32 = 1;
 pub const SQPOLL: u32 = 1 << 1;
@@ -25,6 +26,7 @@ const WRITE_FIXED: u8 = 5;
 const TIMEOUT: u8 = 11;
 const READ: u8 = 22;
 const WRITE: u8 = 23;
+const PROVIDE_BUFFERS: u8 = 31;
 
 /// A request: operation, flags, descriptor, address, length, what comes back with the completion.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +37,17 @@ pub struct Request {
     address: u64,
     length: u32,
     data: u64,
+    /// Where in the file; the number of the first buffer.
+    offset: u64,
+    /// The group of buffers to take one from, or to give some to.
+    group: u16,
+    /// Flags of the operation, events.
+    more: u32,
 }
 
 impl Request {
     pub fn nop(data: u64) -> Self {
-        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data }
+        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data, offset: 0, group: 0, more: 0 }
     }
 
     /// Of an operation that there is not.
@@ -49,12 +57,58 @@ impl Request {
 
     pub fn write(fd: BorrowedFd, bytes: &'static [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_ptr() as u64, bytes.len() as u32);
-        Self { operation: WRITE, flags: 0, fd: fd.as_raw_fd(), address, length, data }
+        Self {
+            operation: WRITE,
+            flags: 0,
+            fd: fd.as_raw_fd(),
+            address,
+            length,
+            data,
+            offset: u64::MAX,
+            group: 0,
+            more: 0,
+        }
     }
 
     pub fn read(fd: BorrowedFd, bytes: &'static mut [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_mut_ptr() as u64, bytes.len() as u32);
-        Self { operation: READ, flags: 0, fd: fd.as_raw_fd(), address, length, data }
+        Self {
+            operation: READ,
+            flags: 0,
+            fd: fd.as_raw_fd(),
+            address,
+            length,
+            data,
+            offset: u64::MAX,
+            group: 0,
+            more: 0,
+        }
+    }
+
+    /// Tells of it only if it fails.
+    pub fn make_silent(&mut self) {
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        self.flags |= CQE_SKIP_SUCCESS;
+    }
+
+    /// Tells each time that there is something to read.
+    pub fn watch(fd: BorrowedFd, data: u64) -> Self {
+        const POLL_ADD: u8 = 6;
+        const MULTI: u32 = 1;
+        let fd = fd.as_raw_fd();
+        Self { operation: POLL_ADD, fd, length: MULTI, more: libc::POLLIN as u32, ..Self::nop(data) }
+    }
+
+    /// Ends the watch with this data.
+    pub fn watch_no_more(watch: u64, data: u64) -> Self {
+        const POLL_REMOVE: u8 = 7;
+        Self { operation: POLL_REMOVE, address: watch, ..Self::nop(data) }
+    }
+
+    /// Tells each time that so much time has passed.
+    pub fn tick(every: &'static [i64; 2], data: u64) -> Self {
+        const MULTISHOT: u32 = 1 << 6;
+        Self { offset: 0, more: MULTISHOT, ..Self::timeout(every, data) }
     }
 
     /// Has a thread of the kernel do it.
@@ -63,20 +117,83 @@ impl Request {
         self.flags |= ASYNC;
     }
 
+    /// Of a file, from its position, into a buffer of a group.
+    pub fn read_some(fd: BorrowedFd, length: u32, group: u16) -> Self {
+        const BUFFER_SELECT: u8 = 1 << 5;
+        let fd = fd.as_raw_fd();
+        Self {
+            operation: READ,
+            flags: BUFFER_SELECT,
+            fd,
+            address: 0,
+            length,
+            data: 0,
+            offset: u64::MAX,
+            group,
+            more: 0,
+        }
+    }
+
+    /// Gives so many buffers of 16 bytes, one behind the other, to a group; their numbers begin with `first`.
+    pub fn provide(address: u64, count: i32, first: u16, group: u16) -> Self {
+        let operation = PROVIDE_BUFFERS;
+        Self {
+            operation,
+            flags: 0,
+            fd: count,
+            address,
+            length: 16,
+            data: 0,
+            offset: first.into(),
+            group,
+            more: 0,
+        }
+    }
+
     /// Of registered file `index`, from its position.
     pub fn read_registered(index: i32, address: u64, length: u32, data: u64) -> Self {
-        Self { operation: READ, flags: FIXED_FILE, fd: index, address, length, data }
+        Self {
+            operation: READ,
+            flags: FIXED_FILE,
+            fd: index,
+            address,
+            length,
+            data,
+            offset: u64::MAX,
+            group: 0,
+            more: 0,
+        }
     }
 
     /// Ends with an error after a time: seconds and nanoseconds.
     pub fn timeout(after: &'static [i64; 2], data: u64) -> Self {
-        Self { operation: TIMEOUT, flags: 0, fd: -1, address: after.as_ptr() as u64, length: 1, data }
+        Self {
+            operation: TIMEOUT,
+            flags: 0,
+            fd: -1,
+            address: after.as_ptr() as u64,
+            length: 1,
+            data,
+            offset: 0,
+            group: 0,
+            more: 0,
+        }
     }
 
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
-        Self { operation, flags: FIXED_FILE, fd: index, address, length, data }
+        Self {
+            operation,
+            flags: FIXED_FILE,
+            fd: index,
+            address,
+            length,
+            data,
+            offset: u64::MAX,
+            group: 0,
+            more: 0,
+        }
     }
 }
 
@@ -150,10 +267,11 @@ impl Ring {
         words[0] = u64::from(request.operation)
             | u64::from(request.flags) << 8
             | u64::from(request.fd.cast_unsigned()) << 32;
-        words[1] = if matches!(request.operation, NOP | TIMEOUT) { 0 } else { u64::MAX };
+        words[1] = request.offset;
         words[2] = request.address;
-        words[3] = request.length.into();
+        words[3] = u64::from(request.length) | u64::from(request.more) << 32;
         words[4] = request.data;
+        words[5] = request.group.into();
         // SAFETY: the entry is inside the mapping and belongs to the program until the tail passes it.
         unsafe { self.requests.add(index as usize * size).cast::<[u64; 8]>().write(words) };
         if size > 64 {
@@ -202,17 +320,22 @@ impl Ring {
 
     /// The next completion: what came along, and the result.
     pub fn reap(&mut self) -> Option<(u64, i32)> {
+        self.reap_with_buffer().map(|(data, result, _)| (data, result))
+    }
+
+    /// The same, with the number of the buffer that was taken.
+    pub fn reap_with_buffer(&mut self) -> Option<(u64, i32, Option<u16>)> {
         if self.cq_head == self.word(12).load(Ordering::Acquire) {
             return None;
         }
         let size = 16_usize << u32::from(self.flags & CQE32 != 0);
         let at = self.cqes + (self.cq_head & self.masks.1) as usize * size;
         // SAFETY: inside the mapping, and the kernel has left it to the program.
-        let (data, result) =
-            unsafe { (self.rings.add(at).cast::<u64>().read(), self.rings.add(at + 8).cast::<i32>().read()) };
+        let [data, end] = unsafe { self.rings.add(at).cast::<[u64; 2]>().read() };
+        let (result, flags) = (end as i32, (end >> 32) as u32);
         self.cq_head = self.cq_head.wrapping_add(1);
         self.word(8).store(self.cq_head, Ordering::Release);
-        Some((data, result))
+        Some((data, result, (flags & 1 != 0).then_some((flags >> 16) as u16)))
     }
 
     /// Records of the operation; none is a null pointer.
@@ -224,5 +347,55 @@ impl Ring {
         check("io_uring_register", unsafe {
             libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count)
         })
+    }
+}
+
+/// A ring of buffers that a program provides: 16 bytes for each.
+#[derive(Debug)]
+pub struct Buffers {
+    memory: Map,
+    group: u16,
+    entries: u32,
+}
+
+impl Buffers {
+    /// Registers memory of the program, or of the kernel.
+    #[track_caller]
+    pub fn register(ring: &Ring, group: u16, entries: u32, is_of_kernel: bool, is_incremental: bool) -> Self {
+        const REGISTER: u32 = 22;
+        const OF_GROUPS: i64 = 0x8000_0000;
+        let flags = u64::from(is_of_kernel) | u64::from(is_incremental) << 1;
+        // struct io_uring_buf_reg: address, entries, group and flags; reserved.
+        let numbers = u64::from(entries) | u64::from(group) << 32 | flags << 48;
+        let length = PAGE;
+        let memory = if is_of_kernel {
+            ring.register(REGISTER, &[[0, numbers, 0, 0, 0]]);
+            let (protection, offset) =
+                (libc::PROT_READ | libc::PROT_WRITE, OF_GROUPS | i64::from(group) << 16);
+            Map::file(ring.fd.as_fd(), length, protection, libc::MAP_SHARED | libc::MAP_POPULATE, offset)
+        } else {
+            let memory = Map::private(length);
+            ring.register(REGISTER, &[[memory.address as u64, numbers, 0, 0, 0]]);
+            memory
+        };
+        Self { memory, group, entries }
+    }
+
+    pub fn group(&self) -> u16 {
+        self.group
+    }
+
+    /// Hands one to the kernel.
+    pub fn add(&self, address: u64, number: u16) {
+        let tail = self.memory.cell(12).load(Ordering::Acquire) >> 16;
+        let at = (tail & (self.entries - 1)) as usize * 16;
+        for (offset, value) in [(0, address as u32), (4, (address >> 32) as u32), (8, 16)] {
+            self.memory.cell(at + offset).store(value, Ordering::Relaxed);
+        }
+        // The upper half of the first one's is the tail.
+        let kept = self.memory.cell(at + 12).load(Ordering::Relaxed) & 0xffff_0000;
+        self.memory.cell(at + 12).store(kept | u32::from(number), Ordering::Relaxed);
+        let number = self.memory.cell(12).load(Ordering::Relaxed) & 0xffff;
+        self.memory.cell(12).store(number | (tail + 1) << 16, Ordering::Release);
     }
 }

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::case;
 use crate::case::{Case, Trial, until};
+use crate::sys::strange::tells_types;
 use crate::sys::process::fork;
 use crate::sys::{procfs, signal};
 
@@ -34,7 +35,7 @@ pub const CASES: &[Case] = &[
     case!(epoll_watch_of_a_file_that_only_a_child_has_is_refused).refused(&["fd", "watches", "no more"]),
     case!(epoll_loop_over_pipes_goes_on_meanwhile).restless(),
     case!(poll_with_a_limit_is_not_interrupted).peer_cannot("it ends such a call with EINTR"),
-    case!(poll_and_sleep_go_on_for_the_time_left).restless().needs(tells_ends)
+    case!(poll_and_sleep_go_on_for_the_time_left).restless().needs(tells_types)
         .peer_cannot("it ends such a call with EINTR"),
     case!(sleep_without_a_remainder_is_not_interrupted).restless()
         .peer_cannot("it ends such a call with EINTR"),
@@ -69,10 +70,6 @@ fn poll_with_a_limit_is_not_interrupted(t: &Trial) {
 }
 
 /// Without this nobody can know.
-fn tells_ends() -> Result<(), String> {
-    std::fs::metadata("/sys/kernel/btf/vmlinux").map(drop).map_err(|error| format!("no types of the kernel: {error}"))
-}
-
 fn poll_and_sleep_go_on_for_the_time_left(t: &Trial) {
     const WHOLE: Duration = Duration::from_millis(2500);
     // Whoever begins anew ends after the first and the whole.

@@ -19,6 +19,9 @@ pub const CASES: &[Case] = &[
     case!(two_processes_with_one_descriptor_table_keep_it),
     case!(two_threads_keep_one_descriptor_table),
     case!(close_on_exec_is_kept_for_each_descriptor).exchange(),
+    case!(flags_of_every_sort_are_kept),
+    case!(files_of_the_system_are_read_on),
+    case!(message_queue_is_refused).refused(&["fd", "/a_queue"]).peer_cannot("it does not look"),
     case!(append_and_nonblock_flags_are_kept).exchange(),
     case!(read_only_and_write_only_files_stay_so),
     case!(directory_descriptor_still_leads_to_its_files).exchange(),
@@ -128,6 +131,54 @@ fn close_on_exec_is_kept_for_each_descriptor(t: &Trial) {
     t.checkpoint();
     assert_eq!(fcntl(&file, FcntlArg::F_GETFD), Ok(libc::FD_CLOEXEC));
     assert_eq!(fcntl(&twin, FcntlArg::F_GETFD), Ok(0));
+}
+
+fn flags_of_every_sort_are_kept(t: &Trial) {
+    fs::write(t.path("data"), vec![b'x'; 8192]).expect("write");
+    let flags = [libc::O_SYNC, libc::O_DSYNC, libc::O_NOATIME, libc::O_DIRECT, libc::O_NOFOLLOW, libc::O_ASYNC];
+    let files = flags.map(|flag| {
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flag & !libc::O_ASYNC).open(t.path("data"));
+        let file = file.expect("open");
+        let own = fcntl(&file, FcntlArg::F_GETFL).expect("fcntl");
+        // A regular file takes it and never signals.
+        let own = OFlag::from_bits_retain(own | flag & libc::O_ASYNC);
+        fcntl(&file, FcntlArg::F_SETFL(own)).expect("fcntl");
+        file
+    });
+    let asked = files.each_ref().map(|file| fcntl(file, FcntlArg::F_GETFL));
+    t.checkpoint();
+    assert_eq!(files.each_ref().map(|file| fcntl(file, FcntlArg::F_GETFL)), asked);
+}
+
+fn files_of_the_system_are_read_on(t: &Trial) {
+    let paths = ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/ostype"];
+    let files = paths.map(|path| {
+        let mut file = File::open(path).expect("open");
+        let mut part = [0; 3];
+        file.read_exact(&mut part).expect("read");
+        let mut whole = fs::read(path).expect("read");
+        assert_eq!(whole[..3], part);
+        (file, whole.split_off(3))
+    });
+    t.checkpoint();
+    for (mut file, rest) in files {
+        let mut found = Vec::new();
+        file.read_to_end(&mut found).expect("read");
+        assert_eq!(found, rest);
+    }
+}
+
+fn message_queue_is_refused(t: &Trial) {
+    let flags = libc::O_CREAT | libc::O_RDWR;
+    // SAFETY: the kernel reads a C string; without attributes it takes its own.
+    let queue = unsafe { libc::mq_open(c"/a_queue".as_ptr(), flags, 0o600, std::ptr::null::<u8>()) };
+    assert!(queue >= 0, "{}", std::io::Error::last_os_error());
+    t.checkpoint();
+    // SAFETY: the kernel reads one byte, and a C string.
+    let sent = unsafe { libc::mq_send(queue, b"x".as_ptr().cast(), 1, 0) };
+    assert_eq!(sent, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::mq_unlink(c"/a_queue".as_ptr()) }, 0);
 }
 
 fn append_and_nonblock_flags_are_kept(t: &Trial) {

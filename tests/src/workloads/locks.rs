@@ -18,6 +18,11 @@ pub const CASES: &[Case] = &[
     case!(flock_of_duplicates_and_children_stays_one).options(LOCKS).exchange(),
     case!(record_locks_of_two_processes_are_kept).options(LOCKS).exchange(),
     case!(locks_of_open_files_are_kept).options(LOCKS).exchange(),
+    case!(lock_of_an_open_file_that_only_a_child_has_is_kept).options(LOCKS).exchange(),
+    case!(flocks_of_several_opens_overlap_as_before).options(LOCKS).exchange(),
+    case!(record_lock_without_its_descriptor_is_kept).options(LOCKS).exchange(),
+    case!(lease_of_an_owner_without_the_descriptor_is_kept).options(LOCKS),
+    case!(no_lease_appears).options(LOCKS).exchange(),
     case!(leases_are_kept).options(LOCKS).exchange(),
     case!(lease_that_is_being_broken_is_refused).options(LOCKS).refused(&["fd", "lease"]).peer_cannot("it dumps this"),
 ];
@@ -167,4 +172,64 @@ fn lease_that_is_being_broken_is_refused(t: &Trial) {
     assert_eq!(other.expect_err("the lease is in the way").raw_os_error(), Some(libc::EWOULDBLOCK));
     t.checkpoint();
     assert_eq!(lease(&write), libc::F_RDLCK);
+}
+
+fn lock_of_an_open_file_that_only_a_child_has_is_kept(t: &Trial) {
+    let file = open(t);
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, 0, 10))).expect("F_OFD_SETLK");
+    let child = held_by_a_child(t, || {});
+    drop(file);
+    t.checkpoint();
+    // It ends with the child, which ends now, and not before.
+    let other = open(t);
+    child.succeed();
+    fcntl(&other, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, 0, 10))).expect("it is free");
+}
+
+fn flocks_of_several_opens_overlap_as_before(t: &Trial) {
+    let files: Vec<File> = (0..3).map(|_| open(t)).collect();
+    files.iter().for_each(|file| flock(file, libc::LOCK_SH).expect("flock"));
+    t.checkpoint();
+    let other = open(t);
+    for file in files {
+        assert_eq!(flock(&other, libc::LOCK_EX), Err(Errno::EWOULDBLOCK));
+        drop(file);
+    }
+    flock(&other, libc::LOCK_EX).expect("it is free");
+}
+
+/// A record lock belongs to the process: a child has the file, but not the lock.
+fn record_lock_without_its_descriptor_is_kept(t: &Trial) {
+    let file = open(t);
+    fcntl(&file, FcntlArg::F_SETLK(&range(libc::F_WRLCK, 5, 5))).expect("F_SETLK");
+    let own = nix::unistd::getpid().as_raw();
+    let child = fork(|| {
+        t.mark("child");
+        t.hold();
+        assert_eq!(holder(&file, 7), (libc::F_WRLCK, 5, 5, own));
+        t.mark("asked");
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    t.await_mark("asked");
+    child.succeed();
+}
+
+fn lease_of_an_owner_without_the_descriptor_is_kept(t: &Trial) {
+    // The signal goes to the one who took the lease, and who has closed the file since; a child has it still.
+    let file = open(t);
+    let child = held_by_a_child(t, || set_lease(&file, libc::F_WRLCK));
+    t.checkpoint();
+    assert_eq!(lease(&file), libc::F_WRLCK);
+    child.succeed();
+    assert_eq!(lease(&file), libc::F_WRLCK);
+}
+
+fn no_lease_appears(t: &Trial) {
+    let with = File::open("/proc/self/exe").expect("open");
+    drop(File::create(t.path("file")).expect("create"));
+    let files = [File::open(t.path("file")).expect("open"), File::open(t.path("file")).expect("open")];
+    set_lease(&files[0], libc::F_RDLCK);
+    t.checkpoint();
+    assert_eq!([&files[0], &files[1], &with].map(lease), [libc::F_RDLCK, libc::F_UNLCK, libc::F_UNLCK]);
 }

@@ -15,6 +15,10 @@ pub const CASES: &[Case] = &[
     case!(established_tcp_connection_is_refused).refused(&["tcp", "--tcp-established"]),
     case!(traced_child_is_refused).refused(&["traced"]),
     case!(child_in_its_own_pid_namespace_is_refused).refused(&["pid namespace"]).needs(strange::has_namespaces),
+    case!(child_in_its_own_mount_namespace_is_refused).refused(&["mnt namespace"]).needs(strange::has_namespaces),
+    case!(child_in_its_own_network_namespace_is_refused).refused(&["net namespace"]).needs(strange::has_namespaces),
+    case!(child_in_its_own_ipc_namespace_is_refused).refused(&["ipc namespace"]).needs(strange::has_namespaces),
+    case!(child_in_its_own_uts_namespace_is_refused).refused(&["uts namespace"]).needs(strange::has_namespaces),
     case!(child_in_its_own_user_namespace_is_refused).refused(&["user namespace"]).needs(strange::has_namespaces),
     case!(child_in_its_own_time_namespace_is_refused).refused(&["time namespace"]).needs(strange::has_namespaces)
         .peer_cannot("it dumps this"),
@@ -76,6 +80,22 @@ fn in_namespace(t: &Trial, flag: CloneFlags) {
 
 fn child_in_its_own_pid_namespace_is_refused(t: &Trial) {
     in_namespace(t, CloneFlags::CLONE_NEWPID);
+}
+
+fn child_in_its_own_mount_namespace_is_refused(t: &Trial) {
+    in_namespace(t, CloneFlags::CLONE_NEWNS);
+}
+
+fn child_in_its_own_network_namespace_is_refused(t: &Trial) {
+    in_namespace(t, CloneFlags::CLONE_NEWNET);
+}
+
+fn child_in_its_own_ipc_namespace_is_refused(t: &Trial) {
+    in_namespace(t, CloneFlags::CLONE_NEWIPC);
+}
+
+fn child_in_its_own_uts_namespace_is_refused(t: &Trial) {
+    in_namespace(t, CloneFlags::CLONE_NEWUTS);
 }
 
 fn child_in_its_own_user_namespace_is_refused(t: &Trial) {

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 use crate::case;
-use crate::case::{Case, Trial, until};
+use crate::case::{Case, Moment, Outside, Trial, until};
 use crate::sys::process::fork;
-use crate::sys::{call, procfs, security};
+use crate::sys::{call, procfs, security, strange};
+use crate::tool::NO_CALL;
 
 pub const CASES: &[Case] = &[
     case!(user_and_group_ids_are_kept).needs(others_limits),
@@ -22,7 +23,29 @@ pub const CASES: &[Case] = &[
     case!(seccomp_filter_chain_of_a_child_is_kept),
     case!(seccomp_filters_of_threads_differ_afterwards),
     case!(strict_seccomp_stays_in_force),
+    case!(filtered_tool_carries_a_tree_without_filters)
+        .outside(filtered)
+        .restless()
+        .peer_cannot("it wants to suspend filters that nobody has"),
+    case!(filtered_tool_carries_a_tree_with_the_same_filters)
+        .outside(filtered)
+        .needs(strange::tells_types)
+        .peer_cannot("it may not suspend filters"),
+    case!(filtered_tool_refuses_a_tree_with_more_filters)
+        .outside(filtered)
+        .refused(&["thread ", "has seccomp filters other than those that this program has itself", "run this program"]),
+    case!(filtered_tool_refuses_images_with_filters)
+        .outside(filtered_when_it_restores)
+        .restore_refused(&["thread ", "had seccomp filters other than those", "run this program"]),
 ];
+
+fn filtered(o: &mut Outside, _: Moment) {
+    o.is_filtered = true;
+}
+
+fn filtered_when_it_restores(o: &mut Outside, moment: Moment) {
+    o.is_filtered = moment == Moment::Away;
+}
 
 /// CRIU asks prlimit(2) of each task, for which another uid needs this capability.
 fn others_limits() -> Result<(), String> {
@@ -215,4 +238,44 @@ fn strict_seccomp_stays_in_force(t: &Trial) {
     use nix::sys::signal::Signal;
     use nix::sys::wait::WaitStatus;
     assert!(matches!(child.wait(), WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+}
+
+fn filtered_tool_carries_a_tree_without_filters(t: &Trial) {
+    let child = fork(|| {
+        t.mark("child");
+        t.hold();
+        assert!(security::getpriority().is_ok());
+    });
+    t.await_mark("child");
+    std::thread::scope(|scope| {
+        scope.spawn(|| t.hold());
+        t.checkpoint();
+    });
+    child.succeed();
+}
+
+fn filtered_tool_carries_a_tree_with_the_same_filters(t: &Trial) {
+    security::refuse_call(NO_CALL, libc::ENOSYS);
+    let child = fork(|| {
+        t.mark("child");
+        t.hold();
+        assert_eq!(procfs::status("self", "Seccomp_filters"), "1");
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    assert_eq!(procfs::status("self", "Seccomp_filters"), "1");
+    child.succeed();
+}
+
+fn filtered_tool_refuses_a_tree_with_more_filters(t: &Trial) {
+    security::refuse_call(NO_CALL, libc::ENOSYS);
+    security::refuse_call(libc::SYS_getpriority, libc::E2BIG);
+    t.checkpoint();
+    assert_eq!(security::getpriority(), Err(libc::E2BIG));
+}
+
+fn filtered_tool_refuses_images_with_filters(t: &Trial) {
+    security::refuse_call(libc::SYS_getpriority, libc::E2BIG);
+    t.checkpoint();
+    assert_eq!(security::getpriority(), Err(libc::E2BIG));
 }

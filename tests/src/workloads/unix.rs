@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, connect, getpeername, getsockname,
-    getsockopt, listen, recv, send, socket, sockopt,
+    getsockopt, listen, recv, send, socket, socketpair, sockopt,
 };
 
 use crate::case;
@@ -72,6 +72,8 @@ pub const CASES: &[Case] = &[
         .restore_refused(&["nobody serves", "/server"]),
     case!(server_of_another_type_is_refused_at_the_restore).options(EXT).outside(server_of_another_type)
         .restore_refused(&["/server", "is no datagram socket"]),
+    case!(packet_connection_is_passed_in).outside(packet_connection_passed_in)
+        .peer_cannot("it knows the option for datagram sockets alone"),
     case!(connection_is_passed_in).outside(connection_passed_in)
         .peer_cannot("it knows the option for datagram sockets alone"),
 ];
@@ -427,11 +429,11 @@ fn datagram_socket_connected_to_itself_survives(t: &Trial) {
 
 // Servers outside: the harness itself has them.
 
-const BEFORE: &[u8] = b"before the dump";
-const AFTER: &[u8] = b"after the restore";
+pub const BEFORE: &[u8] = b"before the dump";
+pub const AFTER: &[u8] = b"after the restore";
 
 /// Everything in the queue of the server.
-fn received(server: &OwnedFd) -> Vec<Vec<u8>> {
+pub fn received(server: &OwnedFd) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     let mut bytes = [0; 100];
     // Nothing at all is the end of a connection.
@@ -455,7 +457,7 @@ pub fn server(o: &mut Outside, moment: Moment) {
 }
 
 /// A client that sees no error.
-fn send_around(t: &Trial, client: &UnixDatagram) {
+pub fn send_around(t: &Trial, client: &UnixDatagram) {
     client.send(BEFORE).expect("send");
     let before = names(&OwnedFd::from(client.try_clone().expect("dup")));
     t.checkpoint();
@@ -464,7 +466,7 @@ fn send_around(t: &Trial, client: &UnixDatagram) {
     assert_eq!(client.take_error().expect("SO_ERROR").map(|e| e.to_string()), None);
 }
 
-fn connected(path: impl AsRef<Path>) -> UnixDatagram {
+pub fn connected(path: impl AsRef<Path>) -> UnixDatagram {
     let client = UnixDatagram::unbound().expect("socket");
     client.connect(path).expect("connect");
     client
@@ -778,20 +780,32 @@ const NUMBER: i32 = 100;
 
 /// A connection to a server outside: left out of the dump, and given at the restore.
 fn connection_passed_in(o: &mut Outside, moment: Moment) {
+    other_end_passed_in(o, moment, SockType::Stream);
+}
+
+fn packet_connection_passed_in(o: &mut Outside, moment: Moment) {
+    other_end_passed_in(o, moment, SockType::SeqPacket);
+}
+
+fn other_end_passed_in(o: &mut Outside, moment: Moment, kind: SockType) {
     match moment {
         Moment::Ready => {
-            stream_server(o, moment);
+            listening_server(o, moment, kind);
             name_it(o);
         }
         Moment::Away => {
-            let (mine, yours) = UnixStream::pair().expect("pair");
+            let (mine, yours) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
             // SAFETY: nobody else uses this number; without close-on-exec the tool inherits it.
             assert_eq!(unsafe { libc::dup2(yours.as_raw_fd(), NUMBER) }, NUMBER);
-            o.held[1] = mine.into();
+            o.held[1] = mine;
         }
         Moment::Back => name_it(o),
-        moment => stream_server(o, moment),
+        moment => listening_server(o, moment, kind),
     }
+}
+
+fn packet_connection_is_passed_in(t: &Trial) {
+    connected_connection_is_refused(t, SockType::SeqPacket);
 }
 
 fn connection_is_passed_in(t: &Trial) {

@@ -1,6 +1,7 @@
 //! io_uring: rings that go on where they were.
 
 use std::fs::{self, File};
+use std::io::Seek;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -10,7 +11,7 @@ use crate::case::{Case, Trial};
 use crate::sys::process::fork;
 use crate::sys::strange::{has_io_uring, has_io_uring_and_types};
 use crate::sys::uring::{
-    COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL, SUBMIT_ALL,
+    Buffers, COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL, SUBMIT_ALL,
 };
 
 const WHY: &str = "it refuses every ring";
@@ -40,7 +41,18 @@ pub const CASES: &[Case] = &[
     case!(registered_ring_that_is_closed_is_refused).refused(&["io_uring", "IORING_REGISTER_RING_FDS", "closed"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(registered_files_of_one_name_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(provided_buffers_are_refused).refused(&["fd", "io_uring", "provided buffers"])
+    case!(requests_without_a_completion_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(completions_without_a_request_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(request_without_a_completion_in_flight_is_refused).refused(&["fd", "io_uring", "in flight"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(watch_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight", "file: 6"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(clock_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(provided_buffers_are_taken_in_their_order).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(rings_of_provided_buffers_go_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_of_buffers_beyond_a_round_goes_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(ring_of_buffers_that_is_unmapped_is_refused).refused(&["fd", "io_uring", "provided buffers (40000)", "unmapped"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(personalities_are_refused).refused(&["fd", "io_uring", "personalities"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -385,11 +397,192 @@ fn registered_files_of_one_name_go_on(t: &Trial) {
     assert_eq!(bytes, b"32");
 }
 
-fn provided_buffers_are_refused(t: &Trial) {
+fn requests_without_a_completion_are_counted(t: &Trial) {
+    let mut rings = [0, SQE128 | CQE32, SINGLE_ISSUER | DEFER_TASKRUN].map(|flags| Ring::new(8, flags));
+    let silent = |ring: &mut Ring, count: u32| {
+        for _ in 0..count {
+            let mut request = Request::nop(0);
+            request.make_silent();
+            ring.push(request);
+            assert_eq!(ring.submit(0), 1);
+            assert_eq!(ring.reap(), None);
+        }
+    };
+    for ring in &mut rings {
+        works(ring, 5);
+        silent(ring, 101);
+    }
+    t.checkpoint();
+    for ring in &mut rings {
+        works(ring, 20);
+        silent(ring, 3);
+        works(ring, 3);
+    }
+}
+
+fn completions_without_a_request_are_counted(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    works(&mut ring, 5);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    ring.push(Request::watch(reader.as_fd(), 7));
+    assert_eq!(ring.submit(0), 1);
+    for _ in 0..10 {
+        nix::unistd::write(&writer, b"x").expect("write");
+        assert_eq!(ring.submit(1), 0);
+        assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+    }
+    ring.push(Request::watch_no_more(7, 8));
+    assert_eq!(ring.submit(2), 1);
+    let mut ends = [ring.reap(), ring.reap()];
+    ends.sort_unstable();
+    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+    t.checkpoint();
+    works(&mut ring, 20);
+}
+
+fn request_without_a_completion_in_flight_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
+    request.make_silent();
+    ring.push(request);
+    assert_eq!(ring.submit(0), 1);
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    works(&mut ring, 3);
+}
+
+fn watch_that_has_told_once_is_refused(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    ring.push(Request::watch(reader.as_fd(), 7));
+    assert_eq!(ring.submit(0), 1);
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+    t.checkpoint();
+    nix::unistd::write(&writer, b"x").expect("write");
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
+}
+
+fn clock_that_has_told_once_is_refused(t: &Trial) {
+    static EVERY: [i64; 2] = [2, 0];
+    let mut ring = Ring::new(8, 0);
+    ring.push(Request::tick(&EVERY, 7));
+    assert_eq!(ring.submit(1), 1);
+    assert_eq!(ring.reap(), Some((7, -libc::ETIME)));
+    t.checkpoint();
+    // Every two seconds, until the program ends.
+    assert_eq!(ring.submit(1), 0);
+    assert_eq!(ring.reap(), Some((7, -libc::ETIME)));
+}
+
+/// Reads the next letter of a file into a buffer of a group: which one, or why not.
+fn take(ring: &mut Ring, file: &File, group: u16) -> Result<u16, i32> {
+    ring.push(Request::read_some(file.as_fd(), 1, group));
+    assert_eq!(ring.submit(1), 1);
+    match ring.reap_with_buffer() {
+        Some((0, 1, Some(number))) => Ok(number),
+        Some((0, error, None)) => Err(-error),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn alphabet(t: &Trial) -> File {
+    fs::write(t.path("alphabet"), "abcdefghijklmnopqrstuvwxyz").expect("write");
+    File::open(t.path("alphabet")).expect("open")
+}
+
+fn provided_buffers_are_taken_in_their_order(t: &Trial) {
+    let mut ring = Ring::new(8, 0);
+    let file = alphabet(t);
+    let memory = crate::sys::memory::Map::private(4096);
+    let give = |ring: &mut Ring, count: i32, first: u16, group: u16| {
+        let address = memory.address as u64 + u64::from(first) * 16;
+        ring.push(Request::provide(address, count, first, group));
+        assert_eq!(ring.submit(1), 1);
+        assert!(ring.reap().is_some_and(|(_, result)| result >= 0));
+    };
+    give(&mut ring, 4, 10, 3);
+    give(&mut ring, 1, 70, 500);
+    for number in [10, 11] {
+        assert_eq!(take(&mut ring, &file, 3), Ok(number));
+    }
+    give(&mut ring, 1, 10, 3);
+    t.checkpoint();
+    for number in [12, 13, 10] {
+        assert_eq!(take(&mut ring, &file, 3), Ok(number));
+    }
+    assert_eq!([10, 11, 12, 13].map(|number| memory.get(number * 16)), *b"ebcd");
+    assert_eq!(take(&mut ring, &file, 3), Err(libc::ENOBUFS));
+    assert_eq!(take(&mut ring, &file, 500), Ok(70));
+    give(&mut ring, 1, 11, 3);
+    assert_eq!(take(&mut ring, &file, 3), Ok(11));
+}
+
+fn rings_of_provided_buffers_go_on(t: &Trial) {
+    let mut file = alphabet(t);
+    let memory = crate::sys::memory::Map::private(4096);
+    let address = |number: u16| memory.address as u64 + u64::from(number) * 16;
+    let mut ring = Ring::new(8, 0);
+    let groups = [(1, false, false), (2, true, false), (40_000, false, true), (900, true, true)];
+    let groups = groups.map(|(id, is_of_kernel, is_incremental)| {
+        (Buffers::register(&ring, id, 4, is_of_kernel, is_incremental), is_incremental)
+    });
+    for (buffers, is_incremental) in &groups {
+        (0..3).for_each(|number| buffers.add(address(number), number));
+        assert_eq!(take(&mut ring, &file, buffers.group()), Ok(0));
+        assert_eq!(take(&mut ring, &file, buffers.group()), Ok(u16::from(!is_incremental)));
+    }
+    // One that was never used.
+    let unused = Buffers::register(&ring, 7, 8, false, false);
+    t.checkpoint();
+    unused.add(address(9), 9);
+    assert_eq!(take(&mut ring, &file, 7), Ok(9));
+    for (buffers, is_incremental) in &groups {
+        // Those that are taken byte by byte have 16 bytes each, of which the first has 14 left.
+        let expected = if *is_incremental { [vec![0; 14], vec![1; 16], vec![2; 16]].concat() } else { vec![2] };
+        for number in expected {
+            file.rewind().expect("rewind");
+            assert_eq!(take(&mut ring, &file, buffers.group()), Ok(number));
+        }
+        assert_eq!(take(&mut ring, &file, buffers.group()), Err(libc::ENOBUFS));
+        buffers.add(address(5), 5);
+        assert_eq!(take(&mut ring, &file, buffers.group()), Ok(5));
+    }
+}
+
+fn ring_of_buffers_beyond_a_round_goes_on(t: &Trial) {
+    let mut file = alphabet(t);
+    let memory = crate::sys::memory::Map::private(4096);
+    let mut ring = Ring::new(8, SQE128 | CQE32);
+    let groups = [false, true].map(|is_of_kernel| Buffers::register(&ring, u16::from(is_of_kernel), 2, is_of_kernel, false));
+    let mut next = |ring: &mut Ring, count: u32| {
+        for number in (0..count).map(|count| count as u16) {
+            for buffers in &groups {
+                file.rewind().expect("rewind");
+                buffers.add(memory.address as u64, number);
+                assert_eq!(take(ring, &file, buffers.group()), Ok(number));
+            }
+        }
+    };
+    // The positions are 16 bits wide.
+    next(&mut ring, 65_536 + 1001);
+    let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).expect("eventfd");
+    let number = event.as_fd().as_raw_fd();
+    ring.register(EVENTFD, &[number]);
+    t.checkpoint();
+    assert!(event.read().is_err(), "nothing has ended since");
+    next(&mut ring, 10);
+}
+
+fn ring_of_buffers_that_is_unmapped_is_refused(t: &Trial) {
     let mut ring = Ring::new(8, 0);
     let memory = crate::sys::memory::Map::private(4096);
-    // struct io_uring_buf_reg: address, entries, and a number that nobody would ask about; reserved.
+    // struct io_uring_buf_reg: address, entries, and a number; reserved.
     ring.register(BUFFER_RING, &[[memory.address as u64, 8 | 40_000 << 32, 0, 0, 0]]);
+    memory.unmap(0..1);
     t.checkpoint();
     works(&mut ring, 3);
 }

@@ -6,7 +6,7 @@
 //! Not kept: events that were not read, of which the log warns; whether the group was made without privileges.
 
 use super::watched::{self, FhEntry};
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
@@ -238,16 +238,11 @@ impl FdKind for Fanotify {
         entry.mark.iter().filter_map(|mark| mark.ie.as_ref()?.f_handle.file).collect()
     }
 
-    fn arm(
-        &self,
-        entry: &FanotifyFileEntry,
-        fd: &OwnedFd,
-        files: &HashMap<u32, OwnedFd>,
-    ) -> Result<(), Failure> {
+    fn arm(&self, entry: &FanotifyFileEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
         const IGNORES: u32 = libc::FAN_MARK_IGNORED_SURV_MODIFY | libc::FAN_MARK_IGNORE;
         for mark in &entry.mark {
             let explain = |error: Errno| lost(mark, error);
-            let (file, on) = find(mark, files).map_err(explain)?;
+            let (file, on) = find(mark, cx.files).map_err(explain)?;
             if mark.mask != 0 {
                 let flags = on | mark.mflags & !IGNORES;
                 sys::fanotify::mark(fd, &file, flags, mark.mask.into()).map_err(explain)?;

@@ -6,7 +6,7 @@
 //! Not kept: the time of the last change of the inode.
 
 use super::regular::{RegFileEntry, Regular};
-use crate::contract::{DumpCx, FileTable, OpenCx, open_flags, reopen};
+use crate::contract::{DumpCx, FileTable, OpenCx, is_nameless, open_flags, reopen};
 use image::{Dir, Stream, Writer, kind};
 use model::{Errno, Failure, Failures, Object, Remedy, options};
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -262,7 +262,7 @@ fn ghost(seen: &FileAt, object: &dyn Fn() -> Object, cx: &mut DumpCx) -> Result<
 }
 
 /// Without a trace in its times, where that is allowed.
-fn open_to_read(source: &Path) -> Result<OwnedFd, Errno> {
+pub fn open_to_read(source: &Path) -> Result<OwnedFd, Errno> {
     let flags = libc::O_RDONLY | libc::O_NONBLOCK;
     match sys::fd::open(source, flags | libc::O_NOATIME) {
         Err(error) if error.code == libc::EPERM => sys::fd::open(source, flags),
@@ -499,12 +499,17 @@ fn make(remap: &Remap, cx: &OpenCx) -> Result<Body, Failure> {
     let mut users: Vec<&RegFileEntry> = users.filter_map(|id| cx.files.entry::<Regular>(id)).collect();
     users.sort_unstable_by_key(|entry| entry.id);
     let mut names = Names::default();
+    let (mut named, mut ready) = (HashMap::new(), HashMap::new());
     let (base, content) = match remap {
         Remap::Ghost(number) => {
             let name = image_name(*number);
             let mut image = Stream::open(kind::GHOST_FILE, &name, cx.images.open_file(&name)?)?;
             let ghost: GhostFileEntry = image.one()?;
-            (create(&ghost, *number, &users, &mut names)?, Some((ghost, image)))
+            let base = match never_had_a_name(&ghost, &users) {
+                true => create_nameless(&users, &mut names, &mut ready)?,
+                false => create(&ghost, *number, &users, &mut names)?,
+            };
+            (base, Some((ghost, image)))
         }
         Remap::Process(_) => {
             return Err(Failure::corrupt("remap-fpath.img", None, "is for no file of its own"));
@@ -513,15 +518,13 @@ fn make(remap: &Remap, cx: &OpenCx) -> Result<Body, Failure> {
     };
     let inode = |fd: &OwnedFd| sys::fd::stat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
     let own = inode(&base);
-    let (mut named, mut ready) = (HashMap::new(), HashMap::new());
-    for user in users {
+    // A name that it gets and loses takes from a file that never had one the right to get one.
+    let may_be_named = content.as_ref().is_none_or(|(ghost, _)| !never_had_a_name(ghost, &users));
+    for user in users.iter().filter(|_| may_be_named) {
         let at = super::regular::path_of(user);
-        if !names.has(&at) {
-            match sys::name::link(&base, &at) {
-                Ok(()) => names.files.push(at.clone()),
-                // Somebody has this name now.
-                Err(_) => continue,
-            }
+        // Somebody may have this name now.
+        if !names.has(&at) && names.add(&at, |at| sys::name::link(&base, at)).is_err() {
+            continue;
         }
         let open = |flags: i32| sys::fd::open(&at, flags).ok().filter(|fd| inode(fd) == own);
         named.extend(open(libc::O_PATH | libc::O_NOFOLLOW).map(|fd| (user.id, fd)));
@@ -536,42 +539,131 @@ fn make(remap: &Remap, cx: &OpenCx) -> Result<Body, Failure> {
     Ok(Body { base, named, ready })
 }
 
+/// A name that exists for a moment.
+#[derive(Debug)]
+struct Name {
+    shown: PathBuf,
+    /// Where it is made and removed: by a mount of our own, if nobody may write to the other one.
+    real: PathBuf,
+}
+
 /// Names that exist for a moment.
 #[derive(Debug, Default)]
 struct Names {
-    files: Vec<PathBuf>,
+    files: Vec<Name>,
     /// Outer ones first.
-    dirs: Vec<PathBuf>,
+    dirs: Vec<Name>,
+    /// Mount points that nobody may write to, and the same mounts once more.
+    writable: Vec<(PathBuf, OwnedFd)>,
 }
 
 impl Names {
     fn has(&self, path: &Path) -> bool {
-        self.files.iter().chain(&self.dirs).any(|name| name == path)
+        self.files.iter().chain(&self.dirs).any(|name| name.shown == path)
+    }
+
+    fn real(&self, path: &Path) -> PathBuf {
+        let inside = |(point, mount): &(PathBuf, OwnedFd)| {
+            let rest = path.strip_prefix(point).ok()?;
+            Some(Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(rest))
+        };
+        self.writable.iter().find_map(inside).unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Has a name made, if need be where its mount can be written to.
+    fn make(&mut self, path: &Path, make: impl Fn(&Path) -> Result<(), Errno>) -> Result<Name, Errno> {
+        let name = |real: PathBuf| Name { shown: path.to_owned(), real };
+        let real = self.real(path);
+        match make(&real) {
+            Ok(()) => Ok(name(real)),
+            Err(error) if error.code == libc::EROFS && real == path => {
+                self.open_mount(path)?;
+                let real = self.real(path);
+                make(&real).map(|()| name(real))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add(&mut self, path: &Path, make: impl Fn(&Path) -> Result<(), Errno>) -> Result<(), Errno> {
+        let name = self.make(path, make)?;
+        self.files.push(name);
+        Ok(())
+    }
+
+    /// Gets the mount that a path is on once more, to write to.
+    fn open_mount(&mut self, path: &Path) -> Result<(), Errno> {
+        let read_only = Errno { call: "open", code: libc::EROFS };
+        let folder = path.ancestors().skip(1).find(|folder| folder.is_dir()).ok_or(read_only)?;
+        let mountinfo = sys::fd::text("/proc/self/mountinfo")?;
+        let fd = sys::fd::open(folder, libc::O_PATH)?;
+        let info = sys::fd::text(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        let id = sys::proc::fdinfo(&info, "mnt_id").and_then(sys::proc::decimal).ok_or(read_only)?;
+        let point = sys::proc::mount_point(&mountinfo, id).ok_or(read_only)?;
+        let point = PathBuf::from(OsString::from_vec(point));
+        let mount = sys::place::writable(&point)?;
+        self.writable.push((point, mount));
+        Ok(())
     }
 
     /// Makes the folders that are missing on the way to `path`.
-    fn make_parents(&mut self, path: &Path) -> io::Result<()> {
+    fn make_parents(&mut self, path: &Path) -> Result<(), Errno> {
         let missing: Vec<&Path> =
             path.ancestors().skip(1).take_while(|dir| fs::symlink_metadata(dir).is_err()).collect();
         for dir in missing.into_iter().rev() {
-            fs::DirBuilder::new().mode(0o700).create(dir)?;
-            self.dirs.push(dir.to_owned());
+            let name =
+                self.make(dir, |dir| io_result("mkdir", fs::DirBuilder::new().mode(0o700).create(dir)))?;
+            self.dirs.push(name);
         }
         Ok(())
     }
 }
 
+fn io_result<T>(call: &'static str, result: io::Result<T>) -> Result<T, Errno> {
+    result.map_err(|error| sys::memory::io_errno(call, &error))
+}
+
 impl Drop for Names {
     fn drop(&mut self) {
-        let files = self.files.iter().map(|path| (path, fs::remove_file(path)));
+        let files = self.files.iter().map(|name| (name, fs::remove_file(&name.real)));
         let removed: Vec<_> = files.collect();
-        let dirs = self.dirs.iter().rev().map(|path| (path, fs::remove_dir(path)));
-        for (path, result) in removed.into_iter().chain(dirs) {
+        let dirs = self.dirs.iter().rev().map(|name| (name, fs::remove_dir(&name.real)));
+        for (name, result) in removed.into_iter().chain(dirs) {
             if let Err(error) = result {
-                log::warn!("the name {} could not be removed: {error}", path.display());
+                log::warn!("the name {} could not be removed: {error}", name.shown.display());
             }
         }
     }
+}
+
+/// The kernel calls a file that was made without a name (O_TMPFILE) by its number.
+fn never_had_a_name(ghost: &GhostFileEntry, users: &[&RegFileEntry]) -> bool {
+    let own = ghost.ino.map(|ino| OsString::from(format!("#{ino}")));
+    let is_own = |user: &&RegFileEntry| super::regular::path_of(user).file_name().map(OsStr::to_owned) == own;
+    format(ghost.mode) == libc::S_IFREG && own.is_some() && !users.is_empty() && users.iter().all(is_own)
+}
+
+/// Makes such a file. The descriptor that it was made by is ready at once: no other is like that.
+fn create_nameless(
+    users: &[&RegFileEntry],
+    names: &mut Names,
+    ready: &mut HashMap<u32, OwnedFd>,
+) -> Result<OwnedFd, Failure> {
+    let first = users.iter().find(|user| is_nameless(user.flags)).copied();
+    let path = super::regular::path_of(first.unwrap_or(users[0]));
+    let explain = |error: Errno| {
+        error.on(Object::Path(path.display().to_string()), "make the file without a name anew")
+    };
+    names.make_parents(&path).map_err(explain)?;
+    let folder = path.parent().map(|folder| names.real(folder)).unwrap_or_default();
+    let flags = first.map_or(libc::O_RDWR, |user| open_flags(user.flags));
+    let is_read = flags & libc::O_ACCMODE == libc::O_RDWR;
+    let flags = flags & !libc::O_ACCMODE | libc::O_TMPFILE;
+    let made = fs::OpenOptions::new().read(is_read).write(true).mode(0o600).custom_flags(flags).open(folder);
+    let made = OwnedFd::from(io_result("open", made).map_err(explain)?);
+    let base = reopen(&made, libc::O_PATH as u32).map_err(explain)?;
+    ready.extend(first.map(|user| (user.id, made)));
+    Ok(base)
 }
 
 /// Makes the file of a ghost, still without content, under the first of its old names that is free.
@@ -587,21 +679,25 @@ fn create(
     paths.extend(beside(&first, number));
     let mut last = libc::EEXIST;
     for path in paths {
-        let made = names.make_parents(&path).and_then(|()| make_file(ghost, &path));
-        match made {
-            Ok(()) if format(ghost.mode) == libc::S_IFDIR => names.dirs.push(path.clone()),
-            Ok(()) => names.files.push(path.clone()),
+        let made = names.make_parents(&path).and_then(|()| names.make(&path, |path| make_file(ghost, path)));
+        let name = match made {
+            Ok(name) => name,
             Err(error) => {
-                last = error.raw_os_error().unwrap_or(libc::EINVAL);
+                last = error.code;
                 if matches!(last, libc::EEXIST | libc::ENOTDIR | libc::ENAMETOOLONG) {
                     continue;
                 }
                 break;
             }
-        }
+        };
         let object = || Object::Path(path.display().to_string());
         let explain = |error: Errno| error.on(object(), "open the file that was made anew");
-        return sys::fd::open(&path, libc::O_PATH | libc::O_NOFOLLOW).map_err(explain);
+        let base = sys::fd::open(&name.real, libc::O_PATH | libc::O_NOFOLLOW).map_err(explain);
+        match format(ghost.mode) {
+            libc::S_IFDIR => names.dirs.push(name),
+            _ => names.files.push(name),
+        }
+        return base;
     }
     let object = Object::Path(first.display().to_string());
     Err(Errno { call: "open", code: last }.on(object, "make the file without a name anew"))
@@ -615,18 +711,18 @@ fn beside(path: &Path, number: u32) -> Option<PathBuf> {
     Some(dir.join(name))
 }
 
-fn make_file(ghost: &GhostFileEntry, path: &Path) -> io::Result<()> {
+fn make_file(ghost: &GhostFileEntry, path: &Path) -> Result<(), Errno> {
     let kind = format(ghost.mode);
-    match kind {
+    let made = match kind {
         libc::S_IFREG => fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop),
         libc::S_IFDIR => fs::DirBuilder::new().mode(0o700).create(path),
         libc::S_IFLNK => std::os::unix::fs::symlink(ghost.symlnk_target.as_deref().unwrap_or_default(), path),
         libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => {
-            let made = sys::name::make_node(path, kind | 0o600, ghost.rdev.unwrap_or(0).into());
-            made.map_err(|error| io::Error::from_raw_os_error(error.code))
+            return sys::name::make_node(path, kind | 0o600, ghost.rdev.unwrap_or(0).into());
         }
-        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-    }
+        _ => return Err(Errno { call: "open", code: libc::EINVAL }),
+    };
+    io_result("open", made)
 }
 
 /// A file of huge pages, which is written from some place on.

@@ -201,8 +201,8 @@ impl FdKind for Inet {
                 return Err(Failure::policy(object, why, &options::TCP_ESTABLISHED).of(probe.pid));
             }
         }
-        if socket_options::has_filter(&probe.fd) {
-            return Err(Failure::unsupported(object, "has a BPF filter attached").of(probe.pid));
+        if socket_options::has_program(&probe.fd) {
+            return Err(Failure::unsupported(object, "has a program of eBPF attached").of(probe.pid));
         }
         let flag = |level, name| socket::int_option(&probe.fd, level, name).ok().map(|value| value != 0);
         let number = |name| socket::int_option(&probe.fd, libc::IPPROTO_TCP, name).ok().map(|value| value as u32);

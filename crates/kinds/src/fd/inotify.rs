@@ -4,7 +4,7 @@
 //! Rebuilt by: inotify_init1(2); the watches come last of all, so that the restore itself is not among the events.
 //! Not kept: events that were not read; the program is told by the event that says so (IN_Q_OVERFLOW).
 
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use super::watched::{self, FhEntry};
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Failures, Object};
@@ -120,12 +120,7 @@ impl FdKind for Inotify {
         entry.wd.iter().filter_map(|watch| watch.f_handle.file).collect()
     }
 
-    fn arm(
-        &self,
-        entry: &InotifyFileEntry,
-        fd: &OwnedFd,
-        files: &HashMap<u32, OwnedFd>,
-    ) -> Result<(), Failure> {
+    fn arm(&self, entry: &InotifyFileEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
         if entry.lost == Some(true) {
             let explain = |error: Errno| error.on(Object::Named("inotify".into()), "tell that events were lost");
             let _ = sys::inotify::overflow(fd).map_err(explain)?;
@@ -136,7 +131,7 @@ impl FdKind for Inotify {
         watches.sort_unstable_by_key(|watch| watch.wd);
         for watch in watches {
             let explain = |error: Errno| lost(watch, error);
-            let file = find(watch, files).map_err(explain)?;
+            let file = find(watch, cx.files).map_err(explain)?;
             sys::inotify::set_next(fd, watch.wd as i32).map_err(explain)?;
             let wd = sys::inotify::watch(fd, &file, watch.mask & MASK).map_err(explain)?;
             if wd != watch.wd as i32 {

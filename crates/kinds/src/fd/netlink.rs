@@ -95,8 +95,8 @@ impl FdKind for Netlink {
         let strange = || probe.refuse("has an address that is none");
         let (portid, first_groups) = parse(&socket::name(&probe.fd, false).map_err(explain)?).ok_or_else(strange)?;
         let (dst_portid, dst_groups) = parse(&socket::name(&probe.fd, true).map_err(explain)?).ok_or_else(strange)?;
-        if socket_options::has_filter(&probe.fd) {
-            return Err(probe.refuse("has a BPF filter attached"));
+        if socket_options::has_program(&probe.fd) {
+            return Err(probe.refuse("has a program of eBPF attached"));
         }
         match socket::peek(&probe.fd, &mut [0; 1]) {
             Err(error) if error.code == libc::EAGAIN => {}

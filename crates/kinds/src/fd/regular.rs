@@ -105,9 +105,16 @@ pub fn path_of(entry: &RegFileEntry) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(&entry.name))
 }
 
+/// Is it worth a look whether this is an executable or a library? Who writes to a file relies on nothing that is in it.
+fn may_be_program(probe: &FdProbe) -> bool {
+    let is_read = probe.flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY;
+    let is_library = || probe.link().windows(3).any(|part| part == b".so");
+    is_read && probe.format() == libc::S_IFREG && (probe.stat.st_mode & 0o111 != 0 || is_library())
+}
+
 /// The build id of the file that is at a path now.
 fn current_build_id(path: &Path) -> Option<Vec<u8>> {
-    let fd = sys::fd::open(path, libc::O_RDONLY | libc::O_NONBLOCK).ok()?;
+    let fd = ghost::open_to_read(path).ok()?;
     build_id::read(&File::from(fd))
 }
 
@@ -173,7 +180,12 @@ impl FdKind for Regular {
                 cx.shelf.of::<Named>().0.insert(key);
             }
         }
-        Ok(entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat))
+        let mut entry = entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat);
+        if cx.options.file_validation == FileValidation::Buildid && may_be_program(probe) && name == probe.link() {
+            let found = current_build_id(&probe.source());
+            entry.build_id = found.map(|id| build_id::words(&id)).unwrap_or_default();
+        }
+        Ok(entry)
     }
 
     fn group(&self, entry: &RegFileEntry, files: &FileTable) -> Option<u64> {

@@ -1,12 +1,12 @@
 //! Options that sockets of all families have.
 //!
 //! Read and set by getsockopt(2) and setsockopt(2). Buffer sizes are stored as the kernel tells them,
-//! twice what was asked for.
+//! twice what was asked for. Programs of eBPF are refused.
 
 use image::SkOptsEntry;
 use model::Errno;
 use std::os::fd::AsFd;
-use sys::socket::{int_option, option, set_option};
+use sys::socket::{self, int_option, option, set_option};
 
 const SOL: i32 = libc::SOL_SOCKET;
 const SO_BUF_LOCK: i32 = 72;
@@ -31,6 +31,19 @@ const FLAGS: [Flag; 8] = [
     (libc::SO_BROADCAST, |o| &mut o.so_broadcast),
     (libc::SO_KEEPALIVE, |o| &mut o.so_keepalive),
 ];
+
+/// Options that images have no field for, and what they are in a new socket. Each is one more question for each socket, so
+/// those that are of no use on all of ours are missing. Source: include/uapi/asm-generic/socket.h.
+const OTHERS: [(i32, u32); 5] = [
+    (libc::SO_TIMESTAMP, 0),
+    (libc::SO_TIMESTAMPNS, 0),
+    (SO_PASSPIDFD, 0),
+    (SO_RCVPRIORITY, 0),
+    (SO_PASSRIGHTS, 1),
+];
+const SO_PASSPIDFD: i32 = 76;
+const SO_RCVPRIORITY: i32 = 82;
+const SO_PASSRIGHTS: i32 = 83;
 
 fn time(fd: impl AsFd, name: i32) -> Result<(u64, u64), Errno> {
     let mut value = [0u8; 16];
@@ -61,6 +74,13 @@ pub fn dump(fd: impl AsFd) -> Result<SkOptsEntry, Errno> {
     opts.so_oobinline = Some(get(libc::SO_OOBINLINE)? as u32);
     // Since Linux 5.14: which buffer sizes were set by the program.
     opts.so_buf_lock = get(SO_BUF_LOCK).ok().map(|lock| lock as u32);
+    opts.so_filter = socket::filter(fd)?.into_iter().map(to_image).collect();
+    for (name, new) in OTHERS {
+        let value = get(name).map_or(new, |value| value as u32);
+        if value != new {
+            opts.others.extend([name as u32, value]);
+        }
+    }
     let mut device = [0u8; 16];
     let length = option(fd, SOL, libc::SO_BINDTODEVICE, &mut device).unwrap_or(0);
     if length > 1 {
@@ -69,10 +89,21 @@ pub fn dump(fd: impl AsFd) -> Result<SkOptsEntry, Errno> {
     Ok(opts)
 }
 
-/// Is a classic BPF program attached, which would be lost?
-pub fn has_filter(fd: impl AsFd) -> bool {
-    // SO_GET_FILTER has the number of SO_ATTACH_FILTER, and tells the length where there is no room.
-    option(fd, SOL, libc::SO_ATTACH_FILTER, &mut []).is_ok_and(|length| length != 0)
+/// Is a program of eBPF attached? The kernel tells it nobody.
+pub fn has_program(fd: impl AsFd) -> bool {
+    socket::filter(fd).is_err_and(|error| error.code == libc::EACCES)
+}
+
+/// An instruction as images have it: code, two jumps, and a value, from the highest bits down.
+fn to_image([code, code_high, if_true, if_false, value @ ..]: [u8; 8]) -> u64 {
+    let code = u64::from(u16::from_ne_bytes([code, code_high]));
+    code << 48 | u64::from(if_true) << 40 | u64::from(if_false) << 32 | u64::from(u32::from_ne_bytes(value))
+}
+
+fn from_image(instruction: u64) -> [u8; 8] {
+    let [a, b, c, d] = (instruction as u32).to_ne_bytes();
+    let [code, code_high] = ((instruction >> 48) as u16).to_ne_bytes();
+    [code, code_high, (instruction >> 40) as u8, (instruction >> 32) as u8, a, b, c, d]
 }
 
 /// Sets the options of a socket that has those of `now`.
@@ -118,8 +149,31 @@ pub fn restore(fd: impl AsFd, opts: &SkOptsEntry, now: &SkOptsEntry) -> Result<(
     if let Some(device) = &opts.so_bound_dev {
         set_option(fd, SOL, libc::SO_BINDTODEVICE, device.as_bytes())?;
     }
+    if !opts.so_filter.is_empty() {
+        let program: Vec<[u8; 8]> = opts.so_filter.iter().copied().map(from_image).collect();
+        socket::attach_filter(fd, &program)?;
+    }
     if let Some(lock) = opts.so_buf_lock.filter(|lock| now.so_buf_lock != Some(*lock)) {
         set(SO_BUF_LOCK, lock)?;
     }
+    let (others, _) = opts.others.as_chunks::<2>();
+    for [name, value] in others {
+        // An image has no say in what else there is.
+        if OTHERS.iter().any(|(known, _)| *known as u32 == *name) {
+            set(*name as i32, *value)?;
+        }
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_have_their_place_in_images() {
+        let image = 0x0015_0102_8765_4321;
+        assert_eq!(to_image(from_image(image)), image);
+        assert_eq!(from_image(image)[2..4], [1, 2]);
+    }
 }

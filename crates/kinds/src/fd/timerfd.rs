@@ -5,10 +5,9 @@
 //! passes for it while the tree is being built. Time left is relative: the clock stands during the freeze.
 //! Not kept: the point in time of an absolute timer; it fires after the time that was left.
 
-use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Object};
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 pub static KIND: Timerfd = Timerfd;
@@ -111,12 +110,7 @@ impl FdKind for Timerfd {
         Some(&entry.fown)
     }
 
-    fn arm(
-        &self,
-        entry: &TimerfdEntry,
-        fd: &OwnedFd,
-        _files: &HashMap<u32, OwnedFd>,
-    ) -> Result<(), Failure> {
+    fn arm(&self, entry: &TimerfdEntry, fd: &OwnedFd, _cx: &ArmCx) -> Result<(), Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "arm it");
         let (mut vsec, mut vnsec) = (entry.vsec, entry.vnsec);
         if (vsec, vnsec) == (0, 0) && entry.ticks != 0 {

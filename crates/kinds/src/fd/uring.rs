@@ -4,24 +4,28 @@
 //! process are answered when they ask for what cannot be had, and what the kernel tells its tracing ([`Inner`]).
 //! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
-//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory, provided buffers,
+//! Provided buffers: [`buffers`].
+//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory,
 //! personalities, restrictions; registered files, eventfds and rings that nobody has open. Where the kernel tells no types
-//! to its tracing, also IOPOLL, and every registered eventfd or ring.
+//! to its tracing, also IOPOLL, provided buffers, and every registered eventfd or ring.
 //! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
 //! no types, also SUBMIT_ALL, COOP_TASKRUN, personalities, restrictions, provided buffers with large numbers.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
 use crate::task::{Answers, Ask, ZERO, words};
 use agent::{Arg, Judge};
 use image::{FdTypes, FownEntry, RegisteredRing, ThreadCoreEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
-use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, register, ring, setup};
+use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Request, register, ring, setup};
+use buffers::RingBuffers;
+
+mod buffers;
 
 pub static KIND: IoUring = IoUring;
 
@@ -46,7 +50,7 @@ pub struct IoUringEntry {
     pub sq_entries: u32,
     #[prost(uint32, required, tag = "6")]
     pub cq_entries: u32,
-    /// Requests taken, which is completions told.
+    /// Requests taken, which is completions told, if these are not noted apart.
     #[prost(uint32, required, tag = "7")]
     pub done: u32,
     /// The rings as they are in memory: counters, completions, indices; and the requests.
@@ -65,6 +69,18 @@ pub struct IoUringEntry {
     pub eventfd: Option<i32>,
     #[prost(bool, optional, tag = "13")]
     pub eventfd_async: Option<bool>,
+    #[prost(message, repeated, tag = "14")]
+    pub groups: Vec<RingBuffers>,
+    #[prost(uint32, optional, tag = "15")]
+    pub told: Option<u32>,
+}
+
+impl IoUringEntry {
+    /// Requests that are taken and completions that are told before the task is there.
+    fn before_task(&self) -> (u32, u32) {
+        let (_, later) = buffers::requests(&self.groups);
+        (self.done.wrapping_sub(later as u32), self.told.unwrap_or(self.done).wrapping_sub(later as u32))
+    }
 }
 
 /// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
@@ -300,8 +316,8 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
     } else if inner.is_none() {
         has_groups |= (0..MANY_GROUPS).any(|group| uring::has_buffers(&probe.fd, group));
     }
-    if has_groups || inner.is_some_and(|inner| inner.has_buffer_groups) {
-        return refuse("with provided buffers");
+    if has_groups && inner.is_none() {
+        return refuse("with provided buffers, of which the kernel does not tell more here");
     }
     if let Some(inner) = inner {
         if inner.has_personalities {
@@ -325,6 +341,22 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
         return refuse("that polls for completions (IOPOLL)");
     }
     Ok((if is_disabled { setup::R_DISABLED } else { 0 }, None))
+}
+
+/// The buffers that were provided to a ring which has taken so many requests.
+fn groups(probe: &FdProbe, inner: Option<&Inner>, taken: u32) -> Result<Vec<RingBuffers>, Failure> {
+    let Some(inner) = inner.filter(|inner| inner.has_buffer_groups) else { return Ok(Vec::new()) };
+    let refuse = |why: &str| Err(probe.refuse(format!("is an io_uring with provided buffers{why}")));
+    let Some(groups) = inner.groups() else { return refuse(", of which the kernel does not tell more here") };
+    let groups = buffers::dump(probe, &groups)?;
+    let (before, with) = buffers::requests(&groups);
+    if before + with > taken.into() {
+        return refuse(", more than one of which was taken by one request; this is not carried");
+    }
+    if inner.setup & setup::IOPOLL != 0 && groups.iter().any(|group| group.head() != 0) {
+        return refuse(" that polls for completions (IOPOLL), which is not carried");
+    }
+    Ok(groups)
 }
 
 /// Flags whose meaning is known; those of sizes are found out in another way, too.
@@ -452,7 +484,7 @@ impl FdKind for IoUring {
         let told = cx.shelf.of::<Answered>().0.remove(&(probe.pid, probe.number)).unwrap_or_default();
         let inner = Inner::of(probe.pid, probe.number, known.sq_entries, known.cq_entries);
         let (mut setup, eventfd) = check(probe, &told, inner.as_ref())?;
-        if known.taken != known.told || !known.polls.is_empty() || known.has_overflow {
+        if !is_idle(&known, inner.as_ref(), cx) {
             let mut why = format!(
                 "is an io_uring with requests in flight: {} were taken, {} completed",
                 known.taken, known.told
@@ -467,7 +499,7 @@ impl FdKind for IoUring {
             let advice = Remedy::Advice("they have to end, or to be cancelled, first");
             return Err(probe.refuse(why).help(advice).passes());
         }
-        if !can_wind(known.taken, known.sq_entries) {
+        if !can_wind(known.taken, known.sq_entries) || !can_differ(known.taken, known.told) {
             let why = format!("is an io_uring that has taken {} requests, too many to do again", known.taken);
             return Err(probe.refuse(why));
         }
@@ -516,12 +548,15 @@ impl FdKind for IoUring {
             buffers: buffers(probe, &known)?,
             eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
             eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
+            groups: groups(probe, inner.as_ref(), known.taken.min(known.told))?,
+            told: (known.told != known.taken).then_some(known.told),
         })
     }
 
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
         let is_wrong = |entry: &IoUringEntry| {
             let is_size = |size: u32| size.is_power_of_two() && size <= MAX_ENTRIES;
+            let told = entry.told.unwrap_or(entry.done);
             entry.setup & !CARRIED != 0
                 || !is_size(entry.sq_entries)
                 || !is_size(entry.cq_entries)
@@ -531,10 +566,16 @@ impl FdKind for IoUring {
                     (rings, requests) != (entry.rings.len(), entry.requests.len())
                 }
                 || !can_wind(entry.done, entry.sq_entries)
-                || entry.setup & setup::R_DISABLED != 0 && entry.done != 0
+                || !can_differ(entry.done, told)
+                || entry.setup & setup::R_DISABLED != 0 && (entry.done, told) != (0, 0)
                 || entry.files.len() > MAX_REGISTERED
                 || !entry.buffers.len().is_multiple_of(2)
                 || entry.buffers.len() > 2 * MAX_REGISTERED
+                || !buffers::are_right(&entry.groups)
+                || {
+                    let (before, with) = buffers::requests(&entry.groups);
+                    before + with > entry.done.min(told).into()
+                }
         };
         let wrong = entries.iter().filter(|(_, entry)| is_wrong(entry));
         wrong
@@ -557,34 +598,21 @@ impl FdKind for IoUring {
         };
         let fd = uring::new(&mut params).map_err(explain)?;
         let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
-        let has_array = entry.setup & setup::NO_SQARRAY == 0;
         let is_as_before = params.cq_off[5] as usize == ring::CQES
             && params.sq_off[..2] == [ring::SQ_HEAD as u32, ring::SQ_TAIL as u32]
             && params.cq_off[..2] == [ring::CQ_HEAD as u32, ring::CQ_TAIL as u32]
-            && (!has_array || params.sq_off[6] as usize == array);
+            && (entry.setup & setup::NO_SQARRAY != 0 || params.sq_off[6] as usize == array);
         if !is_as_before {
             return Err(Failure::unsupported(object(), "this kernel arranges its rings in another way"));
         }
-        let map = |offset: u64, len: usize| SharedMap::new(&fd, offset, pages(len)).map_err(explain);
-        let rings = map(uring::RINGS_AT, entry.rings.len())?;
-        let requests = map(uring::SQES_AT, entry.requests.len())?;
-        if has_array {
-            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
-            rings.write(array, &indices);
-        }
-        wind(&fd, &rings, entry).map_err(explain)?;
-        // The kernel's own counters are there; those of the program, and the content, follow.
-        let kept = ring::CQES.min(entry.rings.len());
-        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
-            rings.write(at, &entry.rings[at..at + 4]);
-        }
-        rings.write(kept, &entry.rings[kept..]);
-        requests.write(0, &entry.requests);
+        // What is with the task comes when that is there.
+        Rings::map(&fd, entry, (0, 0)).and_then(|mut ring| ring.provide()).map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 
     fn finish(&self, entry: &IoUringEntry, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
+        buffers::register(number, &entry.groups, ops)?;
         let mut register = |operation: u32, argument: &[u8], count: usize| -> Result<(), Failure> {
             let argument = ops.bytes(argument)?;
             let args: [Arg; 4] =
@@ -606,6 +634,16 @@ impl FdKind for IoUring {
             register(operation, &eventfd.to_ne_bytes(), 1)?;
         }
         Ok(())
+    }
+
+    fn arm(&self, entry: &IoUringEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
+        let (_, later) = buffers::requests(&entry.groups);
+        if later == 0 {
+            return Ok(());
+        }
+        let Some(pid) = (cx.first_with)(entry.id) else { return Ok(()) };
+        let explain = |error: Errno| error.on(Object::Named("io_uring".into()), "take provided buffers");
+        Rings::map(fd, entry, entry.before_task()).and_then(|mut ring| ring.go_on(pid)).map_err(explain)
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
@@ -631,6 +669,22 @@ fn has_large_requests(probe: &FdProbe, sq_entries: u32) -> Result<bool, Errno> {
     Ok(rest.iter().any(|byte| *byte != 0))
 }
 
+/// Is no request under way? Where as many ended as were taken, none is, but for those that end more than once; where not,
+/// the threads of the tree are counted, if the kernel tells its tracing.
+fn is_idle(known: &sys::proc::Uring, inner: Option<&Inner>, cx: &DumpCx) -> bool {
+    if !known.polls.is_empty() || known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
+        return false;
+    }
+    let in_flight = || cx.tids.iter().map(|tid| uring::in_flight(*tid)).sum::<Option<i64>>();
+    known.taken == known.told || inner.is_some() && in_flight() == Some(0)
+}
+
+/// Can as many completions without requests, or requests without completions, be made in less than a minute?
+fn can_differ(taken: u32, told: u32) -> bool {
+    const MANY: u32 = 1 << 25;
+    told.wrapping_sub(taken).cast_signed().unsigned_abs() <= MANY
+}
+
 /// Is it a matter of less than a minute to bring a ring there?
 fn can_wind(done: u32, sq_entries: u32) -> bool {
     const REQUESTS: u32 = 1 << 30;
@@ -638,19 +692,137 @@ fn can_wind(done: u32, sq_entries: u32) -> bool {
     done <= REQUESTS && done / sq_entries <= CALLS
 }
 
-/// Has the kernel take requests that do nothing, until its counters are those of the record.
-fn wind(fd: &OwnedFd, rings: &SharedMap, entry: &IoUringEntry) -> Result<(), Errno> {
-    let mut done = 0u32;
-    while done != entry.done {
-        let some = entry.sq_entries.min(entry.done - done);
-        rings.word(ring::SQ_TAIL).store(done.wrapping_add(some), Ordering::Release);
-        let taken = uring::submit(fd, some)?;
-        done = done.wrapping_add(taken);
-        let told = rings.word(ring::CQ_TAIL).load(Ordering::Acquire);
-        if taken == 0 || told != done {
+/// A new ring on its way to where one was.
+pub(super) struct Rings<'r> {
+    fd: &'r OwnedFd,
+    entry: &'r IoUringEntry,
+    rings: SharedMap,
+    requests: SharedMap,
+    /// Requests taken, and completions told.
+    taken: u32,
+    told: u32,
+}
+
+impl<'r> Rings<'r> {
+    fn map(fd: &'r OwnedFd, entry: &'r IoUringEntry, (taken, told): (u32, u32)) -> Result<Rings<'r>, Errno> {
+        let map = |offset: u64, len: usize| SharedMap::new(fd, offset, pages(len));
+        let (rings, requests) = (map(uring::RINGS_AT, entry.rings.len())?, map(uring::SQES_AT, entry.requests.len())?);
+        let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
+        if entry.setup & setup::NO_SQARRAY == 0 {
+            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
+            rings.write(array, &indices);
+        }
+        // None that are not taken, none that are not seen; and requests that do nothing.
+        for (at, value) in [(ring::SQ_TAIL, taken), (ring::CQ_HEAD, told)] {
+            rings.word(at).store(value, Ordering::SeqCst);
+        }
+        requests.write(0, &vec![0; entry.requests.len()]);
+        Ok(Rings { fd, entry, rings, requests, taken, told })
+    }
+
+    /// What needs no task, and all requests and completions but those that do.
+    fn provide(&mut self) -> Result<(), Errno> {
+        buffers::provide(self, &self.entry.groups)?;
+        let (taken, told) = self.entry.before_task();
+        let more = told.wrapping_sub(taken).cast_signed();
+        let both = if more < 0 { told } else { taken };
+        while self.taken != both {
+            let some = self.entry.sq_entries.min(both.wrapping_sub(self.taken));
+            self.submit(some, some)?;
+        }
+        match more {
+            0 => {}
+            1.. => self.be_told(more.unsigned_abs())?,
+            _ => self.be_silent(more.unsigned_abs())?,
+        }
+        self.fill();
+        Ok(())
+    }
+
+    /// What needs the task, whose eventfd is to be told nothing.
+    fn go_on(&mut self, pid: i32) -> Result<(), Errno> {
+        const EVENTFD_DISABLED: u32 = 1;
+        self.rings.word(ring::CQ_FLAGS).store(EVENTFD_DISABLED, Ordering::SeqCst);
+        buffers::go_on(self, &self.entry.groups, pid)?;
+        self.fill();
+        Ok(())
+    }
+
+    /// Has the kernel take the next requests, and is told of so many completions.
+    fn submit(&mut self, count: u32, ends: u32) -> Result<(), Errno> {
+        let until = self.taken.wrapping_add(count);
+        self.rings.word(ring::SQ_TAIL).store(until, Ordering::Release);
+        if uring::submit(self.fd, count)? != count {
             return Err(Errno { call: "io_uring_enter", code: libc::EIO });
         }
-        rings.word(ring::CQ_HEAD).store(done, Ordering::Release);
+        self.taken = until;
+        self.see(ends)
     }
-    Ok(())
+
+    /// Sees the next completions, which have to be there.
+    fn see(&mut self, ends: u32) -> Result<(), Errno> {
+        self.told = self.told.wrapping_add(ends);
+        if self.rings.word(ring::CQ_TAIL).load(Ordering::Acquire) != self.told {
+            return Err(Errno { call: "io_uring_enter", code: libc::EIO });
+        }
+        self.rings.word(ring::CQ_HEAD).store(self.told, Ordering::Release);
+        Ok(())
+    }
+
+    /// Has the kernel take one request; what it is answered.
+    fn ask(&mut self, request: &Request) -> Result<i32, Errno> {
+        let large = |flag: u32| usize::from(self.entry.setup & flag != 0);
+        let slot = ((self.taken & (self.entry.sq_entries - 1)) as usize * 64) << large(setup::SQE128);
+        let answer = ((self.told & (self.entry.cq_entries - 1)) as usize * 16) << large(setup::CQE32);
+        self.requests.write(slot, &request.bytes());
+        self.submit(1, 1)?;
+        self.requests.write(slot, &[0; 64]);
+        Ok(self.rings.word(ring::CQES + answer + 8).load(Ordering::Acquire) as i32)
+    }
+
+    /// Takes requests that end without a completion.
+    fn be_silent(&mut self, count: u32) -> Result<(), Errno> {
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        let silent = Request { flags: CQE_SKIP_SUCCESS, ..Request::default() }.bytes();
+        let size = self.entry.requests.len() / self.entry.sq_entries as usize;
+        for slot in 0..self.entry.sq_entries as usize {
+            self.requests.write(slot * size, &silent);
+        }
+        let mut left = count;
+        while left != 0 {
+            let some = self.entry.sq_entries.min(left);
+            self.submit(some, 0)?;
+            left -= some;
+        }
+        Ok(())
+    }
+
+    /// Gets completions from another ring, for which there was no request in this one.
+    fn be_told(&mut self, count: u32) -> Result<(), Errno> {
+        const MSG_RING: u8 = 40;
+        let (rings, requests, _) = layout(0, 1, 2);
+        let (rings, requests) = (vec![0; rings], vec![0; requests]);
+        let entry = IoUringEntry { sq_entries: 1, cq_entries: 2, rings, requests, ..IoUringEntry::default() };
+        let fd = uring::new(&mut Params { sq_entries: 1, ..Params::default() })?;
+        let mut other = Rings::map(&fd, &entry, (0, 0))?;
+        for _ in 0..count {
+            let result = other.ask(&Request { operation: MSG_RING, fd: self.fd.as_raw_fd(), ..Request::default() })?;
+            if result < 0 {
+                return Err(Errno { call: "IORING_OP_MSG_RING", code: -result });
+            }
+            self.see(1)?;
+        }
+        Ok(())
+    }
+
+    /// The kernel's own counters are there; those of the program, and the content, follow.
+    fn fill(&self) {
+        let (rings, entry) = (&self.rings, self.entry);
+        let kept = ring::CQES.min(entry.rings.len());
+        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
+            rings.write(at, &entry.rings[at..at + 4]);
+        }
+        rings.write(kept, &entry.rings[kept..]);
+        self.requests.write(0, &entry.requests);
+    }
 }

@@ -2,18 +2,84 @@
 //!
 //! Read from: `status` (mode); ptrace(2) PTRACE_SECCOMP_GET_FILTER, the programs one by one.
 //! Rebuilt by: seccomp(2) in each thread, oldest first, while ptrace(2) holds them suspended.
+//! Under a filter of our own, as in most containers, the kernel allows neither: then only threads with the very same
+//! filters are carried, which the kernel's tracing tells, and which new ones have from us; and those without any.
 //! Not kept: flags (logging) and that a chain is one object for several tasks; listeners are refused with
 //! their descriptor.
 
 use super::ZERO;
 use crate::contract::TaskOps;
 use image::{SeccompEntry, SeccompFilter, SeccompMode, ThreadCoreEntry};
-use model::{Failure, Object};
+use model::{Errno, Failure, Object, Remedy};
+use sys::ptrace::Stopped;
 
 const SET_MODE_STRICT: i32 = 0;
 const SET_MODE_FILTER: i32 = 1;
 /// Instructions of a program, as the kernel limits them.
 const PROGRAM_MAX: usize = 4096 * 8;
+
+const OUTSIDE: Remedy = Remedy::Advice("run this program where it has no seccomp filters itself");
+
+/// May calls of ours be made in this thread, which stands still?
+///
+/// # Errors
+/// When its filters would see them.
+pub fn enter(tid: i32) -> Result<(), Failure> {
+    if !sys::seccomp::is_filtered() {
+        return Ok(());
+    }
+    let text = sys::fd::text(&format!("/proc/{tid}/status"));
+    let status = text.ok().and_then(|text| sys::proc::parse_status(&text));
+    match status.map(|status| status.seccomp) {
+        Some(0) => Ok(()),
+        Some(2) if sys::seccomp::are_own(tid) => Ok(()),
+        _ => {
+            let why = "has seccomp filters other than those that this program has itself, which therefore cannot suspend them";
+            Err(Failure::unsupported(Object::Thread(tid), why).help(OUTSIDE))
+        }
+    }
+}
+
+/// The programs of a thread, oldest first.
+///
+/// # Errors
+/// Where the kernel does not tell them.
+pub fn read(thread: &Stopped) -> Result<Vec<Vec<u8>>, Errno> {
+    if sys::seccomp::is_filtered() {
+        let unknown = Errno { call: "bpf", code: libc::EOPNOTSUPP };
+        // Others were not entered.
+        return sys::seccomp::own_programs().map(<[_]>::to_vec).ok_or(unknown);
+    }
+    let mut programs = Vec::new();
+    while let Some(program) = sys::ptrace::seccomp_filter(thread, programs.len() as u64)? {
+        programs.push(program);
+    }
+    Ok(programs)
+}
+
+/// Can these threads get what they had? Each is born with filters of our own.
+///
+/// # Errors
+/// When it would need others.
+pub fn judge<'c>(
+    cores: impl IntoIterator<Item = (i32, &'c ThreadCoreEntry)>,
+    chains: &SeccompEntry,
+) -> Result<(), Failure> {
+    if !sys::seccomp::is_filtered() {
+        return Ok(());
+    }
+    let own = sys::seccomp::own_programs();
+    for (tid, core) in cores {
+        let programs = programs(core, chains)?;
+        let has_others = own.is_none_or(|own| programs != own) && !programs.is_empty();
+        if has_others || core.seccomp_mode == Some(SeccompMode::Strict.into()) {
+            let why = "had seccomp filters other than those that this program has itself";
+            return Err(Failure::unsupported(Object::Thread(tid), why).help(OUTSIDE));
+        }
+    }
+    log::warn!("this program is under seccomp filters, and so will all be that it makes");
+    Ok(())
+}
 
 /// The chains of a dump, each program stored once for each place in a chain.
 #[derive(Debug, Default)]
@@ -72,6 +138,10 @@ pub fn programs<'e>(core: &ThreadCoreEntry, chains: &'e SeccompEntry) -> Result<
 }
 
 pub fn restore(core: &ThreadCoreEntry, chains: &SeccompEntry, ops: &mut TaskOps) -> Result<(), Failure> {
+    // It has its own already, from us: see `judge`.
+    if sys::seccomp::is_filtered() {
+        return Ok(());
+    }
     ops.list.label("install the seccomp filters");
     if core.seccomp_mode == Some(SeccompMode::Strict.into()) {
         ops.list.ok(libc::SYS_seccomp, &[SET_MODE_STRICT.into(), ZERO, ZERO]);

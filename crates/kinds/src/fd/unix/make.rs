@@ -7,7 +7,7 @@
 //! A socket whose name is gone from its folder gets that name in a file system of its own, which nobody else
 //! sees and which ends with the restore.
 
-use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry, UnixSkEntry, kind_name, path_of, shown};
+use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry, UnixSkEntry, kind_name, path_of, root_of, shown};
 use crate::contract::{FileTable, OpenCx, set_new_status, set_status};
 use crate::fd::socket_options;
 use image::{Dir, Reader, SkOptsEntry, SkShutdown, kind};
@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use sys::socket;
 use sys::stand_in::{self, Call, Placeholder, Who};
-use sys::unix_diag::Diag;
+use sys::unix_diag::{Diag, UnixSocket};
 
 /// Messages by the id of the file that has them in its queue.
 type Queues = HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>;
@@ -560,7 +560,12 @@ impl<'m> Maker<'m> {
         }
         let (Some(fd), Some(peer)) = (self.fd(entry.ino), self.entries.get(&entry.peer)) else { return Ok(()) };
         let address = socket::unix_address(&peer.name);
-        let connected = self.spot(peer).within(|| socket::connect(fd, &address));
+        let root = match peer.elsewhere {
+            Some(true) => Some(elsewhere(peer).map_err(|why| Failure::conflict(object(entry), OUTSIDE, why))?),
+            _ => None,
+        };
+        let spot = root.as_ref().map_or(self.spot(peer), |root| Spot::Box(root.as_fd()));
+        let connected = spot.within(|| socket::connect(fd, &address));
         connected.and_then(|connected| connected).map_err(|error| {
             let name = shown(&peer.name);
             let place = peer.name_dir.as_ref().map_or(String::new(), |dir| format!(" (in {dir})"));
@@ -577,7 +582,7 @@ impl<'m> Maker<'m> {
                 libc::EPERM => format!("{name}{place} is connected to another socket"),
                 _ => format!("{name}{place}: {error}"),
             };
-            let doing = if peer.uflags & EXTERN == 0 { "connect it" } else { "connect it to its server outside of the tree" };
+            let doing = if peer.uflags & EXTERN == 0 { "connect it" } else { OUTSIDE };
             Failure::conflict(object(entry), doing, why)
         })
     }
@@ -618,6 +623,9 @@ impl<'m> Maker<'m> {
             false => self.fresh.of(entry.r#type as i32).map_err(explain)?,
         };
         socket_options::restore(fd, &entry.opts, now).map_err(explain)?;
+        if let Some(offset) = entry.peek_offset {
+            super::set_peek_offset(fd, offset as i32).map_err(explain)?;
+        }
         set_new_status(fd, 0, entry.flags).map_err(explain)
     }
 
@@ -660,6 +668,27 @@ fn bind_for_a_moment(sender: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
         }
         socket::bind(sender, &address)
     })?
+}
+
+const OUTSIDE: &str = "connect it to its server outside of the tree";
+
+/// The root in which the one server that is called so is found, and which is not ours.
+fn elsewhere(server: &UnixSkEntry) -> Result<OwnedFd, String> {
+    let name = shown(&server.name);
+    let path = path_of(&server.name).ok_or_else(|| format!("{name} is no path"))?;
+    let here = std::fs::metadata(path).map(|found| found.ino() as u32).ok();
+    let all = Diag::new().and_then(|mut diag| diag.all()).map_err(|error| error.to_string())?;
+    let is_it = |socket: &&UnixSocket| {
+        socket.name.as_deref() == Some(&*server.name)
+            && u32::from(socket.kind) == server.r#type
+            && socket.vfs.map(|(_, inode)| inode) != here
+    };
+    let mut roots: Vec<OwnedFd> = all.iter().filter(is_it).filter_map(|socket| root_of(socket, path)).collect();
+    match roots.len() {
+        0 => Err(format!("nobody serves {name} in a root or mount namespace of its own")),
+        1 => Ok(roots.remove(0)),
+        _ => Err(format!("several serve {name}, each in a root or mount namespace of its own")),
+    }
 }
 
 /// Reads the queues.

@@ -7,8 +7,10 @@
 //! Rebuilt by: socketpair(2), bind(2), connect(2), accept(2) in [`make`], all sockets of the images together.
 //! Who made an end is noted by the kernel at the time of the call (SO_PEERCRED), so calls are made in the place of those
 //! processes, see [`make`].
-//! Refused for now: data in connections that were not accepted.
-//! Not kept: that the process of SO_PEERCRED lives (SO_PEERPIDFD); its pid, where another process has that by now.
+//! Refused for now: data in connections that were not accepted; urgent bytes (MSG_OOB). Of one that was sent in line
+//! (SO_OOBINLINE) the place is lost, not the byte.
+//! Not kept: when a message in a queue came (SO_TIMESTAMP); that the process of SO_PEERCRED lives (SO_PEERPIDFD); its pid,
+//! where another process has that by now.
 
 mod make;
 
@@ -74,6 +76,12 @@ pub struct UnixSkEntry {
     /// Ours: who waits to be accepted.
     #[prost(message, optional, tag = "1001")]
     pub own_cred: Option<UnixCredEntry>,
+    /// Ours: where the next look into the queue begins (SO_PEEK_OFF).
+    #[prost(uint32, optional, tag = "1002")]
+    pub peek_offset: Option<u32>,
+    /// Ours: a server outside of the tree, whose path is one in another root or mount namespace than ours.
+    #[prost(bool, optional, tag = "1003")]
+    pub elsewhere: Option<bool>,
 }
 
 impl UnixCredEntry {
@@ -331,8 +339,8 @@ impl FdKind for Unix {
         };
         let object = Object::Fd { number: probe.number, what };
         let refuse = |why: &'static str| Err(Failure::unsupported(object.clone(), why).of(probe.pid));
-        if socket_options::has_filter(&probe.fd) {
-            return refuse("has a BPF filter attached");
+        if socket_options::has_program(&probe.fd) {
+            return refuse("has a program of eBPF attached");
         }
         // A datagram socket that others have connected to is no connection.
         let state = match told.peer {
@@ -377,6 +385,8 @@ impl FdKind for Unix {
             mnt_id: None,
             peer_cred: peer_cred(&probe.fd),
             own_cred: None,
+            elsewhere: None,
+            peek_offset: peek_offset(&probe.fd).map_err(|error| probe.fail(error, "read its options"))?,
         };
         if state != LISTENING && !is_given {
             save_queue(probe, &entry, cx)?;
@@ -568,7 +578,7 @@ fn outside_peer(inode: u32, socket: &Seen, dumped: &mut Dumped, options: &Option
         let why = format!("{}; it has no name to connect to again", whose());
         return Err(Failure::unsupported(socket.object.clone(), why));
     }
-    let mut name_dir = None;
+    let (mut name_dir, mut elsewhere) = (None, None);
     if let Some(path) = path_of(&name) {
         let is_it = |path: &Path| {
             std::fs::metadata(path).is_ok_and(|found| {
@@ -576,7 +586,8 @@ fn outside_peer(inode: u32, socket: &Seen, dumped: &mut Dumped, options: &Option
             })
         };
         let found = if path.is_absolute() {
-            is_it(path)
+            elsewhere = (!is_it(path)).then_some(true);
+            elsewhere.is_none() || root_of(&told, path).is_some()
         } else {
             let cwds = holders().into_iter().filter_map(|(pid, _)| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
             name_dir = cwds.into_iter().find(|cwd| is_it(&cwd.join(path))).and_then(|cwd| cwd.into_os_string().into_string().ok());
@@ -594,8 +605,29 @@ fn outside_peer(inode: u32, socket: &Seen, dumped: &mut Dumped, options: &Option
         uflags: EXTERN,
         name,
         name_dir,
+        elsewhere,
         ..UnixSkEntry::default()
     })
+}
+
+/// The root of a process that has the socket and in which its path leads to it.
+fn root_of(socket: &UnixSocket, path: &Path) -> Option<OwnedFd> {
+    let inside = path.strip_prefix("/").ok()?;
+    sys::fd::holders(socket.inode.into()).into_iter().find_map(|(pid, _)| {
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        let found = std::fs::metadata(root.join(inside)).ok()?;
+        let is_it = found.file_type().is_socket() && socket.vfs.is_some_and(|(_, inode)| found.ino() as u32 == inode);
+        is_it.then(|| sys::fd::open(&root, libc::O_PATH | libc::O_DIRECTORY).ok()).flatten()
+    })
+}
+
+/// Where the next look into the queue begins, if that is somewhere else than where bytes are taken from.
+fn peek_offset(fd: &OwnedFd) -> Result<Option<u32>, Errno> {
+    Ok(u32::try_from(socket::int_option(fd, libc::SOL_SOCKET, SO_PEEK_OFF)?).ok())
+}
+
+fn set_peek_offset(fd: &OwnedFd, offset: i32) -> Result<(), Errno> {
+    socket::set_option(fd, libc::SOL_SOCKET, SO_PEEK_OFF, &offset.to_ne_bytes())
 }
 
 /// Records the messages in the receive queue.
@@ -608,13 +640,13 @@ fn save_queue(probe: &FdProbe, entry: &UnixSkEntry, cx: &mut DumpCx) -> Result<(
             return Ok(());
         }
     }
-    let before = socket::int_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF).map_err(explain)?;
-    let set = |offset: i32| {
-        socket::set_option(&probe.fd, libc::SOL_SOCKET, SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(explain)
-    };
+    if entry.r#type as i32 == libc::SOCK_STREAM && socket::has_urgent(&probe.fd) {
+        return Err(probe.refuse("has an urgent byte (MSG_OOB) in its queue, which is not carried yet").passes());
+    }
+    let set = |offset: i32| set_peek_offset(&probe.fd, offset).map_err(explain);
     set(0)?;
     let result = copy_queue(probe, entry, cx, &set);
-    set(before)?;
+    set(entry.peek_offset.map_or(-1, |offset| offset as i32))?;
     result
 }
 
