@@ -176,7 +176,7 @@ impl Host {
         &self.area
     }
 
-    /// Forgets the lists and results of the last batch; the watch of its slots has ended.
+    /// Forgets the lists and results of the last batch. No thread runs a list, in none of the processes of one watch.
     pub fn next_batch(&self) {
         self.area.rewind(self.start);
     }

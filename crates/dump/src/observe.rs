@@ -536,7 +536,6 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
     }
     enter(&mut guests, &watch);
     while guests.iter().any(Guest::has_more) {
-        watch.forget();
         round(&mut guests);
     }
     leave(&mut guests);

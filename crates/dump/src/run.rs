@@ -6,12 +6,12 @@ use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
-use crate::{copies, encode, observe, survey, track};
+use crate::{copies, encode, observe, secrets, survey, track};
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
-use kinds::fd::tty;
+use kinds::fd::{secret, tty};
 use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
@@ -150,6 +150,7 @@ fn dump(
             }
             Ok(Reading { from: pid, memory })
         })?;
+        secrets::read(&mut tree, secret::readings(&mut whole.cx)?)?;
         log::info!("surveyed the tree in {} us", micros(frozen));
         sys::apart::go_on()?;
         dir.begin()?;

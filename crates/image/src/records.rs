@@ -584,6 +584,7 @@ pub enum FdTypes {
     Pidfd = 20,
     /// Ours.
     IoUring = 1000,
+    Secret = 1001,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }

@@ -15,13 +15,13 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] =
-    &["IoUringEntry", "RegisteredRing", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
+    &["IoUringEntry", "RegisteredRing", "SecretEntry", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
 
 /// Values that CRIU does not have, in enums that it has.
-const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];
+const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000), ("FdTypes", "secret", 1001)];
 
 /// Fields of `files.img` that CRIU does not have.
-const OWN_KINDS: &[(u32, &str)] = &[(1000, "iouringentry")];
+const OWN_KINDS: &[(u32, &str)] = &[(1000, "iouringentry"), (1001, "secretentry")];
 
 /// Fields that CRIU does not have, in messages that it has.
 const OWN_FIELDS: &[(&str, &str, u32)] = &[

@@ -154,7 +154,6 @@ impl Map {
         super::call::check("mlock", unsafe { libc::mlock(address, pages.len() * PAGE) });
     }
 
-    /// Unmaps a part; what remains must not be touched there any more.
     /// Has the kernel put pages on these nodes, the first 64 of them. Source: mbind(2).
     #[track_caller]
     pub fn set_policy(&self, pages: std::ops::Range<usize>, mode: i32, nodes: u64) {
@@ -180,6 +179,7 @@ impl Map {
         (mode, nodes[0])
     }
 
+    /// Unmaps a part; what remains must not be touched there any more.
     #[track_caller]
     pub fn unmap(&self, pages: std::ops::Range<usize>) {
         assert!(pages.end * PAGE <= self.length);
@@ -271,6 +271,27 @@ impl Map {
         let address = (self.address + pages.start * PAGE) as *mut c_void;
         // SAFETY: the range lies inside this mapping, to which no reference exists.
         unsafe { libc::munmap(address, pages.len() * PAGE) == 0 }
+    }
+}
+
+impl Map {
+    /// Which pages have a place in memory, whoever has put them there. Source: mincore(2).
+    #[track_caller]
+    pub fn resident(&self) -> Vec<bool> {
+        let mut pages = vec![0u8; self.length.div_ceil(PAGE)];
+        // SAFETY: the kernel writes a byte for each page of this mapping.
+        let result = unsafe { libc::mincore(self.address as *mut c_void, self.length, pages.as_mut_ptr()) };
+        super::call::check("mincore", result);
+        pages.iter().map(|page| page & 1 != 0).collect()
+    }
+
+    /// Can the kernel read it for another? Source: process_vm_readv(2), of this process itself.
+    pub fn is_readable_from_outside(&self) -> bool {
+        let mut byte = 0_u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: self.address as *mut c_void, iov_len: 1 };
+        // SAFETY: the kernel writes one byte on this stack.
+        unsafe { libc::process_vm_readv(nix::unistd::getpid().as_raw(), &local, 1, &remote, 1, 0) == 1 }
     }
 }
 

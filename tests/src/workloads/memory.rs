@@ -55,7 +55,6 @@ pub const CASES: &[Case] = &[
     case!(memfd_open_for_reading_alone_survives).moves(),
     case!(sealed_memfd_stays_sealed).moves(),
     case!(shared_memory_open_through_map_files_survives).moves(),
-    case!(secret_memory_is_refused).refused(&["mapping", "secret memory"]).needs(has_secret_memory),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
@@ -798,20 +797,6 @@ fn shared_memory_open_through_map_files_survives(t: &Trial) {
     file.write_all_at(&[9], pages(1) as u64).expect("write");
     assert_eq!(map.get(pages(1)), 9);
     map.check(2..3, 1);
-}
-
-fn has_secret_memory() -> Result<(), String> {
-    memory::secret().map(drop).map_err(|e| format!("no secret memory here: {e}"))
-}
-
-fn secret_memory_is_refused(t: &Trial) {
-    let file = memory::secret().expect("memfd_secret");
-    file.set_len(pages(2) as u64).expect("grow");
-    let map = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
-    drop(file);
-    map.fill(0..2, 1);
-    t.checkpoint();
-    map.check(0..2, 1);
 }
 
 fn memory_registered_with_a_userfaultfd_is_refused(t: &Trial) {
