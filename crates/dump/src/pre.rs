@@ -27,8 +27,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
-    let mut connection = connect(options)?;
-    let mut taking = Taking::new(dir, options, connection.as_mut());
+    let mut receiver = connect(options)?;
+    let mut taking = Taking::new(dir, options, receiver.as_mut());
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let frozen = Instant::now();
     let freezing_us = micros(start);

@@ -18,7 +18,7 @@ use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
 use pages::away::Ended;
 use pages::select::Question;
-use pages::server::{self, Connection, Sending};
+use pages::server::{self, Receiver};
 use pages::take::{Job, Owner, Source, Taken, data_runs, take};
 use std::collections::HashMap;
 use std::fs::File;
@@ -42,12 +42,12 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let dir = Dir::open(&options.images_dir)?;
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreDump, dir.path(), Some(root))?;
-    let mut connection = connect(options)?;
+    let mut receiver = connect(options)?;
     let mut keeping = options.lazy_pages.then(|| Keeping::begin(options)).transpose()?;
     let mut tries = 0;
     loop {
         tries += 1;
-        let taking = Taking::new(&dir, options, connection.as_mut());
+        let taking = Taking::new(&dir, options, receiver.as_mut());
         let Err(failures) = dump(root, options, taking, &mut keeping, &hooks) else { return Ok(()) };
         dir.discard();
         if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
@@ -66,12 +66,9 @@ pub fn micros(since: Instant) -> u32 {
 ///
 /// # Errors
 /// When nobody answers, or not in the way that is wanted.
-pub fn connect(options: &Options) -> Result<Option<Box<dyn Connection>>, Failure> {
-    let mut connection = options.page_server.then(|| server::connect(options)).transpose()?;
-    if let (Some(connection), Some(how)) = (&mut connection, options.compress) {
-        server::ask_for_blocks(&mut **connection, how)?;
-    }
-    Ok(connection)
+pub fn connect(options: &Options) -> Result<Option<Receiver>, Failure> {
+    let connection = options.page_server.then(|| server::connect(options)).transpose()?;
+    connection.map(|connection| Receiver::new(connection, options.compress)).transpose()
 }
 
 fn dump(
@@ -241,8 +238,8 @@ fn torn(root: i32) -> Failure {
 pub struct Taking<'d> {
     dir: &'d Dir,
     options: &'d Options,
-    /// To the page server.
-    connection: Option<&'d mut Box<dyn Connection>>,
+    /// The page server.
+    receiver: Option<&'d mut Receiver>,
     /// The number of the last pages file.
     last_id: u32,
     taken: Taken,
@@ -252,14 +249,10 @@ pub struct Taking<'d> {
 }
 
 impl<'d> Taking<'d> {
-    /// `connection` is that to the page server, if pages go there.
-    pub fn new(
-        dir: &'d Dir,
-        options: &'d Options,
-        connection: Option<&'d mut Box<dyn Connection>>,
-    ) -> Taking<'d> {
+    /// `receiver` is the page server, if pages go there.
+    pub fn new(dir: &'d Dir, options: &'d Options, receiver: Option<&'d mut Receiver>) -> Taking<'d> {
         let taken = Taken::default();
-        Taking { dir, options, connection, last_id: 0, taken, unchanged_pages: 0, us: 0 }
+        Taking { dir, options, receiver, last_id: 0, taken, unchanged_pages: 0, us: 0 }
     }
 
     /// Waits until the page server has everything.
@@ -267,7 +260,7 @@ impl<'d> Taking<'d> {
     /// # Errors
     /// When it could not keep it.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection, None).close())
+        self.receiver.take().map_or(Ok(()), Receiver::close)
     }
 
     /// Tells what it came to: times in microseconds, and pages that were looked at.
@@ -294,11 +287,8 @@ impl<'d> Taking<'d> {
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
-        let taken = match &mut self.connection {
-            Some(connection) => {
-                let sending = Sending::new(&mut ***connection, self.options.compress);
-                send(jobs, sending, &|pages| progress.pages_done(pages))?
-            }
+        let taken = match &mut self.receiver {
+            Some(receiver) => send(jobs, receiver, &|pages| progress.pages_done(pages))?,
             None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
@@ -329,8 +319,7 @@ impl<'d> Taking<'d> {
     pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
-        if has_relatives && self.options.share_pages && self.connection.is_none() && !self.options.lazy_pages
-        {
+        if has_relatives && self.options.share_pages && self.receiver.is_none() && !self.options.lazy_pages {
             share(&mut saved)?;
         }
         let mut jobs = Vec::with_capacity(saved.len());
@@ -396,10 +385,10 @@ pub fn dedup(options: &Options, dir: &Dir) {
 }
 
 /// Sends jobs to a page server, one after the other.
-fn send(jobs: &[Job], mut sending: Sending, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
+fn send(jobs: &[Job], receiver: &mut Receiver, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
     let mut taken = Taken::default();
     for job in jobs {
-        taken.written_pages += sending.send(job)?;
+        taken.written_pages += receiver.send(job)?;
         done(job.runs.iter().map(|(range, _)| (range.end - range.start) / 4096).sum());
     }
     Ok(taken)
