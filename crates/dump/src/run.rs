@@ -20,7 +20,7 @@ use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Receiver};
 use pages::take::{Job, Owner, Source, Taken, data_runs, take};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -170,8 +170,9 @@ fn dump(
         Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
     });
     let mut saved: Vec<Saved> = saved.collect();
+    let sharing = share(&mut saved, options)?;
     if let Some(keeping) = keeping {
-        keeping.keep(&mut saved, &census.processes)?;
+        keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
     taking.memory(saved)?;
     taking.finish()?;
@@ -316,12 +317,9 @@ impl<'d> Taking<'d> {
     }
 
     /// Saves what processes have for themselves.
-    pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
+    pub fn memory(&mut self, saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
-        if has_relatives && self.options.share_pages && self.receiver.is_none() && !self.options.lazy_pages {
-            share(&mut saved)?;
-        }
         let mut jobs = Vec::with_capacity(saved.len());
         for Saved { pid, memory_of, runs, elsewhere, .. } in saved {
             let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
@@ -341,8 +339,16 @@ impl<'d> Taking<'d> {
 /// readable for CRIU, which knows no such thing.
 const WORTH_SHARING: u64 = 4 << 20;
 
-/// Finds the pages that processes have in common with those who made them.
-fn share(saved: &mut [Saved]) -> Result<(), Failure> {
+/// The part of a child's pages that it shares at least with its parent, if for that the memory of both is to be there before
+/// they run: as much more memory is taken where it comes later.
+const WORTH_WAITING: u64 = 32;
+
+/// Finds the pages that processes have in common with those who made them, if these are to be stored once. Returns the
+/// processes that have some.
+pub fn share(saved: &mut [Saved], options: &Options) -> Result<HashSet<i32>, Failure> {
+    if saved.len() < 2 || !options.share_pages || options.page_server {
+        return Ok(HashSet::new());
+    }
     let places: HashMap<i32, usize> = saved.iter().enumerate().map(|(at, one)| (one.pid, at)).collect();
     let mut found = Vec::with_capacity(saved.len());
     let mut total = 0;
@@ -359,18 +365,25 @@ fn share(saved: &mut [Saved]) -> Result<(), Failure> {
         let (child, maker) = (open(one.memory_of)?, open(parent.memory_of)?);
         let (same, rest) =
             pages::shared::split(&child, &maker, one.runs.clone(), &stored).map_err(explain)?;
-        total += same.iter().map(|range| range.end - range.start).sum::<u64>();
-        found.push((places[&one.pid], parent.pid, same, rest));
+        let length = |range: &Range<u64>| range.end - range.start;
+        let shared: u64 = same.iter().map(length).sum();
+        let all = shared + rest.iter().map(|(range, _)| length(range)).sum::<u64>();
+        if shared > 0 && (!options.lazy_pages || shared * WORTH_WAITING >= all) {
+            total += shared;
+            found.push((places[&one.pid], parent.pid, same, rest));
+        }
     }
     if total < WORTH_SHARING {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     log::info!("{} pages are stored once that relatives have in common", total / 4096);
+    let mut sharing = HashSet::with_capacity(found.len());
     for (at, parent, same, rest) in found {
+        sharing.insert(saved[at].pid);
         saved[at].runs = rest;
         saved[at].elsewhere.extend(same.into_iter().map(|range| Run::same_as(range, parent as u32)));
     }
-    Ok(())
+    Ok(sharing)
 }
 
 /// Frees in the folders before what this one has anew, if that was asked for. The dump is whole in any case.

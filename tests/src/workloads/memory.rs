@@ -31,6 +31,7 @@ pub const CASES: &[Case] = &[
     case!(memory_shared_with_a_child_copy_on_write_stays_shared),
     case!(memory_of_five_children_is_shared_again)
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
+    case!(relatives_take_no_more_memory_than_before).moves(),
     case!(pages_written_by_the_child_are_its_own),
     case!(shared_anonymous_memory_stays_shared).moves().exchange(),
     case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
@@ -428,6 +429,63 @@ fn memory_of_five_children_is_shared_again(t: &Trial) {
     for child in children {
         child.succeed();
     }
+}
+
+/// The parts of anonymous memory that count for these processes, in KiB.
+fn proportional(pids: &[i32]) -> u64 {
+    let of = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("read smaps_rollup");
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).expect("a share of memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    pids.iter().map(of).sum()
+}
+
+/// A family of five that shares 32 MiB, below a parent with memory of its own, of which nothing is shared.
+fn relatives_take_no_more_memory_than_before(t: &Trial) {
+    const SHARED: usize = 8192;
+    const OWN: usize = 256;
+    let maker = fork(|| {
+        let map = Map::private(pages(SHARED));
+        map.fill(0..SHARED, 7);
+        let children: Vec<_> = (0..4)
+            .map(|number| {
+                fork(|| {
+                    map.fill(OWN * number..OWN * (number + 1), 8);
+                    t.mark(&format!("pid-{}", nix::unistd::getpid()));
+                    t.hold();
+                    map.check(0..OWN * number, 7);
+                    map.check(OWN * number..OWN * (number + 1), 8);
+                    map.check(OWN * (number + 1)..SHARED, 7);
+                    t.mark(&format!("checked-{number}"));
+                    t.await_mark("measured");
+                })
+            })
+            .collect();
+        t.hold();
+        map.check(0..SHARED, 7);
+        t.mark("checked-4");
+        t.await_mark("measured");
+        children.iter().for_each(|child| child.succeed());
+    });
+    let pids = || -> Vec<i32> {
+        let names = fs::read_dir(t.directory()).expect("read the folder").flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_prefix("pid-")?.parse().ok()).collect()
+    };
+    crate::case::until("the children", || pids().len() == 4);
+    let family = [pids(), vec![maker.pid.as_raw(), nix::unistd::getpid().as_raw()]].concat();
+    let own = Map::private(pages(1000));
+    own.fill(0..1000, 9);
+    let before = proportional(&family);
+    assert!(before < 48 << 10, "{before} KiB are not shared");
+    t.checkpoint();
+    own.check(0..1000, 9);
+    (0..5).for_each(|number| t.await_mark(&format!("checked-{number}")));
+    let after = proportional(&family);
+    assert!(after <= before + before * 3 / 100, "{before} KiB have become {after}");
+    t.mark("measured");
+    maker.succeed();
 }
 
 fn pages_written_by_the_child_are_its_own(t: &Trial) {
