@@ -251,8 +251,9 @@ impl Round {
             let parent = last.as_deref().map(name).unwrap_or_default();
             let given: Vec<&str> =
                 parent.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
-            // Every second one without copies: the program stands still meanwhile.
-            let more = if round % 2 == 1 { &["--no-copy-on-write"][..] } else { &[] };
+            // Every second one without copies: the program stands still meanwhile. What it has anew is freed in the
+            // folder before, where a restore must not look for it.
+            let more = if round % 2 == 1 { &["--no-copy-on-write", "--auto-dedup"][..] } else { &[] };
             self.subject.save_memory(&images, &[&given, more].concat())?;
             last = Some(images);
         }
@@ -272,7 +273,7 @@ impl Round {
             return Err(format!("the snapshot failed: {:?}", ran.status));
         }
         let parent = name(&images);
-        let images = self.subject.dump_away_with(&[&parent[0], &parent[1]])?;
+        let images = self.subject.dump_away_with(&[&parent[0], &parent[1], "--auto-dedup"])?;
         self.let_outside_act(Moment::Away);
         self.subject.restore(&images)?;
         self.let_outside_act(Moment::Back);

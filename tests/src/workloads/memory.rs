@@ -28,11 +28,6 @@ pub const CASES: &[Case] = &[
     case!(locked_memory_stays_locked).moves(),
     case!(wipe_on_fork_still_wipes).moves().peer_cannot("this advice is not in its images"),
     case!(dont_fork_still_hides).moves(),
-    case!(memory_shared_with_a_child_copy_on_write_stays_shared),
-    case!(memory_of_five_children_is_shared_again)
-        .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
-    case!(relatives_take_no_more_memory_than_before).moves(),
-    case!(pages_written_by_the_child_are_its_own),
     case!(shared_anonymous_memory_stays_shared).moves().exchange(),
     case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
     case!(shared_mapping_of_which_each_holds_a_part_survives).moves(),
@@ -60,6 +55,8 @@ pub const CASES: &[Case] = &[
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
     case!(mapped_packet_ring_is_refused).refused(&["mapping", "socket"]),
+    case!(memory_of_a_probe_is_refused).refused(&["mapping", "uprobes"]).needs(strange::has_uprobes),
+    case!(page_for_old_system_calls_still_answers).needs(has_vsyscall),
     case!(names_of_anonymous_mappings_are_kept).moves().peer_cannot("names of anonymous mappings are not in its images"),
 ];
 
@@ -369,147 +366,6 @@ fn dont_fork_still_hides(t: &Trial) {
     t.checkpoint();
     map.check(0..4, 1);
     fork(|| assert!(!fault::can_read(map.address))).succeed();
-}
-
-/// How many pages of a mapping have one frame in this process and another.
-fn same_frames(map: &Map, other: i32, count: usize) -> usize {
-    let frame = |entry: &u64| (entry >> 63 == 1).then_some(entry & ((1 << 55) - 1));
-    let theirs = procfs::pagemap_of(other, map.address, count);
-    procfs::pagemap(map.address, count)
-        .iter()
-        .zip(&theirs)
-        .filter(|(mine, theirs)| frame(mine).is_some() && frame(mine) == frame(theirs))
-        .count()
-}
-
-fn memory_shared_with_a_child_copy_on_write_stays_shared(t: &Trial) {
-    let map = Map::private(pages(2000));
-    map.fill(0..2000, 7);
-    let child = fork(|| {
-        t.mark("child");
-        t.hold();
-        t.await_mark("looked");
-        map.check(0..2000, 7);
-    });
-    t.await_mark("child");
-    assert_eq!(same_frames(&map, child.pid.as_raw(), 2000), 2000);
-    t.checkpoint();
-    let shared = same_frames(&map, child.pid.as_raw(), 2000);
-    assert!(shared >= 1990, "only {shared} of 2000 pages are shared with the child");
-    t.mark("looked");
-    child.succeed();
-    map.check(0..2000, 7);
-}
-
-fn memory_of_five_children_is_shared_again(t: &Trial) {
-    let map = Map::private(pages(1000));
-    map.fill(0..1000, 7);
-    let children: Vec<_> = (0..5)
-        .map(|number| {
-            fork(|| {
-                let own = Map::private(pages(10));
-                own.fill(0..10, number);
-                t.mark(&format!("child-{number}"));
-                t.hold();
-                t.await_mark("looked");
-                map.check(0..1000, 7);
-                own.check(0..10, number);
-            })
-        })
-        .collect();
-    for number in 0..5 {
-        t.await_mark(&format!("child-{number}"));
-    }
-    t.checkpoint();
-    for child in &children {
-        let shared = same_frames(&map, child.pid.as_raw(), 1000);
-        assert!(shared >= 990, "only {shared} of 1000 pages are shared with {}", child.pid);
-    }
-    t.mark("looked");
-    for child in children {
-        child.succeed();
-    }
-}
-
-/// The parts of anonymous memory that count for these processes, in KiB.
-fn proportional(pids: &[i32]) -> u64 {
-    let of = |pid: &i32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("read smaps_rollup");
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).expect("a share of memory");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    };
-    pids.iter().map(of).sum()
-}
-
-/// A family of five that shares 32 MiB, below a parent with memory of its own, of which nothing is shared.
-fn relatives_take_no_more_memory_than_before(t: &Trial) {
-    const SHARED: usize = 8192;
-    const OWN: usize = 256;
-    let maker = fork(|| {
-        let map = Map::private(pages(SHARED));
-        map.fill(0..SHARED, 7);
-        let children: Vec<_> = (0..4)
-            .map(|number| {
-                fork(|| {
-                    map.fill(OWN * number..OWN * (number + 1), 8);
-                    t.mark(&format!("pid-{}", nix::unistd::getpid()));
-                    t.hold();
-                    map.check(0..OWN * number, 7);
-                    map.check(OWN * number..OWN * (number + 1), 8);
-                    map.check(OWN * (number + 1)..SHARED, 7);
-                    t.mark(&format!("checked-{number}"));
-                    t.await_mark("measured");
-                })
-            })
-            .collect();
-        t.hold();
-        map.check(0..SHARED, 7);
-        t.mark("checked-4");
-        t.await_mark("measured");
-        children.iter().for_each(|child| child.succeed());
-    });
-    let pids = || -> Vec<i32> {
-        let names = fs::read_dir(t.directory()).expect("read the folder").flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter_map(|name| name.strip_prefix("pid-")?.parse().ok()).collect()
-    };
-    crate::case::until("the children", || pids().len() == 4);
-    let family = [pids(), vec![maker.pid.as_raw(), nix::unistd::getpid().as_raw()]].concat();
-    let own = Map::private(pages(1000));
-    own.fill(0..1000, 9);
-    let before = proportional(&family);
-    assert!(before < 48 << 10, "{before} KiB are not shared");
-    t.checkpoint();
-    own.check(0..1000, 9);
-    (0..5).for_each(|number| t.await_mark(&format!("checked-{number}")));
-    let after = proportional(&family);
-    assert!(after <= before + before * 3 / 100, "{before} KiB have become {after}");
-    t.mark("measured");
-    maker.succeed();
-}
-
-fn pages_written_by_the_child_are_its_own(t: &Trial) {
-    let map = Map::private(pages(100));
-    map.fill(0..100, 1);
-    let child = fork(|| {
-        map.fill(50..100, 2);
-        // Dropped again: these read as zero, in the child only.
-        map.advise(40..50, libc::MADV_DONTNEED).expect("madvise");
-        t.mark("child");
-        t.hold();
-        map.check(0..40, 1);
-        map.check_zero(40..50);
-        map.check(50..100, 2);
-        t.await_mark("looked");
-    });
-    t.await_mark("child");
-    t.checkpoint();
-    let shared = same_frames(&map, child.pid.as_raw(), 40);
-    assert!(shared >= 38, "only {shared} of 40 pages are shared");
-    assert_eq!(same_frames(&map, child.pid.as_raw(), 100), shared);
-    map.check(0..100, 1);
-    t.mark("looked");
-    child.succeed();
 }
 
 fn shared_anonymous_memory_stays_shared(t: &Trial) {
@@ -978,4 +834,34 @@ fn program_executed_from_a_memfd_goes_on(t: &Trial) {
     t.checkpoint();
     // It may have ended already.
     assert_eq!(child.wait(), nix::sys::wait::WaitStatus::Exited(child.pid, 7));
+}
+
+#[inline(never)]
+fn probed() {
+    std::hint::black_box(probed as fn());
+}
+
+fn memory_of_a_probe_is_refused(t: &Trial) {
+    let probe = strange::uprobe(probed).expect("a probe");
+    // Whoever comes by gets a page for the instructions that were replaced.
+    probed();
+    drop(probe);
+    let has_page = || procfs::mappings("self").iter().any(|mapping| mapping.name == "[uprobes]");
+    assert!(has_page());
+    t.checkpoint();
+    assert!(has_page());
+}
+
+fn has_vsyscall() -> Result<(), String> {
+    let is_there = procfs::mappings("self").iter().any(|mapping| mapping.name == "[vsyscall]");
+    if is_there { Ok(()) } else { Err("this kernel has no page for old system calls".into()) }
+}
+
+fn page_for_old_system_calls_still_answers(t: &Trial) {
+    let seconds = || std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
+    let before = seconds();
+    assert!((before..=seconds()).contains(&call::old_time()));
+    t.checkpoint();
+    let after = seconds();
+    assert!((after..=seconds()).contains(&call::old_time()));
 }

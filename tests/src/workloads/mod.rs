@@ -10,7 +10,7 @@ macro_rules! areas {
     };
 }
 
-areas! { aio, basic, bpf, events, fanotify, files, ghosts, hugetlb, locks, mapped_files, memory, numa, pidfds, pipes, process, procfiles, refusals, registers, secrets, security, segments, signals, sockets, terminals, threads, tracking, tun, unix, unix_peers, unix_queues, uring, watches }
+areas! { aio, basic, bpf, events, fanotify, files, ghosts, hugetlb, locks, mapped_files, memory, numa, pidfds, pipes, process, procfiles, refusals, registers, relatives, secrets, security, segments, signals, sockets, terminals, threads, tracking, tun, unix, unix_peers, unix_queues, uring, watches }
 
 /// Pages that a workload touches, in order.
 pub use memory::TOUCHED;
