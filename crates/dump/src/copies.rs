@@ -174,7 +174,7 @@ pub fn read(copies: &Copies, pid: i32) -> Result<Reading, Failure> {
     let none = || Failure::conflict(Object::Task, "read its memory", "it has no copy");
     let copy = copies.of(pid).ok_or_else(none)?;
     let mut memory = observe::read_memory(copy.pid, Question::WhatIsThere)?;
-    memory.maps.retain(|(map, _)| map.start != copy.agent.start);
+    memory.maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(Reading { from: copy.pid, memory })
 }
 
@@ -337,7 +337,7 @@ pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> 
 /// The mappings that a copy has in common with its original.
 fn maps_of(copy: &Copy) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     let mut maps = read_maps(copy.pid)?;
-    maps.retain(|(map, _)| map.start != copy.agent.start);
+    maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(maps)
 }
 

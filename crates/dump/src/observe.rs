@@ -10,7 +10,7 @@ use kinds::contract::FdProbe;
 use kinds::fd::uring;
 use kinds::task::numa::Policies;
 use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
-use kinds::vma;
+use kinds::vma::{self, mm::Rules};
 use model::{Errno, Failure, Object};
 use pages::select::{Area, Question, Selection};
 use std::collections::HashMap;
@@ -110,7 +110,7 @@ pub struct Seen {
     pub rings: Option<uring::Told>,
     /// Of the leader alone, of its process.
     pub policies: Policies,
-    pub process: Option<attributes::ProcessAttributes>,
+    pub process: Option<(attributes::ProcessAttributes, Rules)>,
     pub failures: Vec<Failure>,
 }
 
@@ -494,7 +494,14 @@ struct Guest {
 }
 
 /// What a leader is asked about its process.
-type Whole = (attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked, numa::AskedMappings);
+type Whole = (
+    attributes::AskedProcess,
+    vma::mm::AskedRules,
+    signals::Asked,
+    limits::Asked,
+    timers::Asked,
+    numa::AskedMappings,
+);
 
 /// What one thread is asked.
 struct Asked {
@@ -698,6 +705,7 @@ impl Guest {
             let whole = match self.timers.take_if(|_| thread.tid == self.part.pid) {
                 Some(timers) => Some((
                     attributes::ask_process(&mut ask)?,
+                    vma::mm::ask_rules(&mut ask)?,
                     signals::ask(&mut ask)?,
                     limits::ask(&mut ask)?,
                     timers::ask(timers, &mut ask)?,
@@ -732,7 +740,7 @@ impl Guest {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
                 asked.numa.answer(answers, thread_core);
             }
-            if let Some((process, actions, limits, timers, mappings)) = asked.whole {
+            if let Some((process, rules, actions, limits, timers, mappings)) = asked.whole {
                 seen.policies = mappings.answer(answers);
                 let process = process.answer(answers);
                 let stopped = thread.stopped.as_ref().expect("every list was collected");
@@ -756,7 +764,7 @@ impl Guest {
                     cg_set: Some(1),
                     ..TaskCoreEntry::default()
                 });
-                seen.process = Some(process);
+                seen.process = Some((process, rules.answer(answers)));
             }
             self.seen.push(seen);
         }

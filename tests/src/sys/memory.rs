@@ -295,6 +295,27 @@ impl Map {
     }
 }
 
+/// mlockall(2) for memory to come.
+#[track_caller]
+pub fn lock_future(flags: i32) {
+    assert!(flags & libc::MCL_CURRENT == 0);
+    // SAFETY: changes no contents.
+    super::call::check("mlockall", unsafe { libc::mlockall(flags) });
+}
+
+/// Can a page be mapped with this protection?
+pub fn can_map(protection: i32) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: without MAP_FIXED no memory of ours changes.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: exactly what was just mapped.
+    super::call::check("munmap", unsafe { libc::munmap(start, PAGE) });
+    true
+}
+
 /// A descriptor of memory that nobody else can read. Source: memfd_secret(2).
 pub fn secret() -> io::Result<std::fs::File> {
     // SAFETY: takes one integer; the new descriptor is ours alone.

@@ -11,6 +11,8 @@ use crate::sys::process::fork;
 use crate::sys::procfs::{self, mapping_at};
 use crate::sys::{call, fault, memory, strange};
 
+const NO_RULES: &str = "rules for memory to come are not in its images";
+
 pub const CASES: &[Case] = &[
     case!(protections_fault_as_before).moves(),
     case!(contents_behind_prot_none_survive).moves(),
@@ -55,6 +57,12 @@ pub const CASES: &[Case] = &[
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
     case!(mapped_packet_ring_is_refused).refused(&["mapping", "socket"]),
+    case!(memory_to_come_is_locked_as_before).moves().peer_cannot(NO_RULES),
+    case!(memory_to_come_is_locked_on_fault_as_before).moves().peer_cannot(NO_RULES),
+    case!(memory_to_come_is_mergeable_as_before).moves().needs(has_merging).peer_cannot(NO_RULES),
+    case!(memory_is_never_both_written_and_executed).moves().killed().needs(has_mdwe).peer_cannot("it cannot enter"),
+    case!(huge_pages_that_are_not_asked_for_stay_forbidden).moves().needs(has_thp_exceptions)
+        .peer_cannot(NO_RULES),
     case!(memory_of_a_probe_is_refused).refused(&["mapping", "uprobes"]).needs(strange::has_uprobes),
     case!(page_for_old_system_calls_still_answers).needs(has_vsyscall),
     case!(names_of_anonymous_mappings_are_kept).moves().peer_cannot("names of anonymous mappings are not in its images"),
@@ -864,4 +872,92 @@ fn page_for_old_system_calls_still_answers(t: &Trial) {
     t.checkpoint();
     let after = seconds();
     assert!((after..=seconds()).contains(&call::old_time()));
+}
+
+fn flags_of_new_memory() -> Vec<String> {
+    let map = Map::private(pages(3));
+    map.set(0, 1);
+    mapping_at(map.address).flags
+}
+
+fn memory_to_come_is_locked_as_before(t: &Trial) {
+    memory::lock_future(libc::MCL_FUTURE);
+    let child = fork(|| {
+        // It is not inherited.
+        t.mark("child");
+        t.hold();
+        assert!(!flags_of_new_memory().contains(&"lo".to_owned()));
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    let flags = flags_of_new_memory();
+    assert!(flags.contains(&"lo".to_owned()) && !flags.contains(&"lf".to_owned()), "{flags:?}");
+    child.succeed();
+}
+
+fn memory_to_come_is_locked_on_fault_as_before(t: &Trial) {
+    memory::lock_future(libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    t.checkpoint();
+    let flags = flags_of_new_memory();
+    assert!(flags.contains(&"lo".to_owned()) && flags.contains(&"lf".to_owned()), "{flags:?}");
+}
+
+const PR_SET_MDWE: i32 = 65;
+const PR_GET_MDWE: i32 = 66;
+const PR_SET_MEMORY_MERGE: i32 = 67;
+const PR_GET_MEMORY_MERGE: i32 = 68;
+
+fn knows(option: i32) -> Result<(), String> {
+    call::try_prctl(option, [0; 4]).map(drop).map_err(|e| format!("this kernel knows no prctl {option}: {e}"))
+}
+
+fn has_merging() -> Result<(), String> {
+    knows(PR_GET_MEMORY_MERGE)
+}
+
+fn has_mdwe() -> Result<(), String> {
+    knows(PR_GET_MDWE)
+}
+
+fn memory_to_come_is_mergeable_as_before(t: &Trial) {
+    call::prctl(PR_SET_MEMORY_MERGE, [1, 0, 0, 0]);
+    let (merged, own) = (Map::private(pages(4)), Map::private(pages(4)));
+    merged.fill(0..4, 1);
+    own.fill(0..4, 2);
+    own.advise(0..4, libc::MADV_UNMERGEABLE).expect("madvise");
+    let is_mergeable = |map: &Map| mapping_at(map.address).flags.contains(&"mg".to_owned());
+    assert!(is_mergeable(&merged) && !is_mergeable(&own));
+    t.checkpoint();
+    assert!(is_mergeable(&merged) && !is_mergeable(&own));
+    assert_eq!(call::prctl(PR_GET_MEMORY_MERGE, [0; 4]), 1);
+    assert!(flags_of_new_memory().contains(&"mg".to_owned()));
+}
+
+fn memory_is_never_both_written_and_executed(t: &Trial) {
+    call::prctl(PR_SET_MDWE, [1, 0, 0, 0]);
+    let map = Map::private(pages(2));
+    map.fill(0..2, 1);
+    let both = || memory::can_map(RW | libc::PROT_EXEC);
+    assert!(!both() && memory::can_map(READ | libc::PROT_EXEC));
+    t.checkpoint();
+    assert_eq!(call::prctl(PR_GET_MDWE, [0; 4]), 1);
+    assert!(!both() && memory::can_map(READ | libc::PROT_EXEC));
+    map.check(0..2, 1);
+    fork(|| assert!(!both())).succeed();
+}
+
+/// Huge pages where they are asked for, and nowhere else: Linux 6.18.
+const PR_THP_DISABLE_EXCEPT_ADVISED: u64 = 2;
+
+fn has_thp_exceptions() -> Result<(), String> {
+    let set = |on, flags| call::try_prctl(libc::PR_SET_THP_DISABLE, [on, flags, 0, 0]);
+    let known = set(1, PR_THP_DISABLE_EXCEPT_ADVISED).map_err(|e| format!("no such exception here: {e}"));
+    let _ = set(0, 0);
+    known.map(drop)
+}
+
+fn huge_pages_that_are_not_asked_for_stay_forbidden(t: &Trial) {
+    call::prctl(libc::PR_SET_THP_DISABLE, [1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0]);
+    t.checkpoint();
+    assert_eq!(call::prctl(libc::PR_GET_THP_DISABLE, [0; 4]), 1 | PR_THP_DISABLE_EXCEPT_ADVISED as i32);
 }
