@@ -36,9 +36,14 @@ const ASK_BLOCKS: u16 = 0x2002;
 /// address and its pages, then the block.
 const BLOCK: u16 = 0x2003;
 
+/// The answer of our own server to the question for images before of a process that has no number: CRIU says 0.
+const OURS: i32 = 2;
+
 /// Types of objects.
 const OF_TASK: u64 = 1;
 const OF_SHARED: u64 = 2;
+/// A process that has no number.
+const NOBODY: u64 = OF_TASK;
 /// The same, as older versions number them.
 const TASKS: [u64; 5] = [OF_TASK, 10, 11, 16, 17];
 const SHARED: [u64; 7] = [OF_SHARED, 27, 28, 29, 32, 33, 34];
@@ -294,8 +299,11 @@ pub fn receive(
                 connection.write_all(&[has_parent.into()]).map_err(&read)?;
             }
             PARENT_EXISTS => {
-                let has_parent = receiving.before(&name_of(header.object)?)?.is_some();
-                connection.write_all(&i32::from(has_parent).to_ne_bytes()).map_err(&read)?;
+                let answer = match header.object {
+                    NOBODY => OURS,
+                    object => receiving.before(&name_of(object)?)?.is_some().into(),
+                };
+                connection.write_all(&answer.to_ne_bytes()).map_err(&read)?;
             }
             ADD_F => receiving.add(connection, &header)?,
             ASK_BLOCKS => {
@@ -540,6 +548,8 @@ pub struct Receiver {
     connection: Box<dyn Connection>,
     /// It reads headers of 24 bytes.
     is_short: bool,
+    /// It is one of ours.
+    is_ours: bool,
     /// Pages go to it in blocks that are compressed so.
     compression: Option<Compression>,
 }
@@ -553,7 +563,7 @@ impl Receiver {
         connection: Box<dyn Connection>,
         compression: Option<Compression>,
     ) -> Result<Receiver, Failure> {
-        let mut receiver = Receiver { connection, is_short: true, compression };
+        let mut receiver = Receiver { connection, is_short: true, is_ours: false, compression };
         receiver.find_size().map_err(explain("find out what the server understands"))?;
         if let Some(how) = compression {
             receiver.ask_for_blocks(how)?;
@@ -561,10 +571,9 @@ impl Receiver {
         Ok(receiver)
     }
 
-    /// Asks whether there are images before of an object that there is not.
+    /// Asks whether there are images before of nobody.
     fn find_size(&mut self) -> io::Result<()> {
-        let object = object(Owner::Task(1));
-        let question = Header { command: PARENT_EXISTS, object, ..Header::default() };
+        let question = Header { command: PARENT_EXISTS, object: NOBODY, ..Header::default() };
         self.connection.write_all(&question.short_bytes())?;
         self.connection.flush()?;
         let mut answer = [0; 4];
@@ -577,13 +586,15 @@ impl Receiver {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                 // The object of a long header. To one who was only slow it is the beginning of a command that is none.
                 self.is_short = false;
-                self.connection.write_all(&self::object(Owner::Task(0xff)).to_ne_bytes())?;
+                self.connection.write_all(&object(Owner::Task(0xff)).to_ne_bytes())?;
                 self.connection.flush()?;
                 self.connection.read_exact(&mut answer[..1])?;
             }
             Err(error) => return Err(error),
         }
-        self.connection.read_exact(&mut answer[1..])
+        self.connection.read_exact(&mut answer[1..])?;
+        self.is_ours = i32::from_ne_bytes(answer) == OURS;
+        Ok(())
     }
 
     fn ask_for_blocks(&mut self, how: Compression) -> Result<(), Failure> {
@@ -629,7 +640,8 @@ impl Receiver {
     }
 
     /// Sends what a job says, while other threads read what comes next. Clean pages are only named when the server
-    /// has images before. Returns how many pages were sent.
+    /// has images before. CRIU has to have each of those there, so it also gets pages of zeros. Returns how many pages were
+    /// sent.
     ///
     /// # Errors
     /// When they cannot be read, or the server is gone.
@@ -640,7 +652,8 @@ impl Receiver {
         self.connection.read_exact(&mut has_parent).map_err(explain("ask the server"))?;
         let is_kept = |is_clean: bool| is_clean && has_parent == [1];
         let mut sent = 0;
-        crate::take::read_in_order(job, &is_kept, &mut |part: Read| {
+        let keeps_zeros = !self.is_ours;
+        crate::take::read_in_order(job, keeps_zeros, &is_kept, &mut |part: Read| {
             let add = |flags: u32, range: &Range<u64>| Header {
                 command: ADD_F,
                 flags: flags as u16,
@@ -763,7 +776,8 @@ mod tests {
 
     fn block(ranges: &[Range<u64>], content: &[u8]) -> Vec<u8> {
         let (here, mut there) = pair();
-        let mut receiver = Receiver { connection: Box::new(here), is_short: false, compression: None };
+        let mut receiver =
+            Receiver { connection: Box::new(here), is_short: false, is_ours: true, compression: None };
         receiver.send_block(Compression::Lz4, object(Owner::Task(7)), ranges, content).unwrap();
         drop(receiver);
         let mut said = Vec::new();
@@ -791,7 +805,7 @@ mod tests {
             let (here, there) = pair();
             let server = std::thread::spawn(move || serve(there, length));
             let mut receiver = Receiver::new(Box::new(here), None).unwrap();
-            assert_eq!(receiver.is_short, length == 24);
+            assert_eq!((receiver.is_short, receiver.is_ours), (length == 24, false));
             let add = Header { command: ADD_F, flags: 4, pages: 3, address: 0x5000, object: 0x701 };
             receiver.say(add).unwrap();
             let (question, second) = server.join().unwrap();
@@ -807,7 +821,7 @@ mod tests {
         let (here, mut there) = pair();
         let server = std::thread::spawn(move || receive(&mut there, &dir, None, None).unwrap());
         let mut receiver = Receiver::new(Box::new(here), Some(Compression::Zstd)).unwrap();
-        assert!(receiver.is_short);
+        assert!(receiver.is_short && receiver.is_ours);
         receiver.close().unwrap();
         assert_eq!(server.join().unwrap(), 0);
         std::fs::remove_dir_all(&path).unwrap();

@@ -800,7 +800,11 @@ fn much_memory_is_walked_through(t: &Trial) {
     let count = 16384;
     let map = Map::private(pages(count));
     map.fill(0..count, 8);
+    // Pages that are there and hold nothing: not the same as pages that are not there.
+    let zeros = Map::private(pages(16));
+    (0..16).for_each(|page| zeros.set(pages(page), 0));
     t.checkpoint();
+    zeros.check_zero(0..16);
     (0..count).step_by(1024).for_each(|page| map.check(page..page + 1, 8));
     if !t.path("runs").exists() {
         t.mark("runs");
