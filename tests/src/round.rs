@@ -396,7 +396,12 @@ impl Round {
                 .map_err(|e| format!("make a marker: {e}"))?;
         }
         let played = match mode {
-            Mode::Plain | Mode::ToPeer | Mode::FromPeer => self.dump_and_restore(is_restless),
+            Mode::Plain | Mode::FromPeer => self.dump_and_restore(is_restless),
+            Mode::ToPeer => {
+                // It knows no pages that are stored with another process.
+                self.subject.more_for_every_dump.push("--no-share-pages");
+                self.dump_and_restore(is_restless)
+            }
             Mode::Twice => {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }

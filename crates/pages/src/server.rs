@@ -14,7 +14,7 @@ use crate::compressed::{self, Packing};
 use crate::take::{Job, Owner, RANGES, Read, pages_name};
 use crate::tls::Securing;
 use image::Dir;
-use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
+use image::pagemap::{LAZY, PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object, Options, Remedy};
 use std::fs::File;
 use std::io;
@@ -425,6 +425,11 @@ impl Receiving<'_> {
     fn add(&mut self, connection: &mut dyn Connection, header: &Header) -> Result<(), Failure> {
         let read = explain("receive pages");
         let open = self.open.as_mut().ok_or_else(|| wrong("pages of nothing".into()))?;
+        // Pages in a form of a later version must not be taken for plain ones.
+        let unknown = u32::from(header.flags) & !(PARENT | LAZY | PRESENT);
+        if unknown != 0 {
+            return Err(wrong(format!("pages with the flags {unknown:#x}, which are not known here")));
+        }
         let range = open.next(header.address, header.pages)?;
         if u32::from(header.flags) & PRESENT == 0 {
             if u32::from(header.flags) & PARENT != 0 {
@@ -926,5 +931,9 @@ mod tests {
         let add = Header { command: ADD_F, flags: 4, pages: u64::MAX, address: 0x5000, object: 0x701 };
         let huge = [&whole[..32], &add.bytes()].concat();
         assert!(receive_into("huge", huge).0.is_err());
+        let mut newer = whole.clone();
+        newer[32 + 2] |= 8;
+        let said = receive_into("newer", newer).0.unwrap_err().to_string();
+        assert!(said.contains("the flags 0x8"), "{said}");
     }
 }

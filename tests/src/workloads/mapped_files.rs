@@ -12,12 +12,12 @@ use crate::sys::procfs::mapping_at;
 pub const CASES: &[Case] = &[
     case!(private_file_mapping_keeps_dirty_pages).moves().exchange(),
     case!(shared_file_mapping_writes_to_the_file).moves().exchange(),
-    case!(file_mapping_with_an_offset_survives).moves(),
-    case!(file_mapping_beyond_the_end_still_faults).moves(),
-    case!(mapped_file_that_was_deleted_survives).moves(),
+    case!(file_mapping_with_an_offset_survives).exchange().moves(),
+    case!(file_mapping_beyond_the_end_still_faults).exchange().moves(),
+    case!(mapped_file_that_was_deleted_survives).exchange().moves(),
     case!(mapped_file_whose_name_another_has_survives).moves().restless(),
-    case!(mapping_of_a_closed_file_survives).moves(),
-    case!(file_mapped_with_different_protections_survives).moves(),
+    case!(mapping_of_a_closed_file_survives).exchange().moves(),
+    case!(file_mapped_with_different_protections_survives).exchange().moves(),
     case!(ten_thousand_mappings_of_files_survive).moves(),
     case!(mapped_file_with_two_names_that_are_gone_stays_one).moves().options(&["--link-remap"]),
 ];

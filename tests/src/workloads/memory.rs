@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use crate::case;
-use crate::case::{Case, Trial};
+use crate::case::{Case, Mode, Trial};
 use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
 use crate::sys::procfs::{self, mapping_at};
@@ -14,29 +14,29 @@ use crate::sys::{call, fault, memory, strange};
 const NO_RULES: &str = "rules for memory to come are not in its images";
 
 pub const CASES: &[Case] = &[
-    case!(protections_fault_as_before).moves(),
-    case!(contents_behind_prot_none_survive).moves(),
-    case!(zero_pages_and_untouched_pages_stay_so).moves(),
-    case!(sparse_mapping_of_64_gib_survives).moves(),
+    case!(protections_fault_as_before).exchange().moves(),
+    case!(contents_behind_prot_none_survive).exchange().moves(),
+    case!(zero_pages_and_untouched_pages_stay_so).exchange().moves(),
+    case!(sparse_mapping_of_64_gib_survives).exchange().moves(),
     case!(ten_thousand_mappings_survive).moves(),
-    case!(neighbours_with_other_flags_stay_apart).moves(),
-    case!(neighbours_of_every_protection_keep_their_pages).moves(),
-    case!(advice_is_kept).moves(),
+    case!(neighbours_with_other_flags_stay_apart).exchange().moves(),
+    case!(neighbours_of_every_protection_keep_their_pages).exchange().moves(),
+    case!(advice_is_kept).exchange().moves(),
     case!(huge_pages_that_were_asked_for_are_huge_again).moves().needs(has_huge_pages),
     case!(guard_pages_still_fault).moves().peer_cannot("it does not know guard ranges"),
-    case!(grows_down_mapping_still_grows).moves(),
-    case!(stack_still_grows).moves(),
+    case!(grows_down_mapping_still_grows).exchange().moves(),
+    case!(stack_still_grows).exchange().moves(),
     case!(program_break_still_moves).moves().exchange(),
-    case!(locked_memory_stays_locked).moves(),
+    case!(locked_memory_stays_locked).exchange().moves(),
     case!(wipe_on_fork_still_wipes).moves().peer_cannot("this advice is not in its images"),
-    case!(dont_fork_still_hides).moves(),
+    case!(dont_fork_still_hides).exchange().moves(),
     case!(shared_anonymous_memory_stays_shared).moves().exchange(),
-    case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
-    case!(shared_mapping_of_which_each_holds_a_part_survives).moves(),
-    case!(dev_zero_mappings_survive).moves(),
-    case!(executable_memory_still_executes).moves(),
+    case!(shared_anonymous_memory_of_different_protections_is_one_object).exchange().moves(),
+    case!(shared_mapping_of_which_each_holds_a_part_survives).exchange().moves(),
+    case!(dev_zero_mappings_survive).exchange().moves(),
+    case!(executable_memory_still_executes).exchange().moves(),
     case!(moved_vdso_still_works).moves(),
-    case!(memfd_with_mappings_survives).moves(),
+    case!(memfd_with_mappings_survives).exchange().moves(),
     case!(memory_written_meanwhile_is_consistent).moves().restless(),
     case!(mappings_that_come_and_go_meanwhile_are_consistent).moves().restless(),
     case!(program_executed_from_a_memfd_goes_on).moves().restless(),
@@ -45,14 +45,15 @@ pub const CASES: &[Case] = &[
     case!(sealed_memory_stays_sealed).moves().peer_cannot("seals of mappings are not in its images"),
     case!(much_memory_is_walked_through).moves(),
     case!(few_pages_of_much_memory_are_touched),
-    case!(tebibyte_of_reserved_memory_is_saved_quickly).moves(),
+    case!(tebibyte_of_reserved_memory_is_saved_quickly).exchange().moves(),
     case!(sixty_five_thousand_mappings_survive).moves(),
-    case!(neighbours_that_grow_down_stay_apart).moves(),
-    case!(grown_down_mapping_that_was_partly_replaced_survives).moves(),
-    case!(shared_mapping_of_dev_zero_stays_shared).moves(),
-    case!(memfd_open_for_reading_alone_survives).moves(),
-    case!(sealed_memfd_stays_sealed).moves(),
-    case!(shared_memory_open_through_map_files_survives).moves(),
+    case!(neighbours_that_grow_down_stay_apart).exchange().moves(),
+    case!(grown_down_mapping_that_was_partly_replaced_survives).exchange().moves(),
+    case!(shared_mapping_of_dev_zero_stays_shared).exchange().moves(),
+    case!(memfd_open_for_reading_alone_survives).exchange().moves(),
+    case!(sealed_memfd_stays_sealed).exchange().moves(),
+    case!(shared_memory_open_through_map_files_survives).exchange().moves()
+        .peer_cannot_in(&[Mode::ToPeer], "it makes a memfd of it"),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),

@@ -9,11 +9,11 @@ use crate::sys::process::fork;
 use crate::sys::procfs;
 
 pub const CASES: &[Case] = &[
-    case!(memory_shared_with_a_child_copy_on_write_stays_shared),
+    case!(memory_shared_with_a_child_copy_on_write_stays_shared).exchange(),
     case!(memory_of_five_children_is_shared_again)
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
     case!(relatives_take_no_more_memory_than_before).moves(),
-    case!(pages_written_by_the_child_are_its_own),
+    case!(pages_written_by_the_child_are_its_own).exchange(),
 ];
 
 fn pages(count: usize) -> usize {
