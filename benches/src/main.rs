@@ -5,7 +5,8 @@
 //! Runs the tools alternating on one target program in fresh namespaces, images on a tmpfs, and prints a
 //! Markdown table of medians. In each run: one dump to warm up (a tool may keep a cache of what the kernel
 //! can do), a dump with `--leave-running` for the longest gap that the target saw, a dump, a restore, and the
-//! target's own check of its memory. In the cases `incr-MIB` the dump is one of what changed since one of all, a tenth.
+//! target's own check of its memory. In the cases `snapshot-MIB` and `incr-MIB` the program runs on after the dump, with
+//! `--track-mem`; in the latter the dump is one of what changed since one of all, a tenth.
 //! In the cases `redis-MIB` and `postgres-MIB` it is a server that is dumped, with the client that keeps it busy: the gap
 //! is the longest that the client waited. They are skipped where the server is not installed.
 //!
@@ -149,14 +150,21 @@ fn measure(name: &str, directory: &Path) -> Result<Verdict, String> {
     std::fs::remove_dir_all(directory.join("snapshot")).map_err(|e| e.to_string())?;
 
     bench.forget_gaps()?;
+    let goes_on = ["--leave-running", "--track-mem"];
     let dump = if case.starts_with("incr-") {
-        bench.dump_with("full", &["--leave-running", "--track-mem"])?;
+        bench.dump_with("full", &goes_on)?;
         board.set(Word::Change, 1);
         wait_for("the change", &directory.join("target.log"), || board.get(Word::Change) == 0)?;
-        bench.dump_with("images", &["--track-mem", "--prev-images-dir", "../full"])?
+        bench.dump_with("images", &[&goes_on[..], &["--prev-images-dir", "../full"]].concat())?
+    } else if case.starts_with("snapshot-") {
+        bench.dump_with("images", &goes_on)?
     } else {
         bench.dump("images", false)?
     };
+    if case.starts_with("incr-") || case.starts_with("snapshot-") {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .map_err(|e| format!("end the target: {e}"))?;
+    }
     reaper.wait(pid, Duration::from_secs(20)).ok_or("the target is not gone after the dump")?;
     let size = size_of_images(&directory.join("images"))?;
     board.set(Word::FirstTick, 0);

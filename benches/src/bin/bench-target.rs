@@ -98,7 +98,7 @@ fn main() {
     let folder = board_path.parent().expect("a folder");
     let mut content = match kind {
         "tiny" => Content::Nothing,
-        "mem" | "incr" => pages(number * 256, 1),
+        "mem" | "snapshot" | "incr" => pages(number * 256, 1),
         "thp" => {
             let map = Map::anonymous(number << 20, READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
             map.advise(0..number * 256, libc::MADV_HUGEPAGE).expect("madvise");

@@ -51,10 +51,32 @@ pub fn size() -> usize {
 }
 
 /// Divides work among the members, when there is so much of it that waking them pays.
-pub fn shares<W: Clone>(all: &[W]) -> impl Iterator<Item = (usize, Vec<W>)> {
+pub fn shares<W, All>(all: All) -> impl Iterator<Item = (usize, Vec<W>)>
+where
+    All: IntoIterator<Item = W, IntoIter: ExactSizeIterator>,
+{
     const MANY: usize = 64;
+    let mut all = all.into_iter();
     let members = if all.len() < MANY { 1 } else { size() };
-    all.chunks(all.len().div_ceil(members).max(1)).map(<[W]>::to_vec).enumerate()
+    let of_each = all.len().div_ceil(members);
+    let share = move || Some(all.by_ref().take(of_each).collect()).filter(|share: &Vec<W>| !share.is_empty());
+    std::iter::from_fn(share).enumerate()
+}
+
+/// Does work that needs no tracing on all processors, when there are so `many`; the results of each share are in the same
+/// order.
+pub fn in_parallel<T: Sync, R: Send>(all: &[T], many: usize, work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+    if all.len() < many {
+        return vec![work(all)];
+    }
+    let work = &work;
+    let mut shares = all.chunks(all.len().div_ceil(size()).max(1));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || work(share))).collect();
+        let others = others.into_iter().map(|other| other.join().expect("a worker does not panic"));
+        [work(first)].into_iter().chain(others).collect()
+    })
 }
 
 impl<T: Default + 'static> Crew<T> {

@@ -11,8 +11,8 @@ use crate::observe::Look;
 use crate::observe::{self, find_instruction, read_maps};
 use crate::survey::Reading;
 use crate::tracer::{Tracer, let_go};
-use agent::List;
 use agent::inject::{self, Context, Door, Host};
+use agent::{List, crew};
 use image::VmaEntry;
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
@@ -64,7 +64,7 @@ impl Drop for Copies {
 
 /// Is a tree to run on while its memory is saved? Not when scripts follow the steps, unless it is asked for:
 /// they may rely on a tree that stands still until the end.
-pub fn are_wanted(options: &Options) -> bool {
+fn are_wanted(options: &Options) -> bool {
     options.leave_running
         && !options.lazy_pages
         && options.copy_on_write.unwrap_or(options.action_scripts.is_empty())
@@ -74,16 +74,38 @@ pub fn are_wanted(options: &Options) -> bool {
 const FEW: usize = 16;
 /// Bytes of a process that take as long to save as a copy of it to make.
 const WORTH_IT: u64 = 1 << 20;
+/// Bytes that are read before a copy is made.
+const SMALL: u64 = 512 << 10;
 
-/// Does the tree stand still for a shorter time if it is copied? Not if it has many small processes.
-pub fn pay(tree: &Tree) -> bool {
+/// What becomes of a tree that is to run on while its memory is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It stands still all the same.
+    StandsStill,
+    /// Its memory is so small that it is read first.
+    PutAside,
+    Copied,
+}
+
+/// By which way does the tree stand still for the shortest time? Copies pay, but not of many small processes.
+pub fn way(options: &Options, tree: &Tree) -> Way {
+    if !are_wanted(options) {
+        return Way::StandsStill;
+    }
+    if options.copy_on_write == Some(true) {
+        return Way::Copied;
+    }
     let count = tree.processes.len();
     let bytes = |pid: i32| {
         let statm = sys::fd::text(&format!("/proc/{pid}/statm")).unwrap_or_default();
         sys::proc::parse_private(&statm).unwrap_or(0)
     };
-    count <= FEW
-        || tree.processes.iter().map(|process| bytes(process.pid)).sum::<u64>() > count as u64 * WORTH_IT
+    let total = tree.processes.iter().map(|process| bytes(process.pid)).sum::<u64>();
+    match count {
+        1 if total <= SMALL => Way::PutAside,
+        _ if count <= FEW || total > count as u64 * WORTH_IT => Way::Copied,
+        _ => Way::StandsStill,
+    }
 }
 
 /// What is wanted of a frozen process, from inside.
@@ -169,11 +191,11 @@ pub fn visit(
     (false, userfaults)
 }
 
-/// What the copy of a process tells of its memory.
-pub fn read(copies: &Copies, pid: i32) -> Result<Reading, Failure> {
+/// What the copy of a process tells of its memory, and of its pages, if that is asked.
+pub fn read(copies: &Copies, pid: i32, question: Option<Question>) -> Result<Reading, Failure> {
     let none = || Failure::conflict(Object::Task, "read its memory", "it has no copy");
     let copy = copies.of(pid).ok_or_else(none)?;
-    let mut memory = observe::read_memory(copy.pid, Question::WhatIsThere)?;
+    let mut memory = observe::read_memory(copy.pid, question)?;
     memory.maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(Reading { from: copy.pid, memory })
 }
@@ -246,6 +268,9 @@ fn userfault(
 pub fn end(copies: &mut Vec<Stopped>) {
     for copy in copies.iter() {
         let _ = sys::process::kill(copy.tid(), libc::SIGKILL);
+    }
+    if copies.len() < crew::size() {
+        sys::process::help_to_end(copies.iter().map(Stopped::tid));
     }
     for copy in copies.drain(..) {
         while let Ok(Some(status)) = sys::process::wait(copy.tid(), true)

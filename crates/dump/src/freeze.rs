@@ -130,7 +130,7 @@ impl Tree {
             }
             Seized::Many => {
                 self.share(&mut process, deadline)?;
-                let shares = crew::shares(&process.tids);
+                let shares = crew::shares(process.tids.iter().copied());
                 self.crew.each(shares, move |_, tids| children(pid, &tids)).concat()
             }
         };
@@ -197,6 +197,10 @@ impl Tree {
             FinalState::Killed => {
                 for process in alive() {
                     let _ = sys::process::kill(process.pid, libc::SIGKILL);
+                }
+                // They leave a processor for it.
+                if alive().count() < crew::size() {
+                    sys::process::help_to_end(alive().map(|process| process.pid));
                 }
                 let members: HashSet<usize> = alive().flat_map(|process| &process.members).copied().collect();
                 self.crew.each(members.into_iter().map(|member| (member, ())), |tracer, ()| tracer.reap());

@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use sys::each::Descriptor;
 use sys::fd::Texts;
 use sys::proc::{SmapsParser, Stat, Status, Timer, Vma};
 use sys::process::Kcmp;
@@ -162,7 +163,7 @@ pub fn look(pid: i32, depth: Depth, common: Option<&Common>) -> Result<Look, Fai
         None => link(pid, name),
     };
     let memory = match depth {
-        Depth { flags: true, pages } => read_memory(pid, pages.unwrap_or(Question::WhatIsThere))?,
+        Depth { flags: true, pages } => read_memory(pid, Some(pages.unwrap_or(Question::WhatIsThere)))?,
         Depth { flags: false, pages } => {
             let maps = read_maps(pid)?;
             let pages = pages.map(|question| find_pages(pid, &maps, question)).transpose()?;
@@ -213,11 +214,13 @@ pub struct Memory {
 
 impl Memory {
     /// Adds mappings at higher addresses.
-    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File, question: Question) -> Result<(), Errno> {
+    fn add(&mut self, vmas: Vec<Vma>, pagemap: &File, question: Option<Question>) -> Result<(), Errno> {
         let first = self.maps.len();
         self.maps.extend(vmas.into_iter().map(described));
-        let areas = areas(&self.maps[first..]);
-        self.pages.append(pages::select::select(pagemap, &areas, question)?);
+        if let Some(question) = question {
+            let areas = areas(&self.maps[first..]);
+            self.pages.append(pages::select::select(pagemap, &areas, question)?);
+        }
         Ok(())
     }
 }
@@ -290,9 +293,9 @@ pub fn read_maps(pid: i32) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
 /// Text of many mappings is taken in pieces of so many bytes: some hundred mappings.
 const PIECE: usize = 256 << 10;
 
-/// Reads the mappings of a process that stands still with their flags, and finds its pages. The kernel's text of many
+/// Reads the mappings of a process that stands still with their flags, and finds its pages, if that is asked. The kernel's text of many
 /// mappings, or of much memory, takes long to write: then the flags are asked for in another way, where there is one.
-pub fn read_memory(pid: i32, question: Question) -> Result<Memory, Failure> {
+pub fn read_memory(pid: i32, question: Option<Question>) -> Result<Memory, Failure> {
     /// Bytes of memory that take longer to be looked at than the other way takes.
     const LARGE: u64 = 192 << 20;
     let path = format!("/proc/{pid}/pagemap");
@@ -401,34 +404,47 @@ pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failu
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Where the kernel has an open file, or zero, if that is not known of any; device, inode, flags, position, and the
+/// Where the kernel has an open file, or zero, if that is known of none; device, inode, flags, position, and the
 /// number of an eventfd: what descriptors of one open file have in common.
 pub type FileKey = (u64, u64, u64, u32, u64, u64);
 
-/// Where the kernel has the open file of each descriptor of the tree.
-pub type Addresses = HashMap<At, u64>;
+/// A descriptor, and what the kernel's tracing tells of it.
+pub type Noted = (At, Option<Descriptor>);
 
-pub fn key(probe: &FdProbe, address: u64) -> FileKey {
+pub fn key(probe: &FdProbe) -> FileKey {
     let number = match probe.anon_inode() {
         Some(b"eventfd") => sys::proc::fdinfo(probe.info(), "eventfd-id").and_then(sys::proc::decimal),
         _ => None,
     };
-    (address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
+    (probe.address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
 }
 
-/// Asks for the addresses of the open files of all these descriptors; none when one of them is not told, or they are
-/// few, for to ask takes time, too.
-pub fn addresses(descriptors: &[At]) -> Option<Addresses> {
+/// The descriptors of all these processes. Of none is told where one is not, or they are few, for to ask takes time, too.
+///
+/// # Errors
+/// When the folder of one cannot be read.
+pub fn descriptors(pids: &[i32]) -> Result<Vec<Noted>, Failure> {
     const MANY: usize = 256;
-    if descriptors.len() < MANY {
-        return None;
+    let counts: Option<Vec<usize>> = pids.iter().map(|pid| sys::fd::count(*pid)).collect();
+    let told = || {
+        let counts = counts.filter(|counts| counts.iter().sum::<usize>() >= MANY)?;
+        let mut all = Vec::with_capacity(counts.iter().sum());
+        for (pid, count) in pids.iter().zip(counts) {
+            let told = sys::each::descriptors(*pid).filter(|told| told.len() == count)?;
+            all.extend(told.into_iter().map(|told| ((*pid, told.number), Some(told))));
+        }
+        Some(all)
+    };
+    if let Some(told) = told() {
+        return Ok(told);
     }
-    let mut all = Addresses::with_capacity(descriptors.len());
-    for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
-        let pid = of_process[0].0;
-        all.extend(sys::each::files(pid)?.into_iter().map(|(number, address)| ((pid, number), address)));
+    let mut all = Vec::new();
+    for pid in pids {
+        let numbers = sys::fd::numbers(&format!("/proc/{pid}/fd"))
+            .map_err(|error| error.on(Object::Task, "read its descriptors").of(*pid))?;
+        all.extend(numbers.into_iter().map(|number| ((*pid, number), None)));
     }
-    descriptors.iter().all(|at| all.contains_key(at)).then_some(all)
+    Ok(all)
 }
 
 /// Descriptors, each looked at, and which of them are one open file.
@@ -442,21 +458,19 @@ pub struct Probed {
 ///
 /// # Errors
 /// When a process or its descriptors cannot be asked at all.
-pub fn probe(descriptors: &[At], addresses: Option<&Addresses>) -> Result<Probed, Failure> {
+pub fn probe(mut descriptors: Vec<Noted>) -> Result<Probed, Failure> {
     let explain = |pid: i32| move |error: Errno| error.on(Object::Task, "read its descriptors").of(pid);
     let mut probes = Vec::with_capacity(descriptors.len());
-    for of_process in descriptors.chunk_by(|one, next| one.0 == next.0) {
-        let pid = of_process[0].0;
+    for of_process in descriptors.chunk_by_mut(|one, next| one.0.0 == next.0.0) {
+        let pid = of_process[0].0.0;
         let pidfd: OwnedFd = sys::process::pidfd_open(pid).map_err(explain(pid))?;
-        let texts = Texts::of(pid).map_err(explain(pid))?;
-        probes.extend(of_process.iter().map(|at| {
+        let texts = Texts::of(pid).map(Arc::new).map_err(explain(pid))?;
+        probes.extend(of_process.iter_mut().map(|(at, told)| {
             let fd = sys::process::pidfd_getfd(&pidfd, at.1);
-            (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts)))
+            (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts, told.take())))
         }));
     }
-    let address = |at: &At| addresses.map_or(0, |addresses| addresses[at]);
-    let candidates =
-        probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?, address(at)), *at)));
+    let candidates = probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?), *at)));
     let files = Classes::new(Kcmp::File, candidates)
         .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
     Ok(Probed { probes, files })

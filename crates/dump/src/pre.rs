@@ -66,15 +66,15 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     for (pid, look) in &mut looks {
         // The flags say what is not worth saving.
         let maps = match is_copied {
-            true => copies::read(&tree.copies, *pid)?.memory.maps,
-            false => observe::read_memory(*pid, pages::select::Question::WhatIsThere)?.maps,
+            true => copies::read(&tree.copies, *pid, None)?.memory.maps,
+            false => observe::read_memory(*pid, None)?.maps,
         };
         look.memory.maps = maps;
         look.memory.keep_content();
         scanned += look.memory.pages.scanned_pages;
         let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), known.get(pid));
         let memory_of = tree.copies.of(*pid).filter(|_| is_copied).map_or(*pid, |copy| copy.pid);
-        saved.push(Saved { pid: *pid, parent: look.stat.ppid, memory_of, runs, elsewhere });
+        saved.push(Saved { pid: *pid, parent: look.stat.ppid, memory_of, aside: None, runs, elsewhere });
     }
     dir.begin()?;
     past.link(dir)?;

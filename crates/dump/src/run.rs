@@ -1,12 +1,13 @@
 //! A dump from beginning to end.
 
-use crate::copies::Seen;
+use crate::copies::{Seen, Way};
 use crate::freeze::{FinalState, Tree, freeze};
 use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
 use crate::{copies, encode, observe, secrets, survey, track};
+use agent::crew;
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
@@ -19,7 +20,7 @@ use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
 use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Receiver};
-use pages::take::{Job, Owner, Source, Taken, data_runs, take};
+use pages::take::{Aside, Job, Owner, Source, Taken, data_runs, take};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
@@ -83,6 +84,7 @@ fn dump(
     options.progress.stage("freeze");
     sys::apart::go_on()?;
     sys::fd::reserve(DESCRIPTORS.max(sys::fd::count(root).unwrap_or(0) * 2));
+    let own_namespaces = observe::namespaces("self");
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -92,13 +94,13 @@ fn dump(
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let goes_on = options.leave_running || options.leave_stopped;
     let mut past = Past::of(&pids, options, dir, options.track_mem && goes_on)?;
-    let wants_copies =
-        copies::are_wanted(options) && (options.copy_on_write == Some(true) || copies::pay(&tree));
+    let way = copies::way(options, &tree);
+    let wants_copies = way == Way::Copied;
     let depth = Depth {
         flags: !wants_copies,
         pages: past.ask().or((!wants_copies).then_some(Question::WhatIsThere)),
     };
-    let mut survey = survey::survey(&mut tree, options, depth)?;
+    let mut survey = survey::survey(&mut tree, options, depth, own_namespaces)?;
     let known = past.pages(pids.iter().copied())?;
     let (mut is_copied, mut watched) = (false, Vec::new());
     if survey.is_good() {
@@ -115,6 +117,7 @@ fn dump(
         us
     };
     let (mut census, links, mut frozen_us);
+    let mut aside = HashMap::new();
     if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
         dir.begin()?;
         past.link(dir)?;
@@ -122,8 +125,9 @@ fn dump(
         drop(tty::write(survey.cx())?);
         frozen_us = let_go(&mut tree);
         census = survey.conclude(&tree, &|pid, look| {
-            let mut reading = copies::read(&tree.copies, pid)?;
-            if depth.pages.is_some() {
+            let question = depth.pages.is_none().then_some(Question::WhatIsThere);
+            let mut reading = copies::read(&tree.copies, pid, question)?;
+            if question.is_none() {
                 reading.memory.pages = std::mem::take(&mut look.memory.pages);
                 reading.memory.keep_content();
             }
@@ -135,7 +139,7 @@ fn dump(
             if !depth.flags {
                 // What is new was asked before writes began to be noted anew: now nothing would be.
                 let known = depth.pages.map(|_| std::mem::take(&mut memory.pages));
-                memory = observe::read_memory(pid, Question::WhatIsThere)?;
+                memory = observe::read_memory(pid, known.is_none().then_some(Question::WhatIsThere))?;
                 if let Some(pages) = known {
                     memory.pages = pages;
                     memory.keep_content();
@@ -154,7 +158,13 @@ fn dump(
         past.link(dir)?;
         links = taking.shared(&mut whole.cx)?;
         frozen_us = 0;
-        if is_copied {
+        let is_aside = way == Way::PutAside;
+        if is_aside {
+            for process in &whole.processes {
+                aside.insert(process.pid, Aside::read(process.pid, &process.runs)?);
+            }
+        }
+        if is_copied || is_aside {
             for process in &mut whole.processes {
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
@@ -167,7 +177,8 @@ fn dump(
     let saved = alive.map(|process| {
         let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
         let parent = process.pstree.ppid as i32;
-        Saved { pid: process.pid, parent, memory_of: process.memory_of, runs, elsewhere }
+        let aside = aside.remove(&process.pid);
+        Saved { pid: process.pid, parent, memory_of: process.memory_of, aside, runs, elsewhere }
     });
     let mut saved: Vec<Saved> = saved.collect();
     let sharing = share(&mut saved, options)?;
@@ -204,7 +215,7 @@ fn dump(
             }
         }
     }
-    if !is_copied {
+    if frozen_us == 0 {
         frozen_us = micros(frozen);
     }
     match state {
@@ -321,8 +332,10 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, runs, elsewhere, .. } in saved {
-            let source = Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+        for Saved { pid, memory_of, aside, runs, elsewhere, .. } in saved {
+            let of_process =
+                || Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+            let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
             jobs.push(Job { elsewhere, ..self.job(source, runs, Owner::Task(pid)) });
@@ -346,14 +359,17 @@ const WORTH_WAITING: u64 = 32;
 /// Finds the pages that processes have in common with those who made them, if these are to be stored once. Returns the
 /// processes that have some.
 pub fn share(saved: &mut [Saved], options: &Options) -> Result<HashSet<i32>, Failure> {
-    if saved.len() < 2 || !options.share_pages || options.page_server {
+    if !options.share_pages || options.page_server {
         return Ok(HashSet::new());
     }
     let places: HashMap<i32, usize> = saved.iter().enumerate().map(|(at, one)| (one.pid, at)).collect();
-    let mut found = Vec::with_capacity(saved.len());
-    let mut total = 0;
-    for one in saved.iter() {
-        let Some(parent) = places.get(&one.parent).map(|at| &saved[*at]) else { continue };
+    let children: Vec<&Saved> = saved.iter().filter(|one| places.contains_key(&one.parent)).collect();
+    let size = |one: &&Saved| one.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
+    if children.iter().map(size).sum::<u64>() < WORTH_SHARING {
+        return Ok(HashSet::new());
+    }
+    let compare = |one: &Saved| {
+        let parent = &saved[places[&one.parent]];
         let explain = |error: Errno| error.on(Object::Task, "find the pages it shares").of(one.pid);
         let open = |pid: i32| {
             File::open(format!("/proc/{pid}/pagemap"))
@@ -365,14 +381,18 @@ pub fn share(saved: &mut [Saved], options: &Options) -> Result<HashSet<i32>, Fai
         let (child, maker) = (open(one.memory_of)?, open(parent.memory_of)?);
         let (same, rest) =
             pages::shared::split(&child, &maker, one.runs.clone(), &stored).map_err(explain)?;
-        let length = |range: &Range<u64>| range.end - range.start;
-        let shared: u64 = same.iter().map(length).sum();
-        let all = shared + rest.iter().map(|(range, _)| length(range)).sum::<u64>();
-        if shared > 0 && (!options.lazy_pages || shared * WORTH_WAITING >= all) {
-            total += shared;
-            found.push((places[&one.pid], parent.pid, same, rest));
-        }
-    }
+        Ok((places[&one.pid], parent.pid, same, rest))
+    };
+    let compare_all = |share: &[&Saved]| share.iter().map(|one| compare(one)).collect::<Result<Vec<_>, _>>();
+    let compared = crew::in_parallel(&children, 2, compare_all);
+    let found = compared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
+    let size = |same: &[Range<u64>]| same.iter().map(|range| range.end - range.start).sum::<u64>();
+    let is_worth_it = |same: &[Range<u64>], rest: &Runs| {
+        let all = size(same) + rest.iter().map(|(range, _)| range.end - range.start).sum::<u64>();
+        !same.is_empty() && (!options.lazy_pages || size(same) * WORTH_WAITING >= all)
+    };
+    let found: Vec<_> = found.filter(|(_, _, same, rest)| is_worth_it(same, rest)).collect();
+    let total: u64 = found.iter().map(|(_, _, same, _)| size(same)).sum();
     if total < WORTH_SHARING {
         return Ok(HashSet::new());
     }
@@ -413,6 +433,8 @@ pub struct Saved {
     pub parent: i32,
     /// Where it is read: the process, or its copy.
     pub memory_of: i32,
+    /// Or what was read of it already.
+    pub aside: Option<Aside>,
     pub runs: Runs,
     /// What the images before have, or another process.
     pub elsewhere: Vec<Run>,

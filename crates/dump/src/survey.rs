@@ -5,7 +5,6 @@ use crate::freeze::{Process, State, Tree};
 use crate::identity::{At, Classes};
 use crate::observe::{
     self, Common, Depth, FileKey, Link, Look, Memory, NAMESPACES, Namespaces, Probed, Questions, Seen,
-    namespaces,
 };
 use agent::crew::{self, shares};
 use image::*;
@@ -110,18 +109,23 @@ pub struct Reading {
     pub memory: Memory,
 }
 
-/// Reads the tree, its memory to this depth.
+/// Reads the tree, its memory to this depth. `own_namespaces` are those of this program.
 ///
 /// # Errors
 /// Everything that cannot be asked. What is not carried is only noted.
-pub fn survey<'o>(tree: &mut Tree, options: &'o Options, depth: Depth) -> Result<Survey<'o>, Failures> {
+pub fn survey<'o>(
+    tree: &mut Tree,
+    options: &'o Options,
+    depth: Depth,
+    own_namespaces: Namespaces,
+) -> Result<Survey<'o>, Failures> {
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let tids = tree.processes.iter().flat_map(|process| &process.tids).chain(&pids).copied().collect();
     let mut survey = Survey {
         options,
         cx: DumpCx::new(options, pids.clone(), tids),
         failures: Failures::new(),
-        own_namespaces: namespaces("self"),
+        own_namespaces,
         objects: Vec::new(),
         tables: HashMap::new(),
         chains: seccomp::Chains::default(),
@@ -189,7 +193,7 @@ fn objects(tree: &mut Tree, told: &HashMap<i32, &Told>) -> Result<Vec<Objects>, 
         .collect();
     let keys = all_told.unwrap_or_else(|| vec![[0; 4]; alive.len()]);
     let keyed: Vec<(At, [u64; 4])> = alive.iter().copied().zip(keys).collect();
-    let sorted = tree.crew.each(shares(&keyed), |_, share: Vec<(At, [u64; 4])>| {
+    let sorted = tree.crew.each(shares(keyed), |_, share: Vec<(At, [u64; 4])>| {
         let sort = |nth: usize| Classes::new(WHATS[nth], share.iter().map(|(at, keys)| (keys[nth], *at)));
         [0, 1, 2, 3].map(sort)
     });
@@ -574,29 +578,21 @@ impl<'o> Survey<'o> {
 
     /// Reads every table of descriptors once.
     fn all_descriptors(&mut self, tree: &mut Tree) -> Result<(), Failure> {
-        let mut all: Vec<At> = Vec::new();
         let Some(owners) = self.objects.iter().find(|objects| objects.what == Kcmp::Files) else {
             return Ok(());
         };
-        for process in &tree.processes {
-            let pid = process.pid;
-            if owners.by_pid.get(&pid).is_none_or(|(first, _)| *first != pid) {
-                continue;
-            }
-            let numbers = sys::fd::numbers(&format!("/proc/{pid}/fd"))
-                .map_err(|error| error.on(Object::Task, "read its descriptors").of(pid))?;
-            all.extend(numbers.iter().map(|number| (pid, *number)));
-            self.tables.insert(pid, Vec::with_capacity(numbers.len()));
-        }
-        let addresses = observe::addresses(&all).map(Arc::new);
+        let has_table = |pid: &i32| owners.by_pid.get(pid).is_some_and(|(first, _)| first == pid);
+        let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).filter(has_table).collect();
+        let mut all = observe::descriptors(&pids)?;
+        let are_told = all.iter().any(|(_, told)| told.is_some());
+        self.tables.extend(pids.iter().map(|pid| (*pid, Vec::new())));
         let mut files: Classes<FileKey> = Classes::default();
         let mut known: HashMap<At, (u32, i32)> = HashMap::new();
         // A duplicate of each is ours for a moment.
-        for round in all.chunks(sys::fd::room() / 2) {
+        while !all.is_empty() {
+            let round = all.drain(..all.len().min(sys::fd::room() / 2));
             let mut probes = Vec::with_capacity(round.len());
-            let addresses = addresses.clone();
-            let probe = move |_: &mut _, share: Vec<At>| observe::probe(&share, addresses.as_deref());
-            for probed in tree.crew.each(shares(round), probe) {
+            for probed in tree.crew.each(shares(round), |_, share| observe::probe(share)) {
                 let Probed { probes: more, files: sorted } = probed?;
                 probes.extend(more);
                 files
@@ -604,16 +600,18 @@ impl<'o> Survey<'o> {
                     .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
             }
             let firsts = files.firsts();
-            for (at, probe) in probes {
+            for (at, probe) in &probes {
                 let object = || Object::Fd { number: at.1, what: "a descriptor".into() };
-                let probe = probe.map_err(|error| error.on(object(), "look at it"));
-                match probe.and_then(|probe| self.descriptor(&probe, firsts[&at], &mut known)) {
+                let probe = probe.as_ref().map_err(|error| (*error).on(object(), "look at it"));
+                match probe.and_then(|probe| self.descriptor(probe, firsts[at], &mut known)) {
                     Ok(entry) => self.tables.entry(at.0).or_default().push(entry),
                     Err(failure) => self.failures.push(failure.of(at.0)),
                 }
             }
+            let probes = probes.into_iter().filter_map(|(_, probe)| probe.ok());
+            sys::fd::close(probes.filter_map(|probe| Arc::into_inner(probe.fd)));
         }
-        self.in_flight(&mut files, addresses.is_some(), &mut known)
+        self.in_flight(&mut files, are_told, &mut known)
     }
 
     /// Looks at what is in queues, and at what is in the queues of that.
@@ -631,13 +629,13 @@ impl<'o> Survey<'o> {
         };
         const NOT_TOLD: Errno = Errno { call: "bpf", code: libc::ENODATA };
         let me = std::process::id() as i32;
-        let texts = Texts::of(me).map_err(explain)?;
+        let texts = Texts::of(me).map(Arc::new).map_err(explain)?;
         while let Some((pid, fd)) = self.cx.flying.get(self.cx.flown.len()) {
             let (pid, at) = (*pid, (me, fd.as_raw_fd()));
             let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
-            let probe = FdProbe::in_flight(pid, fd, &texts).map_err(explain)?;
             let address = address(at.1).ok_or_else(|| explain(NOT_TOLD))?;
-            let one = Classes::new(Kcmp::File, [(observe::key(&probe, address), at)]).map_err(explain)?;
+            let probe = FdProbe::in_flight(pid, fd, &texts, address).map_err(explain)?;
+            let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
             files.add(Kcmp::File, one).map_err(explain)?;
             let id = match self.file(&probe, files.firsts()[&at], known) {
                 Ok((id, _)) => id,

@@ -87,9 +87,20 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// `Corrupt`, with the number of the record, when it is cut or no such message.
     pub fn record<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
+        self.record_with(|_| None)
+    }
+
+    /// The same, where `short` has a shorter way for most records.
+    pub fn record_with<M: Message + Default>(
+        &mut self,
+        short: impl FnOnce(&[u8]) -> Option<M>,
+    ) -> Result<Option<M>, Failure> {
         let Some(length) = self.word()? else { return Ok(None) };
         let body = self.take(length as usize, "record")?;
-        let message = M::decode(body).map_err(|error| self.corrupt(error.to_string()))?;
+        let message = match short(body) {
+            Some(message) => message,
+            None => M::decode(body).map_err(|error| self.corrupt(error.to_string()))?,
+        };
         self.entry += 1;
         Ok(Some(message))
     }
@@ -99,10 +110,21 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// As [`Reader::record`]; `Unsupported` for fields that are not known here.
     pub fn whole<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
+        self.whole_with(|_| None)
+    }
+
+    /// The same, where `short` has a shorter way for most records.
+    pub fn whole_with<M: Message + Default>(
+        &mut self,
+        short: impl FnOnce(&[u8]) -> Option<M>,
+    ) -> Result<Option<M>, Failure> {
         let from = self.at + 4;
-        let Some(message) = self.record::<M>()? else { return Ok(None) };
+        // What the shorter way takes has nothing else.
+        let mut is_whole = false;
+        let short = |body: &[u8]| short(body).inspect(|_| is_whole = true);
+        let Some(message) = self.record_with(short)? else { return Ok(None) };
         // Every writer of the format is brief: what is known, and no field twice.
-        match message.encoded_len() == self.at - from {
+        match is_whole || message.encoded_len() == self.at - from {
             true => Ok(Some(message)),
             false => Err(self.unknown(self.entry - 1, "fields that are not known here")),
         }

@@ -3,16 +3,20 @@
 //! Proven against five unlike kinds: eventfd, pipe, epoll, UNIX socket, listening TCP.
 
 use crate::fd::ghost::{self, FileAt, Remap, RemapFilePathEntry};
+use crate::fd::socket_options;
 use crate::fd::tty::{Control, Person, TtyInfoEntry};
 use agent::{Area, List};
-use image::{Dir, FileEntry, FownEntry, Message, Writer};
+use image::{Dir, FileEntry, FownEntry, Message, SkOptsEntry, Writer};
 use model::{Errno, Failure, Failures, Object, Options};
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use sys::each::Descriptor;
 use sys::fd::Texts;
 use sys::process::StandIn;
+use sys::socket::int_option;
 
 /// The number of what no process has.
 const IN_FLIGHT: i32 = -1;
@@ -22,14 +26,23 @@ const IN_FLIGHT: i32 = -1;
 pub struct FdProbe {
     pub pid: i32,
     pub number: i32,
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     pub stat: libc::stat,
     /// As F_GETFL gives them.
     pub flags: u32,
     pub position: u64,
+    /// Where the kernel has the open file; zero where it does not tell.
+    pub address: u64,
+    /// Of a socket: AF_UNIX, AF_INET, ...
+    pub family: Option<i32>,
     link: Vec<u8>,
-    info: Vec<u8>,
+    /// What its number is in `texts`, and what the kernel's tracing tells of it.
+    number_there: i32,
+    texts: Arc<Texts>,
+    told: Option<Descriptor>,
+    info: OnceLock<Vec<u8>>,
     owner: Result<FownEntry, Errno>,
+    options: Option<Box<Result<SkOptsEntry, Errno>>>,
 }
 
 fn read_owner(fd: &OwnedFd, flags: u32) -> Result<FownEntry, Errno> {
@@ -49,26 +62,52 @@ fn read_owner(fd: &OwnedFd, flags: u32) -> Result<FownEntry, Errno> {
 
 impl FdProbe {
     /// Looks at descriptor `number` of `pid`, of which `fd` is a duplicate; `texts` are of that process.
-    pub fn new(pid: i32, number: i32, fd: OwnedFd, texts: &Texts) -> Result<FdProbe, Errno> {
+    pub fn new(
+        pid: i32,
+        number: i32,
+        fd: OwnedFd,
+        texts: &Arc<Texts>,
+        mut told: Option<Descriptor>,
+    ) -> Result<FdProbe, Errno> {
         let stat = sys::fd::stat(&fd)?;
         let flags = sys::fd::status_flags(&fd)?;
         let position = sys::fd::position(&fd).unwrap_or(0);
-        // Of a socket the text says nothing new.
-        let link = match stat.st_mode & libc::S_IFMT {
-            libc::S_IFSOCK if flags & libc::O_PATH as u32 == 0 => {
-                format!("socket:[{}]", stat.st_ino).into_bytes()
-            }
-            _ => texts.link(&fd).unwrap_or_default(),
+        let is_socket = stat.st_mode & libc::S_IFMT == libc::S_IFSOCK && flags & libc::O_PATH as u32 == 0;
+        let probe = FdProbe {
+            pid,
+            number,
+            stat,
+            flags,
+            position,
+            address: told.as_ref().map_or(0, |told| told.file),
+            family: is_socket
+                .then(|| int_option(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN))
+                .and_then(Result::ok),
+            // Of a socket the text says nothing new.
+            link: match (is_socket, told.as_mut().and_then(|told| told.link.take())) {
+                (true, _) => format!("socket:[{}]", stat.st_ino).into_bytes(),
+                (false, Some(link)) => link,
+                (false, None) => texts.link(&fd).unwrap_or_default(),
+            },
+            number_there: number,
+            texts: texts.clone(),
+            told,
+            info: OnceLock::new(),
+            owner: read_owner(&fd, flags),
+            options: is_socket.then(|| Box::new(socket_options::dump(&fd))),
+            fd: Arc::new(fd),
         };
-        let info = texts.info(number).unwrap_or_default();
-        let owner = read_owner(&fd, flags);
-        Ok(FdProbe { pid, number, fd, stat, flags, position, link, info, owner })
+        // Who is of this sort is told in that text alone; it is read here, where many are at work.
+        if probe.format() == 0 {
+            probe.info();
+        }
+        Ok(probe)
     }
 
     /// Looks at what was found in the queue of a socket of `pid`; `fd` is ours, and so are `texts`.
-    pub fn in_flight(pid: i32, fd: OwnedFd, texts: &Texts) -> Result<FdProbe, Errno> {
+    pub fn in_flight(pid: i32, fd: OwnedFd, texts: &Arc<Texts>, address: u64) -> Result<FdProbe, Errno> {
         let number = fd.as_raw_fd();
-        Ok(FdProbe { number: IN_FLIGHT, ..FdProbe::new(pid, number, fd, texts)? })
+        Ok(FdProbe { number: IN_FLIGHT, address, ..FdProbe::new(pid, number, fd, texts, None)? })
     }
 
     /// Device and inode.
@@ -106,12 +145,27 @@ impl FdProbe {
 
     /// `/proc/PID/fdinfo/N`.
     pub fn info(&self) -> &[u8] {
-        &self.info
+        self.info.get_or_init(|| self.texts.info(self.number_there).unwrap_or_default())
+    }
+
+    /// May there be locks of it?
+    pub fn may_have_locks(&self) -> bool {
+        self.told.as_ref().is_none_or(|told| told.has_locks)
+    }
+
+    /// Options that sockets of all families have.
+    pub fn socket_options(&self) -> Result<SkOptsEntry, Failure> {
+        let none = Err(Errno { call: "getsockopt", code: libc::ENOTSOCK });
+        let options = self.options.as_deref().cloned().unwrap_or(none);
+        options.map_err(|error| self.fail(error, "ask about the socket"))
     }
 
     /// Is it closed when its process executes another program? The only thing that belongs to the
     /// descriptor and not to the open file.
     pub fn close_on_exec(&self) -> Result<bool, Failure> {
+        if let Some(told) = &self.told {
+            return Ok(told.closes_on_exec);
+        }
         let flags = sys::proc::fdinfo(self.info(), "flags")
             .and_then(|flags| u32::from_str_radix(std::str::from_utf8(flags).ok()?, 8).ok())
             .ok_or_else(|| self.refuse("the kernel does not tell its flags"))?;
@@ -295,9 +349,10 @@ pub trait FdKind: Sync {
         Failures::new()
     }
 
-    /// Is the object made without a look at others? Many of those are made at the same time.
-    fn is_alone(&self, _entry: &Self::Entry, _files: &FileTable) -> bool {
-        false
+    /// The number of those that are made one after the other, without a look at others: many groups are made at the
+    /// same time. None where it is not so.
+    fn group(&self, _entry: &Self::Entry, _files: &FileTable) -> Option<u64> {
+        None
     }
 
     /// The key by which `--inherit-fd` gives a descriptor in its place.
@@ -363,7 +418,7 @@ pub trait AnyFdKind: Sync {
     fn settle(&self, cx: &mut DumpCx) -> Failures;
     fn decode(&self, body: &[u8]) -> Result<AnyEntry, String>;
     fn link(&self, entries: &[(u32, &dyn Any)], files: &FileTable) -> Failures;
-    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool;
+    fn group(&self, entry: &dyn Any, files: &FileTable) -> Option<u64>;
     fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String>;
     fn inherited(&self, entry: &dyn Any, fd: &OwnedFd, cx: &mut OpenCx) -> Result<(), Failure>;
     fn comes_last(&self) -> bool;
@@ -418,8 +473,8 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::link(self, &entries, files)
     }
 
-    fn is_alone(&self, entry: &dyn Any, files: &FileTable) -> bool {
-        FdKind::is_alone(self, typed::<K>(entry), files)
+    fn group(&self, entry: &dyn Any, files: &FileTable) -> Option<u64> {
+        FdKind::group(self, typed::<K>(entry), files)
     }
 
     fn key(&self, entry: &dyn Any, files: &FileTable) -> Option<String> {
@@ -605,4 +660,14 @@ pub fn open_flags(flags: u32) -> i32 {
 /// Status flags that F_SETFL can change, for objects that are not made by open(2).
 pub fn set_status(fd: impl AsFd, flags: u32) -> Result<(), Errno> {
     sys::fd::fcntl(fd, libc::F_SETFL, flags as i32 & !libc::O_CLOEXEC).map(drop)
+}
+
+/// The same for an object that was just made, with the flags `made`: mostly there is nothing to change.
+pub fn set_new_status(fd: impl AsFd, made: i32, flags: u32) -> Result<(), Errno> {
+    const SETTABLE: i32 =
+        libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC;
+    if (made ^ flags as i32) & SETTABLE == 0 {
+        return Ok(());
+    }
+    set_status(fd, flags)
 }

@@ -4,10 +4,54 @@ use model::{Failure, Object, Options};
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
-/// Starts this program with a command and its words, in a process group of its own, and waits until it says that
-/// it is ready (`--status-fd`). Returns its pid.
+/// A server that is being started.
+#[derive(Debug)]
+pub struct Starting {
+    command: &'static str,
+    pid: i32,
+    status: Option<ChildStdout>,
+}
+
+fn explain(command: &'static str, error: &std::io::Error) -> Failure {
+    sys::memory::io_errno("execve", error).on(Object::Named(command.into()), "start it in the background")
+}
+
+impl Starting {
+    /// Waits until it says that it is ready (`--status-fd`). Returns its pid.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub fn ready(self) -> Result<i32, Failure> {
+        let mut byte = [1];
+        match self.status.map_or(Ok(0), |mut status| status.read(&mut byte)) {
+            Ok(1) => Ok(self.pid),
+            _ => {
+                let why = "it ended at once; its log says why";
+                Err(Failure::conflict(Object::Named(self.command.into()), "start it in the background", why))
+            }
+        }
+    }
+}
+
+/// Starts this program with a command and its words, in a process group of its own.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn begin<W: AsRef<OsStr>>(
+    command: &'static str,
+    words: impl IntoIterator<Item = W>,
+) -> Result<Starting, Failure> {
+    let mut program = Command::new("/proc/self/exe");
+    program.arg0("crtools").arg(command).args(words);
+    program.args(["--no-default-config", "--status-fd", "1"]);
+    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let started = program.spawn().map_err(|error| explain(command, &error))?;
+    Ok(Starting { command, pid: started.id() as i32, status: started.stdout })
+}
+
+/// The same, and waits until it is ready. Returns its pid.
 ///
 /// # Errors
 /// When it cannot be started, or ends before.
@@ -15,23 +59,7 @@ pub fn start<W: AsRef<OsStr>>(
     command: &'static str,
     words: impl IntoIterator<Item = W>,
 ) -> Result<i32, Failure> {
-    let object = || Object::Named(command.into());
-    let mut program = Command::new("/proc/self/exe");
-    program.arg0("crtools").arg(command).args(words);
-    program.args(["--no-default-config", "--status-fd", "1"]);
-    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let started = program.spawn().map_err(|error| {
-        sys::memory::io_errno("execve", &error).on(object(), "start it in the background")
-    })?;
-    let pid = started.id() as i32;
-    let mut byte = [1];
-    match started.stdout.map_or(Ok(0), |mut status| status.read(&mut byte)) {
-        Ok(1) => Ok(pid),
-        _ => {
-            let why = "it ended at once; its log says why";
-            Err(Failure::conflict(object(), "start it in the background", why))
-        }
-    }
+    begin(command, words)?.ready()
 }
 
 /// The words that say to a server how its connection is made.

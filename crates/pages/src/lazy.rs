@@ -22,8 +22,8 @@ const AHEAD: u64 = 4 * AT_ONCE;
 pub struct Waiting(BTreeMap<u64, (u64, Run)>);
 
 impl Waiting {
-    pub fn new(runs: &[Run]) -> Waiting {
-        Waiting(runs.iter().map(|run| (run.range.start, (run.range.end, run.clone()))).collect())
+    pub fn new(runs: Vec<Run>) -> Waiting {
+        Waiting(runs.into_iter().map(|run| (run.range.start, (run.range.end, run))).collect())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -404,7 +404,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_out_of_the_middle_leaves_both_ends() {
-        let mut waiting = Waiting::new(&[run(0x1000..0x9000, 0x10000), run(0xa000..0xb000, 0x18000)]);
+        let mut waiting = Waiting::new(vec![run(0x1000..0x9000, 0x10000), run(0xa000..0xb000, 0x18000)]);
         let taken = waiting.take(0x3000..0x5000);
         assert_eq!(taken.len(), 1);
         assert_eq!((&taken[0].0, taken[0].1.offset), (&(0x3000..0x5000), 0x12000));
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn the_first_that_waits_in_a_range_is_found() {
-        let waiting = Waiting::new(&[run(0x1000..0x3000, 0), run(0x8000..0xa000, 0x2000)]);
+        let waiting = Waiting::new(vec![run(0x1000..0x3000, 0), run(0x8000..0xa000, 0x2000)]);
         let wanted = [(0..0x1000, None), (0x2000..0x9000, Some(0x2000)), (0x3000..0x9000, Some(0x8000))];
         for (range, first) in wanted {
             assert_eq!(waiting.first_in(range.clone()), first, "{range:x?}");
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_moves_takes_its_content_along_and_ends_what_was_there() {
-        let mut waiting = Waiting::new(&[run(0x1000..0x4000, 0), run(0x8000..0xa000, 0x3000)]);
+        let mut waiting = Waiting::new(vec![run(0x1000..0x4000, 0), run(0x8000..0xa000, 0x3000)]);
         waiting.move_by(0x2000, 0x9000, 0x2000);
         let left = [(0x1000..0x2000, 0), (0x8000..0x9000, 0x3000), (0x9000..0xb000, 0x1000)];
         assert_eq!(places(&waiting), left);

@@ -33,6 +33,50 @@ pub enum Source {
     Process { pid: i32, has_relatives: bool },
     /// A memory file; ranges are offsets.
     File(File),
+    /// A process, read before.
+    Aside(Aside),
+}
+
+/// Pages of a process, read at a time.
+#[derive(Debug)]
+pub struct Aside {
+    /// Sorted.
+    ranges: Vec<Range<u64>>,
+    /// One behind the other.
+    bytes: Vec<u8>,
+}
+
+impl Aside {
+    /// Reads these runs, which are sorted, of a process that stands still and has no relatives.
+    ///
+    /// # Errors
+    /// Those of reading its memory.
+    pub fn read(pid: i32, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
+        let ranges: Vec<Range<u64>> = runs.iter().map(|run| run.0.clone()).collect();
+        let mut bytes = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
+        let source = Source::Process { pid, has_relatives: false };
+        let job =
+            Job { source, runs: Vec::new(), elsewhere: Vec::new(), owner: Owner::Task(pid), pages_id: 0 };
+        let mut at = 0;
+        for runs in runs.chunks(RANGES) {
+            at += read(&job, runs, &mut bytes[at..])?;
+        }
+        Ok(Aside { ranges, bytes })
+    }
+
+    /// What was in a range; none where not all of it was read.
+    fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let mut begin = 0;
+        for one in &self.ranges {
+            if one.contains(&range.start) {
+                let at = begin + (range.start - one.start) as usize;
+                let part = self.bytes.get(at..at + (range.end - range.start) as usize)?;
+                return (range.end <= one.end).then_some(part);
+            }
+            begin += (one.end - one.start) as usize;
+        }
+        None
+    }
 }
 
 /// What memory belongs to: a process, or all who map it.
@@ -337,7 +381,8 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    buffer.resize(CHUNK, 0);
+    let needed: u64 = chunk.runs.iter().map(|run| run.0.end - run.0.start).sum();
+    buffer.resize(buffer.len().max(needed as usize), 0);
     let length = read(job, &chunk.runs, buffer)?;
     let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
@@ -418,6 +463,16 @@ fn read(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<usiz
             let mem =
                 File::open(format!("/proc/{pid}/mem")).map_err(|error| explain(&runs[0].0, open(&error)))?;
             read_file(&mem, runs, buffer).map_err(|(range, error)| explain(&range, error).of(*pid))?;
+            Ok(total)
+        }
+        Source::Aside(aside) => {
+            let mut at = 0;
+            for (range, _) in runs {
+                let none = Errno { call: "process_vm_readv", code: libc::EFAULT };
+                let bytes = aside.get(range).ok_or_else(|| explain(range, none))?;
+                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                at += bytes.len();
+            }
             Ok(total)
         }
         Source::File(file) => {

@@ -6,6 +6,7 @@
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
 mod own;
+mod table;
 
 use crate::created::{Created, is_at_work};
 use crate::held::{Held, Thread};
@@ -613,6 +614,7 @@ impl<'r> Exec<'r> {
     fn place(&self, open: &[HashSet<u64>], has_threads: bool) -> Result<(), Failure> {
         let (mut runs, mut later) = (Vec::new(), Vec::new());
         let mut tables = HashSet::new();
+        let mut couriers = Vec::new();
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
@@ -645,7 +647,7 @@ impl<'r> Exec<'r> {
                 }
                 is_owner = tables.insert(task.ids.files_id);
                 if is_owner {
-                    self.descriptors(task, ops)?;
+                    self.descriptors(at, task, &mut couriers, ops)?;
                 }
                 if !has_threads {
                     self.clone_threads(at, ops)?;
@@ -688,28 +690,6 @@ impl<'r> Exec<'r> {
         enter(task.fs.cwd_id, ops, false)?;
         if let Some(umask) = task.fs.umask {
             ops.list.ok(libc::SYS_umask, &[u64::from(umask).into()]);
-        }
-        Ok(())
-    }
-
-    /// Fetches every descriptor of the task's table to its number, lowest first, so that the number that the
-    /// kernel hands out next is known.
-    fn descriptors(&self, task: &Task, ops: &mut TaskOps) -> Result<(), Failure> {
-        ops.list.label("put the descriptors in place");
-        let mut lowest = 0;
-        for entry in &self.checkpoint.tables[&task.ids.files_id] {
-            let (number, is_cloexec) = (entry.fd as i32, entry.flags & 1 != 0);
-            self.reach().fetch(self.open.files[&entry.id].as_raw_fd(), ops);
-            if number != lowest {
-                let flags = if is_cloexec { libc::O_CLOEXEC } else { 0 };
-                ops.list.ok(libc::SYS_dup3, &[lowest.into(), number.into(), flags.into()]);
-                ops.list.ok(libc::SYS_close, &[lowest.into()]);
-            } else {
-                lowest += 1;
-                if !is_cloexec {
-                    ops.list.ok(libc::SYS_fcntl, &[number.into(), libc::F_SETFD.into(), 0.into()]);
-                }
-            }
         }
         Ok(())
     }

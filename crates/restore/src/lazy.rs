@@ -14,14 +14,15 @@ use image::Dir;
 use image::pagemap::{Pagemap, PagesFile, Run};
 use model::{Errno, Failure, Failures, Object, Options};
 use pages::away::Away;
+use pages::background::{self, Starting};
 use pages::chain::{self, Chain, Freeing};
 use pages::compressed::Blocks;
 use pages::lazy::{Source, Task, Waiting};
+use pages::server;
 use pages::take::pages_name;
-use pages::{background, server};
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,6 +51,45 @@ fn address(work_dir: &Path) -> Vec<u8> {
     sys::socket::unix_address(&name)
 }
 
+/// A server that will be needed. Its start, and its reading of the images, take their time beside the restore's.
+#[derive(Debug)]
+pub struct Coming<'o> {
+    options: &'o Options,
+    starting: Option<Starting>,
+}
+
+impl<'o> Coming<'o> {
+    /// Starts a server, if none waits.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(options: &'o Options) -> Result<Coming<'o>, Failure> {
+        let is_there = options.work_dir.join(SOCKET).exists();
+        let starting = (!is_there).then(|| begin(options)).transpose()?;
+        Ok(Coming { options, starting })
+    }
+
+    fn ready(&mut self) -> Result<(), Failure> {
+        self.starting.take().map_or(Ok(()), |starting| starting.ready().map(drop))
+    }
+
+    /// # Errors
+    /// When the server has ended, or cannot be reached.
+    pub fn reach(mut self) -> Result<Server, Failure> {
+        self.ready()?;
+        Server::reach(self.options)
+    }
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        if self.starting.is_some() && self.ready().is_ok() {
+            // It hears that there is no restore.
+            drop(Server::find(self.options));
+        }
+    }
+}
+
 /// The way from a restore to the server. Dropped before the tree runs, it says that it never will.
 #[derive(Debug)]
 pub struct Server {
@@ -62,7 +102,7 @@ impl Server {
     ///
     /// # Errors
     /// When none can be reached.
-    pub fn reach(options: &Options) -> Result<Server, Failure> {
+    fn reach(options: &Options) -> Result<Server, Failure> {
         let server = Server::find(options)?;
         for (word, is_wanted) in [(RECORD, options.record_working_set), (FREE, options.auto_dedup)] {
             if is_wanted {
@@ -82,7 +122,7 @@ impl Server {
         };
         match connect() {
             Err(error) if matches!(error.code, libc::ENOENT | libc::ECONNREFUSED) => {
-                start(options)?;
+                begin(options)?.ready()?;
                 connect().map_err(explain("reach the server"))
             }
             connected => connected.map_err(explain("reach the server")),
@@ -126,14 +166,14 @@ impl Drop for Server {
     }
 }
 
-/// Starts a server and waits until it can be reached.
-fn start(options: &Options) -> Result<i32, Failure> {
+/// Starts a server.
+fn begin(options: &Options) -> Result<Starting, Failure> {
     let mut words: Vec<OsString> = vec!["-D".into(), options.images_dir.clone().into()];
     words.extend(["-W".into(), options.work_dir.clone().into(), format!("-v{}", options.log_level).into()]);
     words.extend(["-o".into(), "lazy-pages.log".into()]);
     words.extend(options.page_server.then(|| "--page-server".into()));
     words.extend(background::connection_words(options));
-    background::start("lazy-pages", words)
+    background::begin("lazy-pages", words)
 }
 
 /// What the command `lazy-pages` does.
@@ -143,7 +183,7 @@ fn start(options: &Options) -> Result<i32, Failure> {
 pub fn serve(options: &Options) -> Result<(), Failures> {
     let mut own_pid = sys::process::own_pid();
     if options.restore_detached {
-        own_pid = start(options)?;
+        own_pid = begin(options)?.ready()?;
     }
     if let Some(path) = &options.pidfile {
         sys::pidfile::write(path, own_pid)?;
@@ -153,7 +193,8 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     }
     let dir = Dir::open(&options.images_dir)?;
     let away = options.page_server.then(|| server::connect(options)).transpose()?.map(Away::new);
-    let mut pages = Pages { chain: Chain::open(&dir)?, views: HashMap::new(), away, freeing: None };
+    let mut pages =
+        Pages { chain: Chain::open(&dir)?, views: HashMap::new(), maps: HashMap::new(), away, freeing: None };
     let path = options.work_dir.join(SOCKET);
     let listener =
         sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
@@ -168,6 +209,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     })?;
     sys::socket::listen(&listener, 1).map_err(explain("listen"))?;
     background::say_ready(options.status_fd)?;
+    pages.read_ahead(&dir);
     let accepted = pages
         .wait(&listener)
         .and_then(|()| sys::socket::accept(&listener).map_err(explain("wait for a restore")));
@@ -234,11 +276,24 @@ enum Stored {
     Blocks(Blocks),
 }
 
+/// What a process waits for, and where that is.
+#[derive(Debug)]
+struct Map {
+    waiting: Waiting,
+    pages: u64,
+    files: BTreeSet<PagesFile>,
+    /// Some of it is with the dump, which may be an old CRIU.
+    is_away: bool,
+    is_old: bool,
+}
+
 /// The pages of an image set, and those that are with the dump.
 #[derive(Debug)]
 struct Pages {
     chain: Chain,
     views: HashMap<PagesFile, Stored>,
+    /// By pid: those that were read before they are asked for.
+    maps: HashMap<i32, Map>,
     away: Option<Away>,
     /// Pages are freed that the tree has.
     freeing: Option<HashMap<PagesFile, Freeing>>,
@@ -277,30 +332,55 @@ impl Pages {
         Ok(())
     }
 
-    /// The content that a process waits for.
-    fn of(&mut self, pid: i32) -> Result<Vec<Run>, Failure> {
-        let Pagemap { runs, is_old, .. } = self.chain.load_with_away(&format!("pagemap-{pid}.img"))?;
-        for run in &runs {
-            if run.is_away() {
-                let Some(away) = &mut self.away else {
-                    let why = "are still with the dump: lazy-pages needs --page-server, with its --address and --port";
-                    let failure = Failure::unsupported(Object::Named("pages".into()), why);
-                    return Err(failure.of(pid));
-                };
-                away.is_old = is_old;
-            } else if !self.views.contains_key(&run.file) {
-                let stored = match self.chain.find_pages(run.file)? {
-                    chain::Stored::Compressed(file) => Stored::Blocks(Blocks::new(file)),
-                    chain::Stored::Plain(file) => Stored::Mapped(map(run.file, &file)?),
-                };
-                self.views.insert(run.file, stored);
+    /// Reads the page maps, of which nobody may have asked yet. What is wrong with one is said when it is asked for.
+    fn read_ahead(&mut self, dir: &Dir) {
+        let pid = |name: &String| name.strip_prefix("pagemap-")?.strip_suffix(".img")?.parse().ok();
+        for pid in dir.names().unwrap_or_default().iter().filter_map(pid) {
+            if let Ok(map) = self.read(pid) {
+                self.maps.insert(pid, map);
             }
         }
-        Ok(runs)
+    }
+
+    fn read(&self, pid: i32) -> Result<Map, Failure> {
+        let name = pages::take::Owner::Task(pid).pagemap();
+        let Pagemap { runs, is_old, .. } = self.chain.load_with_away(&name)?;
+        let here = runs.iter().filter(|run| !run.is_away());
+        Ok(Map {
+            files: here.map(|run| run.file).collect(),
+            is_away: runs.iter().any(Run::is_away),
+            is_old,
+            pages: runs.iter().map(Run::len).sum::<u64>() / 4096,
+            waiting: Waiting::new(runs),
+        })
+    }
+
+    /// The content that a process waits for.
+    fn of(&mut self, pid: i32) -> Result<Waiting, Failure> {
+        let read = self.maps.remove(&pid);
+        let map = read.map_or_else(|| self.read(pid), Ok)?;
+        if map.is_away {
+            let Some(away) = &mut self.away else {
+                let why =
+                    "are still with the dump: lazy-pages needs --page-server, with its --address and --port";
+                return Err(Failure::unsupported(Object::Named("pages".into()), why).of(pid));
+            };
+            away.is_old = map.is_old;
+        }
+        for file in map.files {
+            if let Entry::Vacant(place) = self.views.entry(file) {
+                place.insert(match self.chain.find_pages(file)? {
+                    chain::Stored::Compressed(compressed) => Stored::Blocks(Blocks::new(compressed)),
+                    chain::Stored::Plain(content) => Stored::Mapped(map_pages(file, &content)?),
+                });
+            }
+        }
+        log::info!("pid {pid}: {} pages wait", map.pages);
+        Ok(map.waiting)
     }
 }
 
-fn map(file: PagesFile, content: &File) -> Result<View, Failure> {
+fn map_pages(file: PagesFile, content: &File) -> Result<View, Failure> {
     let explain = |error: Errno| error.on(Object::Path(pages_name(file.id)), "map the pages");
     let len = content.metadata().map_err(|error| explain(sys::memory::io_errno("fstat", &error)))?.len();
     View::new(content, len as usize).map_err(explain)
@@ -449,9 +529,8 @@ impl Serving {
                     .pop()
                     .ok_or(Errno { call: "recvmsg", code: libc::EBADMSG })
                     .map_err(explain)?;
-                let runs = pages.of(pid)?;
-                log::info!("pid {pid}: {} pages wait", runs.iter().map(Run::len).sum::<u64>() / 4096);
-                self.tasks.push(Task::new(pid, Userfault::ready(fd), Waiting::new(&runs)));
+                let waiting = pages.of(pid)?;
+                self.tasks.push(Task::new(pid, Userfault::ready(fd), waiting));
             }
             (None, _) => return Err(explain(Errno { call: "recvmsg", code: libc::EBADMSG })),
         }

@@ -1,6 +1,7 @@
 //! Reads a set of images and checks that it is one: every id names something, every parent is there,
 //! every number is in its bounds. What comes out can be executed without further questions of that sort.
 
+use agent::crew::in_parallel;
 use image::pagemap::Pagemap;
 use image::*;
 use kinds::contract::FileTable;
@@ -49,6 +50,8 @@ pub struct Checkpoint {
     pub tables: HashMap<u32, Vec<FdinfoEntry>>,
     /// Files that are in queues, or that others need.
     pub in_flight: Vec<u32>,
+    /// Some are in queues.
+    pub has_queued: bool,
     pub locks: Vec<FileLockEntry>,
     pub chains: SeccompEntry,
     /// The folder and its parents, for pages.
@@ -58,6 +61,8 @@ pub struct Checkpoint {
 
 const PID_MAX: u32 = 1 << 22;
 const FD_MAX: u32 = 1 << 20;
+/// Records that are loaded on all processors.
+const MANY: usize = 32;
 
 /// Reads it all.
 ///
@@ -112,7 +117,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         known.insert(entry.pid, found.len());
         found.push((index, entry, parent, tids));
     }
-    let loaded = in_parallel(&found, |found| {
+    let loaded = in_parallel(&found, MANY, |found| {
         found
             .iter()
             .map(|(_, entry, parent, tids)| load_task(&chain, entry, *parent, tids))
@@ -184,6 +189,7 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
     match files {
         Err(more) => failures.extend(more),
         Ok(files) => {
+            let has_queued = !in_flight.is_empty();
             in_flight.extend(needed(&files, &tables, &in_flight));
             check_files(&tasks, &files, &tables, &in_flight, &mut failures);
             for core in tasks.iter().flat_map(|task| &task.cores).filter_map(|core| core.thread_core.as_ref())
@@ -191,7 +197,17 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
                 failures.extend(kinds::task::seccomp::programs(core, &chains).err());
             }
             if failures.is_empty() {
-                return Ok(Checkpoint { tasks, files, tables, in_flight, locks, chains, chain, segments });
+                return Ok(Checkpoint {
+                    tasks,
+                    files,
+                    tables,
+                    in_flight,
+                    has_queued,
+                    locks,
+                    chains,
+                    chain,
+                    segments,
+                });
             }
         }
     }
@@ -213,22 +229,6 @@ fn needed(files: &FileTable, tables: &HashMap<u32, Vec<FdinfoEntry>>, in_flight:
         }
     }
     known.into_iter().collect()
-}
-
-/// Does the work on all processors when it is much; the results of each share are in the same order.
-pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
-    const MANY: usize = 32;
-    if all.len() < MANY {
-        return vec![work(all)];
-    }
-    let work = &work;
-    let mut shares = all.chunks(all.len().div_ceil(agent::crew::size()));
-    let first = shares.next().unwrap_or_default();
-    std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || work(share))).collect();
-        let others = others.into_iter().map(|other| other.join().expect("a worker does not panic"));
-        [work(first)].into_iter().chain(others).collect()
-    })
 }
 
 fn load_core(dir: &Dir, tid: u32) -> Result<CoreEntry, Failure> {
@@ -257,7 +257,7 @@ fn load_task(
     let dir = chain.newest();
     let pid = entry.pid;
     let load = |tids: &[u32]| tids.iter().map(|tid| load_core(dir, *tid)).collect::<Result<Vec<_>, _>>();
-    let shares = in_parallel(tids, load).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let shares = in_parallel(tids, MANY, load).into_iter().collect::<Result<Vec<_>, _>>()?;
     let cores: Vec<CoreEntry> = shares.into_iter().flatten().collect();
     if cores[0].tc.is_none() || cores[1..].iter().any(|core| core.thread_core.is_none()) {
         return Err(Failure::corrupt(

@@ -1,8 +1,8 @@
 //! A restore from beginning to end.
 
 use crate::exec::{Exec, Open};
-use crate::lazy::Server;
-use crate::load::{Checkpoint, file_of, in_parallel, load};
+use crate::lazy::{Coming, Server};
+use crate::load::{Checkpoint, file_of, load};
 use crate::memory::{self, Contents};
 use crate::plan::{Plan, plan};
 use crate::stage::Stage;
@@ -63,6 +63,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     }
     options.progress.stage("load");
     let mut stage = Stage::begin();
+    let coming = (options.lazy_pages && !options.dry_run).then(|| Coming::begin(options)).transpose()?;
     let checkpoint = Arc::new(load(&dir)?);
     let plan = plan(&checkpoint, options)?;
     stage.ends("read the images");
@@ -113,7 +114,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     options.progress.stage("tasks");
     let runs = checkpoint.tasks.iter().flat_map(|task| &task.pagemap.runs);
     options.progress.pages_total(runs.map(|run| run.len() / 4096).sum());
-    let server = options.lazy_pages.then(|| Server::reach(options)).transpose()?;
+    let server = coming.map(Coming::reach).transpose()?;
     let open = Open { files: &files, mapped: &mapped, terminals: &terminals };
     let exec = Exec::new(checkpoint.clone(), &plan, options, open, pages, contents, server.as_ref())?;
     let has_late = late.iter().any(|ids| !ids.is_empty());
@@ -136,6 +137,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         Ok(())
     })?;
     segments.keep();
+    sys::fd::close(files.into_values());
     if let Some(server) = &server {
         server.tell_that_it_runs()?;
     }
@@ -227,6 +229,7 @@ impl Opening<'_> {
 
     /// Opens every file that a task uses; those that stand alone on all processors.
     fn open_files(&self, failures: &mut Failures) -> Opened {
+        const MANY: usize = 64;
         let files_of = &self.checkpoint.files;
         let used = self.used();
         let tids: HashSet<i32> = self.checkpoint.tasks.iter().flat_map(|task| &task.tids).copied().collect();
@@ -236,8 +239,14 @@ impl Opening<'_> {
         let is_late = |id: &u32| is(id, &|kind, entry| kind.is_late(entry, files_of, &tids));
         let comes_last = |id: &u32| is(id, &|kind, _| kind.comes_last());
         let (late, used): (Vec<u32>, Vec<u32>) = used.into_iter().partition(is_late);
-        let (alone, together): (Vec<u32>, Vec<u32>) =
-            used.iter().copied().partition(|id| is(id, &|kind, entry| kind.is_alone(entry, files_of)));
+        let workers = agent::crew::size();
+        let mut groups = vec![Vec::new(); workers];
+        let mut together = Vec::new();
+        for id in &used {
+            let group = files_of.get(*id).and_then(|(kind, entry)| kind.group(entry, files_of));
+            let share = group.map(|group| (group % workers as u64) as usize);
+            share.map_or(&mut together, |share| &mut groups[share]).push(*id);
+        }
         let (mut last, together): (Vec<u32>, Vec<u32>) = together.into_iter().partition(comes_last);
         let mut late = [late, Vec::new()];
         if late[0].iter().any(|id| self.checkpoint.in_flight.contains(id)) {
@@ -267,13 +276,22 @@ impl Opening<'_> {
                 }
             }
         };
-        let alone = in_parallel(&alone, |ids| self.open(ids, &mut Handed::default()));
-        alone.into_iter().for_each(|results| keep(results, &mut files));
-        let mut handed = Handed { opened: files, ..Handed::default() };
-        for ids in [together, last] {
-            let results = self.open(&ids, &mut handed);
-            keep(results, &mut handed.opened);
-        }
+        // What has no others in its queues need not wait for them.
+        let (early, last) = if self.checkpoint.has_queued { (Vec::new(), last) } else { (last, Vec::new()) };
+        let mut handed = Handed::default();
+        let results = std::thread::scope(|scope| {
+            let open = |ids: &[u32]| self.open(ids, &mut Handed::default());
+            let (many, few): (Vec<&Vec<u32>>, Vec<_>) = groups.iter().partition(|ids| ids.len() >= MANY);
+            let others: Vec<_> = many.into_iter().map(|ids| scope.spawn(move || open(ids))).collect();
+            let mut results: Vec<Results> = few.into_iter().map(|ids| open(ids)).collect();
+            results.extend([&together, &early].map(|ids| self.open(ids, &mut handed)));
+            results.extend(others.into_iter().map(|other| other.join().expect("a worker does not panic")));
+            results
+        });
+        results.into_iter().for_each(|results| keep(results, &mut files));
+        handed.opened = files;
+        let results = self.open(&last, &mut handed);
+        keep(results, &mut handed.opened);
         let Handed { opened: mut files, stand_ins, terminals } = handed;
         let nothing = || {
             let opened = sys::fd::open(Path::new("/dev/null"), libc::O_PATH);

@@ -5,7 +5,6 @@
 
 use crate::inside::{self, Types, code, instruction, types};
 use model::Errno;
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
@@ -41,6 +40,31 @@ pub enum Word<'w> {
     /// Eight bytes at a member, and so many bytes behind: `(structure, member)` by which others are reached that have an
     /// address there, and the last.
     Member(&'w [(&'w str, &'w str)], u64),
+    /// Eight bytes of a bitmap with a bit for each descriptor, those with its own; reached as a member is, from the
+    /// `task_struct`.
+    Bits(&'w [(&'w str, &'w str)]),
+    /// Of a file: what its link in `/proc/PID/fd` says, with a zero behind, in [`PATH`] words; nothing where it is longer.
+    Path,
+}
+
+/// Words.
+pub const PATH: usize = 16;
+
+impl<'w> Word<'w> {
+    fn chain(&self) -> &'w [(&'w str, &'w str)] {
+        match *self {
+            Word::Member(chain, _) | Word::Bits(chain) => chain,
+            Word::Address | Word::Number | Word::Path => &[],
+        }
+    }
+
+    /// How many it is.
+    fn len(&self) -> usize {
+        match self {
+            Word::Path => PATH,
+            _ => 1,
+        }
+    }
 }
 
 /// Bytes.
@@ -50,10 +74,11 @@ const STACK: u8 = 10;
 const FOLLOWED: i16 = -8;
 
 fn program(types: &Types, sort: Sort, words: &[Word]) -> Option<Vec<u64>> {
-    let record = i32::from(FOLLOWED) - WORD * words.len() as i32;
+    let len = WORD * words.iter().map(Word::len).sum::<usize>() as i32;
+    let record = i32::from(FOLLOWED) - len;
     let (_, place) = sort.place();
     let mut text = vec![
-        // What is written to, and the thing; none at the end.
+        // What is written to.
         instruction(code::LOAD, 6, 1, 0, 0),
         instruction(code::LOAD, 7, 1, place, 0),
         instruction(code::SET, 8, 0, 0, 0),
@@ -61,13 +86,25 @@ fn program(types: &Types, sort: Sort, words: &[Word]) -> Option<Vec<u64>> {
     if sort == Sort::Files {
         text.push(instruction(code::LOAD_INT, 8, 1, 16, 0));
     }
-    text.extend([
-        instruction(code::SET, 0, 0, 0, 0),
-        instruction(code::JUMP_IF_OTHER, 7, 0, 1, 0),
-        instruction(code::EXIT, 0, 0, 0, 0),
-    ]);
-    for (word, at) in words.iter().zip((record..).step_by(WORD as usize)) {
-        let (chain, behind) = match *word {
+    // What has the thing, and the thing; none at the end.
+    text.extend([instruction(code::LOAD, 9, 1, 8, 0), instruction(code::SET, 0, 0, 0, 0)]);
+    for found in [7, 9] {
+        text.extend([instruction(code::JUMP_IF_OTHER, found, 0, 1, 0), instruction(code::EXIT, 0, 0, 0, 0)]);
+    }
+    let mut next = record;
+    for word in words {
+        let at = next;
+        next += WORD * word.len() as i32;
+        // Reads what register 3 points to; leaves zero where nothing can be read.
+        let read = |to: i32| {
+            [
+                instruction(code::COPY, 1, STACK, 0, 0),
+                instruction(code::ADD, 1, 0, 0, to),
+                instruction(code::SET, 2, 0, 0, WORD),
+                instruction(code::CALL, 0, 0, 0, code::PROBE_READ_KERNEL),
+            ]
+        };
+        let (from, behind) = match *word {
             Word::Address => {
                 text.push(instruction(code::STORE, STACK, 7, at as i16, 0));
                 continue;
@@ -76,31 +113,49 @@ fn program(types: &Types, sort: Sort, words: &[Word]) -> Option<Vec<u64>> {
                 text.push(instruction(code::STORE, STACK, 8, at as i16, 0));
                 continue;
             }
-            Word::Member(chain, behind) => (chain, behind),
+            Word::Path => {
+                text.extend([
+                    instruction(code::COPY, 1, 7, 0, 0),
+                    instruction(code::ADD, 1, 0, 0, i32::try_from(types.offset("file", "f_path")?).ok()?),
+                    instruction(code::COPY, 2, STACK, 0, 0),
+                    instruction(code::ADD, 2, 0, 0, at),
+                    instruction(code::SET, 3, 0, 0, WORD * PATH as i32),
+                    instruction(code::CALL, 0, 0, 0, code::D_PATH),
+                    instruction(code::JUMP_IF_POSITIVE, 0, 0, 2, 0),
+                    instruction(code::SET, 0, 0, 0, 0),
+                    instruction(code::STORE, STACK, 0, at as i16, 0),
+                ]);
+                continue;
+            }
+            Word::Member(_, behind) => (7, behind),
+            Word::Bits(_) => (9, 0),
         };
-        text.push(instruction(code::COPY, 3, 7, 0, 0));
-        for (nth, (structure, member)) in chain.iter().enumerate() {
-            let is_last = nth + 1 == chain.len();
+        let is_bitmap = matches!(word, Word::Bits(_));
+        text.push(instruction(code::COPY, 3, from, 0, 0));
+        for (nth, (structure, member)) in word.chain().iter().enumerate() {
+            let is_last = nth + 1 == word.chain().len() && !is_bitmap;
             let offset = types.offset(structure, member)? + if is_last { behind } else { 0 };
-            let to = if is_last { at } else { FOLLOWED.into() };
-            text.extend([
-                instruction(code::ADD, 3, 0, 0, i32::try_from(offset).ok()?),
-                instruction(code::COPY, 1, STACK, 0, 0),
-                instruction(code::ADD, 1, 0, 0, to),
-                instruction(code::SET, 2, 0, 0, WORD),
-                // Leaves zero where nothing can be read.
-                instruction(code::CALL, 0, 0, 0, code::PROBE_READ_KERNEL),
-            ]);
+            text.push(instruction(code::ADD, 3, 0, 0, i32::try_from(offset).ok()?));
+            text.extend(read(if is_last { at } else { FOLLOWED.into() }));
             if !is_last {
                 text.push(instruction(code::LOAD, 3, STACK, FOLLOWED, 0));
             }
+        }
+        if is_bitmap {
+            text.extend([
+                instruction(code::COPY, 4, 8, 0, 0),
+                instruction(code::SHIFT_RIGHT, 4, 0, 0, 6),
+                instruction(code::SHIFT_LEFT, 4, 0, 0, 3),
+                instruction(code::ADD_OTHER, 3, 4, 0, 0),
+            ]);
+            text.extend(read(at));
         }
     }
     text.extend([
         instruction(code::LOAD, 1, 6, 0, 0),
         instruction(code::COPY, 2, STACK, 0, 0),
         instruction(code::ADD, 2, 0, 0, record),
-        instruction(code::SET, 3, 0, 0, WORD * words.len() as i32),
+        instruction(code::SET, 3, 0, 0, len),
         instruction(code::CALL, 0, 0, 0, code::SEQ_WRITE),
         instruction(code::SET, 0, 0, 0, 0),
         instruction(code::EXIT, 0, 0, 0, 0),
@@ -120,12 +175,9 @@ impl Each {
     /// The first word is one that no two of them share. None where this kernel tells nothing, or has no such member.
     pub fn new(sort: Sort, words: &[Word]) -> Option<Each> {
         let types = types()?;
-        let chains = words.iter().filter_map(|word| match word {
-            Word::Member(chain, _) => Some(*chain),
-            Word::Address | Word::Number => None,
-        });
+        let chains = words.iter().flat_map(Word::chain);
         let mut wanted: Vec<(u32, &str)> =
-            chains.flatten().map(|(structure, _)| (inside::STRUCT, *structure)).collect();
+            chains.map(|(structure, _)| (inside::STRUCT, *structure)).collect();
         wanted.push((inside::FUNC, sort.place().0));
         wanted.sort_unstable();
         wanted.dedup();
@@ -133,7 +185,11 @@ impl Each {
         let text = program(types, sort, words)?;
         let explain = |error: Errno| log::debug!("{sort:?} are not told: {error}");
         let program = inside::load(types, sort.place().0, &text).map_err(explain).ok()?;
-        Some(Each { program, is_of_all_threads: sort == Sort::Threads, count: words.len() })
+        Some(Each {
+            program,
+            is_of_all_threads: sort == Sort::Threads,
+            count: words.iter().map(Word::len).sum(),
+        })
     }
 
     /// Of a process that stands still, one behind the other.
@@ -165,12 +221,44 @@ impl Each {
     }
 }
 
-/// Where the kernel has the open file of each descriptor of a process that stands still: the same address is the same open
-/// file. None where this kernel does not tell.
-pub fn files(pid: i32) -> Option<HashMap<i32, u64>> {
+/// What is told of a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptor {
+    pub number: i32,
+    /// Where the kernel has its open file: the same address is the same open file.
+    pub file: u64,
+    pub closes_on_exec: bool,
+    /// There are locks on what is open, or have been.
+    pub has_locks: bool,
+    /// What its link says, if it is not too long for that.
+    pub link: Option<Vec<u8>>,
+}
+
+/// What stands before the first zero.
+fn text(words: &[u64]) -> Option<Vec<u8>> {
+    let mut text: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    text.truncate(text.iter().position(|byte| *byte == 0)?);
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// The descriptors of a process that stands still. None where this kernel does not tell.
+pub fn descriptors(pid: i32) -> Option<Vec<Descriptor>> {
     static EACH: OnceLock<Option<Each>> = OnceLock::new();
-    let each = EACH.get_or_init(|| Each::new(Sort::Files, &[Word::Number, Word::Address])).as_ref()?;
-    Some(each.of(pid)?.chunks_exact(2).map(|words| (words[0] as i32, words[1])).collect())
+    let new = || {
+        let closes = [("task_struct", "files"), ("files_struct", "fdt"), ("fdtable", "close_on_exec")];
+        let locks = [("file", "f_inode"), ("inode", "i_flctx")];
+        let words = [Word::Number, Word::Address, Word::Bits(&closes), Word::Member(&locks, 0), Word::Path];
+        Each::new(Sort::Files, &words)
+    };
+    let told = EACH.get_or_init(new).as_ref()?.of(pid)?;
+    let descriptor = |words: &[u64]| Descriptor {
+        number: words[0] as i32,
+        file: words[1],
+        closes_on_exec: words[2] >> (words[0] % 64) & 1 != 0,
+        has_locks: words[3] != 0,
+        link: text(&words[4..]),
+    };
+    Some(told.chunks_exact(4 + PATH).map(descriptor).collect())
 }
 
 #[cfg(test)]
@@ -194,6 +282,39 @@ mod tests {
         assert_eq!(find(&file)[1], find(&same)[1]);
         use std::os::unix::fs::MetadataExt;
         assert_eq!(find(&file)[2], file.metadata().unwrap().ino());
+    }
+
+    #[test]
+    fn descriptors_are_told() {
+        use crate::fd::fcntl;
+        use std::os::fd::AsRawFd;
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        // Far apart in the bitmap.
+        let low = fcntl(&file, libc::F_DUPFD, 70).unwrap();
+        let high = fcntl(&file, libc::F_DUPFD_CLOEXEC, 200).unwrap();
+        let Some(all) = descriptors(crate::process::own_pid()) else {
+            return println!("SKIP: no BPF iterators here");
+        };
+        let find = |number: i32| all.iter().find(|descriptor| descriptor.number == number).unwrap();
+        let own = find(file.as_raw_fd());
+        assert_eq!([own, find(low), find(high)].map(|found| found.closes_on_exec), [true, false, true]);
+        assert_eq!([find(low).file, find(high).file], [own.file; 2]);
+        let path = std::env::temp_dir().join(format!("crtools-locked-{}", std::process::id()));
+        let locked = std::fs::File::create(&path).unwrap();
+        locked.lock().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let all = descriptors(crate::process::own_pid()).unwrap();
+        let found = all.iter().find(|descriptor| descriptor.number == locked.as_raw_fd()).unwrap();
+        assert!(found.has_locks);
+        let link = |file: &std::fs::File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let bytes =
+            |path: std::path::PathBuf| std::os::unix::ffi::OsStringExt::into_vec(path.into_os_string());
+        assert_eq!(found.link, Some(bytes(link(&locked).unwrap())));
+        assert_eq!(own.link, Some(bytes(link(&file).unwrap())));
+        for number in [low, high] {
+            // SAFETY: made above, and nobody else has them.
+            drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number) });
+        }
     }
 
     #[test]

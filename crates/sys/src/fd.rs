@@ -1,11 +1,11 @@
 //! Descriptors: flags, positions, metadata, ioctls.
 
-use crate::call::check;
+use crate::call::{check, syscall};
 use model::Errno;
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -189,7 +189,8 @@ impl Texts {
     /// The links of our own descriptors, and `/proc/PID/fdinfo` of another process.
     pub fn of(pid: i32) -> Result<Texts, Errno> {
         let folder = |path: &str| open(Path::new(path), libc::O_RDONLY | libc::O_DIRECTORY);
-        Ok(Texts { links: folder("/proc/self/fd")?, infos: folder(&format!("/proc/{pid}/fdinfo"))? })
+        let infos = folder(&format!("/proc/{pid}/fdinfo"))?;
+        Ok(Texts { links: folder("/proc/self/fd")?, infos })
     }
 
     /// What a descriptor of our own points to. Source: readlinkat(2).
@@ -215,7 +216,7 @@ impl Texts {
         // SAFETY: the kernel reads a string that ends with zero.
         let file = unsafe { libc::openat(self.infos.as_raw_fd(), name.as_ptr().cast(), flags) };
         let file = owned("openat", file.into())?;
-        let mut some = [0u8; 1024];
+        let mut some = [0u8; 512];
         let count = read(&file, &mut some)?;
         let mut text = some[..count].to_vec();
         // The kernel fills the buffer as long as there is text.
@@ -333,6 +334,18 @@ pub fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
 pub unsafe fn dup_to(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
     // SAFETY: the caller vouches that closing what `number` was harms nobody.
     check("dup3", unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, 0) }.into()).map(drop)
+}
+
+/// Closes many, those with neighbouring numbers at once. Source: close_range(2).
+pub fn close(fds: impl IntoIterator<Item = OwnedFd>) {
+    let mut numbers: Vec<u32> = fds.into_iter().map(|fd| fd.into_raw_fd() as u32).collect();
+    numbers.sort_unstable();
+    for row in numbers.chunk_by(|one, next| one + 1 == *next) {
+        let args = [row[0].into(), row[row.len() - 1].into(), 0];
+        // SAFETY: integers, which name descriptors that nobody owns any more.
+        let closed = unsafe { syscall("close_range", libc::SYS_close_range, &args) };
+        debug_assert!(closed.is_ok());
+    }
 }
 
 /// How many descriptors a process has open, where the kernel tells (Linux 6.2).

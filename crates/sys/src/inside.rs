@@ -190,9 +190,14 @@ pub mod code {
     pub const ADDRESS: u8 = 0x18;
     pub const COPY: u8 = 0xbf;
     pub const ADD: u8 = 0x07;
+    /// Of another register, and shifts by a value.
+    pub const ADD_OTHER: u8 = 0x0f;
+    pub const SHIFT_LEFT: u8 = 0x67;
+    pub const SHIFT_RIGHT: u8 = 0x77;
     pub const SET: u8 = 0xb7;
     pub const JUMP_IF_ZERO: u8 = 0x15;
     pub const JUMP_IF_OTHER: u8 = 0x55;
+    pub const JUMP_IF_POSITIVE: u8 = 0x65;
     pub const CALL: u8 = 0x85;
     pub const EXIT: u8 = 0x95;
     /// What is called.
@@ -200,6 +205,7 @@ pub mod code {
     pub const MAP_LOOKUP_PERCPU: i32 = 195;
     pub const PROBE_READ_KERNEL: i32 = 113;
     pub const SEQ_WRITE: i32 = 127;
+    pub const D_PATH: i32 = 147;
 }
 
 /// One instruction: code, registers, offset, value.

@@ -4,6 +4,8 @@ use crate::call::{check, syscall};
 use model::Errno;
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A descriptor that names a process. Source: pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
@@ -18,23 +20,49 @@ pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// A child, as after fork(2), with this id if it is not zero; what it does must be sound in a copy of one thread.
+/// A child, as after fork(2) with these flags of clone(2), with this id if it is not zero; returns zero in the child.
+///
+/// Threads of ours that work for a moment may have the id: then it is waited for their end.
+///
+/// # Errors
+/// `EEXIST` when somebody else has the id. Source: clone3(2).
+///
+/// # Safety
+/// Other threads may have held any lock: what the child does must be sound in a copy of this one alone.
+pub(crate) unsafe fn fork(pid: i32, flags: i32) -> Result<i32, Errno> {
+    /// A thread that stays has it.
+    const LONG: Duration = Duration::from_secs(1);
+    let ids = [pid];
+    // SAFETY: integers, for which zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    (args.flags, args.exit_signal) = (flags as u64, libc::SIGCHLD as u64);
+    if pid != 0 {
+        (args.set_tid, args.set_tid_size) = (ids.as_ptr() as u64, 1);
+    }
+    let is_ours = || pid != own_pid() && Path::new(&format!("/proc/self/task/{pid}")).exists();
+    let begun = Instant::now();
+    loop {
+        // SAFETY: without CLONE_VM and with a null stack this is fork(2); the kernel reads the arguments and one id, which
+        // live for the call.
+        let made = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+        match check("clone3", made) {
+            Err(error) if error.code == libc::EEXIST && begun.elapsed() < LONG && is_ours() => {
+                std::thread::yield_now();
+            }
+            made => return made.map(|child| child as i32),
+        }
+    }
+}
+
+/// A child with this id, if it is not zero.
 ///
 /// # Safety
 /// `body` may not touch what another thread could have locked, and allocates nothing.
 unsafe fn fork_as(pid: i32, body: fn() -> !) -> Result<i32, Errno> {
-    let ids = [pid];
-    // SAFETY: integers, for which zero is valid.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    if pid != 0 {
-        args.set_tid = ids.as_ptr() as u64;
-        args.set_tid_size = 1;
-    }
-    args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: the kernel reads the arguments and one id, which live for the call.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {
+    // SAFETY: as promised for `body`.
+    match unsafe { fork(pid, 0) }? {
         0 => body(),
-        child => check("clone3", child).map(|child| child as i32),
+        child => Ok(child),
     }
 }
 
@@ -94,6 +122,18 @@ pub fn pidfd_getfd(pidfd: impl AsFd, fd: i32) -> Result<OwnedFd, Errno> {
     let fd = unsafe { syscall("pidfd_getfd", libc::SYS_pidfd_getfd, &args) }?;
     // SAFETY: a descriptor that the kernel just made for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Frees the memory of processes that were killed, while they do the same themselves. Returns when nothing is left to
+/// free.
+///
+/// Source: process_mrelease(2), Linux 5.15.
+pub fn help_to_end(pids: impl Iterator<Item = i32>) {
+    for pidfd in pids.filter_map(|pid| pidfd_open(pid).ok()) {
+        let args = [pidfd.as_raw_fd() as u64, 0];
+        // SAFETY: integers only. It is no failure when the process has ended already.
+        let _ = unsafe { syscall("process_mrelease", libc::SYS_process_mrelease, &args) };
+    }
 }
 
 /// What [`kcmp`] compares.

@@ -84,9 +84,17 @@ fn credentials(bytes: &[u8; 12]) -> Sender {
 
 /// The supplementary groups of that one. Source: include/net/sock.h SO_PEERGROUPS, Linux 4.13.
 pub fn peer_groups(fd: impl AsFd) -> Result<Vec<u32>, Errno> {
+    const FEW: usize = 32;
     const MANY: usize = 1 << 16;
-    let mut bytes = vec![0u8; 4 * MANY];
-    let count = option(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, &mut bytes)?;
+    let ask = |bytes: &mut [u8]| option(&fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, bytes);
+    let mut bytes = vec![0u8; 4 * FEW];
+    let count = match ask(&mut bytes) {
+        Err(error) if error.code == libc::ERANGE => {
+            bytes.resize(4 * MANY, 0);
+            ask(&mut bytes)?
+        }
+        answer => answer?,
+    };
     let words = bytes[..count].chunks_exact(4);
     Ok(words.map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes"))).collect())
 }

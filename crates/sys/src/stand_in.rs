@@ -3,6 +3,7 @@
 //! The other is a child of ours with the wanted pid and credentials. It shares our descriptors, makes the calls and ends.
 
 use crate::call::check;
+use crate::process;
 use model::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -59,42 +60,15 @@ impl Drop for Shared {
     }
 }
 
-/// `struct clone_args` as far as it is used. Source: clone3(2).
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-}
-
 /// A child with this pid, or any if it is zero or taken; zero in the child.
 ///
 /// # Safety
 /// The child may make system calls alone: other threads of ours may have held any lock.
 unsafe fn fork(pid: i32, flags: i32) -> Result<i32, Errno> {
-    let mut args =
-        CloneArgs { flags: flags as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-    if pid != 0 {
-        (args.set_tid, args.set_tid_size) = ((&raw const pid) as u64, 1);
-    }
-    let clone = |args: &CloneArgs| {
-        // SAFETY: without CLONE_VM and with a null stack this is fork(2); the kernel reads what the arguments point to.
-        let made = unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) };
-        check("clone3", made).map(|pid| pid as i32)
-    };
-    match clone(&args) {
-        Err(error) if error.code == libc::EEXIST => {
-            (args.set_tid, args.set_tid_size) = (0, 0);
-            clone(&args)
-        }
+    // SAFETY: as promised.
+    match unsafe { process::fork(pid, flags) } {
+        // SAFETY: the same.
+        Err(error) if error.code == libc::EEXIST => unsafe { process::fork(0, flags) },
         made => made,
     }
 }
@@ -163,7 +137,7 @@ pub fn run(who: &Who, calls: &[Call]) -> Result<(Vec<Made>, bool), Errno> {
         // SAFETY: ends the child, without anything of ours.
         unsafe { libc::_exit(0) };
     }
-    let status = crate::process::wait(child, true)?.unwrap_or(0);
+    let status = process::wait(child, true)?.unwrap_or(0);
     if !libc::WIFEXITED(status) {
         return Err(Errno { call: "clone3", code: libc::ECHILD });
     }
@@ -213,8 +187,8 @@ impl Placeholder {
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        let _ = crate::process::kill(self.0, libc::SIGKILL);
-        let _ = crate::process::wait(self.0, true);
+        let _ = process::kill(self.0, libc::SIGKILL);
+        let _ = process::wait(self.0, true);
     }
 }
 

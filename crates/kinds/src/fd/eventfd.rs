@@ -5,7 +5,7 @@
 //! Not kept: `eventfd-id` (the kernel hands it out); semaphore mode, where `fdinfo` lacks it.
 //! Ordering: none; an eventfd refers to no other object.
 
-use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
 use std::os::fd::OwnedFd;
@@ -52,8 +52,8 @@ impl FdKind for Eventfd {
         })
     }
 
-    fn is_alone(&self, _entry: &EventfdFileEntry, _files: &FileTable) -> bool {
-        true
+    fn group(&self, entry: &EventfdFileEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &EventfdFileEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
@@ -64,7 +64,7 @@ impl FdKind for Eventfd {
         if entry.counter != 0 {
             sys::fd::write(&fd, &entry.counter.to_ne_bytes()).map_err(explain)?;
         }
-        set_status(&fd, entry.flags).map_err(explain)?;
+        set_new_status(&fd, 0, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 

@@ -76,7 +76,7 @@ impl FdKind for Fifo {
                 let object = Object::Path(String::from_utf8_lossy(&regular.name).into_owned());
                 return Err(Failure::conflict(object, "", "is no fifo any more"));
             }
-            pipe::load_content(&both, entry.pipe_id, "fifo-data.img", kind::FIFO_DATA, cx)?;
+            pipe::load_content(&both, libc::O_NONBLOCK, entry.pipe_id, "fifo-data.img", kind::FIFO_DATA, cx)?;
             cx.shelf.of::<Opened>().0.insert(entry.pipe_id, both);
         }
         let fd = regular::open(regular, regular.flags | libc::O_NONBLOCK as u32, cx)?;

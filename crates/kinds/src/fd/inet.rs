@@ -171,8 +171,7 @@ impl FdKind for Inet {
 
     fn claims(&self, probe: &FdProbe) -> bool {
         let is_inet = |family| matches!(family, libc::AF_INET | libc::AF_INET6);
-        probe.format() == libc::S_IFSOCK
-            && socket::int_option(&probe.fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(is_inet)
+        probe.family.is_some_and(is_inet)
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<InetSkEntry, Failure> {
@@ -207,7 +206,7 @@ impl FdKind for Inet {
         }
         let flag = |level, name| socket::int_option(&probe.fd, level, name).ok().map(|value| value != 0);
         let number = |name| socket::int_option(&probe.fd, libc::IPPROTO_TCP, name).ok().map(|value| value as u32);
-        let mut opts = socket_options::dump(&probe.fd).map_err(explain)?;
+        let mut opts = probe.socket_options()?;
         opts.tcp_keepcnt = number(libc::TCP_KEEPCNT);
         opts.tcp_keepidle = number(libc::TCP_KEEPIDLE);
         opts.tcp_keepintvl = number(libc::TCP_KEEPINTVL);
@@ -284,7 +283,9 @@ impl FdKind for Inet {
         if entry.ip_opts.as_ref().is_some_and(|opts| opts.freebind == Some(true)) {
             set(libc::IPPROTO_IP, IP_FREEBIND, 1)?;
         }
-        socket_options::restore(&fd, &entry.opts).map_err(explain)?;
+        socket_options::dump(&fd)
+            .and_then(|now| socket_options::restore(&fd, &entry.opts, &now))
+            .map_err(explain)?;
         if entry.src_port != 0 {
             socket::bind(&fd, &address).map_err(|error| match error.code {
                 libc::EADDRINUSE => {

@@ -44,7 +44,7 @@ struct Dumped(BTreeMap<Key, FileLockEntry>);
 /// # Errors
 /// When there are locks that may not, or cannot, be carried.
 pub fn dump(probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<(), Failure> {
-    if sys::proc::fdinfo(probe.info(), "lock").is_none() {
+    if !probe.may_have_locks() || sys::proc::fdinfo(probe.info(), "lock").is_none() {
         return Ok(());
     }
     if !cx.options.file_locks {

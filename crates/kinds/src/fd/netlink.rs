@@ -86,9 +86,7 @@ impl FdKind for Netlink {
     const TAG: u32 = 7;
 
     fn claims(&self, probe: &FdProbe) -> bool {
-        probe.format() == libc::S_IFSOCK
-            && !probe.is_path_only()
-            && socket::int_option(&probe.fd, libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK)
+        probe.family == Some(libc::AF_NETLINK)
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, _cx: &mut DumpCx) -> Result<NetlinkSkEntry, Failure> {
@@ -127,7 +125,7 @@ impl FdKind for Netlink {
             // The kernel shows the number of the one group as a bit.
             dst_group: if dst_groups == 0 { 0 } else { dst_groups.trailing_zeros() + 1 },
             fown: probe.owner()?,
-            opts: socket_options::dump(&probe.fd).map_err(explain)?,
+            opts: probe.socket_options()?,
             ns_id: None,
             r#type: Some(int(libc::SO_TYPE)? as u32),
             options: (options != 0).then_some(options),
@@ -168,7 +166,9 @@ impl FdKind for Netlink {
         for name in OPTIONS.iter().filter(|name| entry.options.unwrap_or(0) >> **name & 1 != 0) {
             socket::set_option(&fd, SOL_NETLINK, *name, &1i32.to_ne_bytes()).map_err(explain)?;
         }
-        socket_options::restore(&fd, &entry.opts).map_err(explain)?;
+        socket_options::dump(&fd)
+            .and_then(|now| socket_options::restore(&fd, &entry.opts, &now))
+            .map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
         Ok(fd)
     }

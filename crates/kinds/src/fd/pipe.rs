@@ -7,11 +7,12 @@
 //! Not kept: boundaries of the kernel's buffers, other than those of packets (O_DIRECT).
 //! Refused: a pipe whose other end a process outside the tree holds.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, reopen, set_status};
+use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, reopen, set_new_status};
 use image::{FdTypes, FownEntry, Reader, kind};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 pub static KIND: Pipe = Pipe;
 
@@ -56,7 +57,7 @@ struct Ends {
 /// An end seen in a dump, kept to be asked about the other end later.
 #[derive(Debug)]
 struct Seen {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     object: Object,
     pid: i32,
 }
@@ -65,13 +66,47 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Dumped(HashMap<u32, Ends>);
 
-/// Pipes of a restore by `pipe_id`: both ends, and whether each was given to somebody.
+/// A pipe of a restore: both ends, of which each goes to one record; others open it again.
 #[derive(Debug, Default)]
-struct Opened(HashMap<u32, (OwnedFd, OwnedFd, [bool; 2])>);
+struct Both {
+    ends: [Option<OwnedFd>; 2],
+    /// Was it given to somebody?
+    is_given: [bool; 2],
+    /// Records that will open it again, and were not asked for yet.
+    waiting: u32,
+    /// It is written to in packets.
+    has_packets: bool,
+}
 
-/// Pipes that are written to in packets.
+/// Was it opened by name? The kernel adds this flag for open(2).
+fn is_opened(flags: u32) -> bool {
+    /// Source: include/uapi/asm-generic/fcntl.h; the constant of libc is zero for programs of 64 bits.
+    const O_LARGEFILE: u32 = 0o100_000;
+    flags & O_LARGEFILE != 0
+}
+
+/// By `pipe_id`.
 #[derive(Debug, Default)]
-struct Packets(Option<HashSet<u32>>);
+struct Opened(Option<HashMap<u32, Both>>);
+
+impl Opened {
+    fn of(&mut self, pipe_id: u32, files: &FileTable) -> &mut Both {
+        let all = self.0.get_or_insert_with(|| {
+            let mut all: HashMap<u32, Both> = HashMap::new();
+            for end in files.entries::<Pipe>() {
+                let both = all.entry(end.pipe_id).or_default();
+                let is_made = &mut both.is_given[usize::from(is_writer(end.flags))];
+                if is_opened(end.flags) || std::mem::replace(is_made, true) {
+                    both.waiting += 1;
+                }
+                both.has_packets |= end.flags & libc::O_DIRECT as u32 != 0;
+            }
+            all.values_mut().for_each(|both| both.is_given = [false; 2]);
+            all
+        });
+        all.entry(pipe_id).or_default()
+    }
+}
 
 fn is_writer(flags: u32) -> bool {
     flags as i32 & libc::O_ACCMODE != libc::O_RDONLY
@@ -90,10 +125,7 @@ impl FdKind for Pipe {
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<PipeEntry, Failure> {
         let pipe_id = probe.stat.st_ino as u32;
-        let duplicate = probe.fd.try_clone().map_err(|error| {
-            probe.fail(sys::memory::io_errno("fcntl", &error), "keep the pipe")
-        })?;
-        let seen = Seen { fd: duplicate, object: probe.object(), pid: probe.pid };
+        let seen = Seen { fd: probe.fd.clone(), object: probe.object(), pid: probe.pid };
         let known = cx.shelf.of::<Dumped>().0.entry(pipe_id).or_default();
         let is_first = known.reader.is_none() && known.writer.is_none();
         if probe.flags as i32 & libc::O_ACCMODE == libc::O_RDWR {
@@ -141,35 +173,55 @@ impl FdKind for Pipe {
         Some(format!("pipe:[{}]", entry.pipe_id))
     }
 
+    fn group(&self, entry: &PipeEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.pipe_id.into())
+    }
+
     fn open(&self, entry: &PipeEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: Errno| error.on(Object::Named(format!("pipe {}", entry.pipe_id)), "make it");
-        if !cx.shelf.of::<Opened>().0.contains_key(&entry.pipe_id) {
-            let (files, packets) = (cx.files, cx.shelf.of::<Packets>());
-            let packets = packets.0.get_or_insert_with(|| {
-                let in_packets = files.entries::<Pipe>().filter(|end| end.flags & libc::O_DIRECT as u32 != 0);
-                in_packets.map(|end| end.pipe_id).collect()
-            });
-            let flags = if packets.contains(&entry.pipe_id) { libc::O_DIRECT } else { 0 };
-            let (reader, writer) = sys::fd::pipe(flags).map_err(explain)?;
-            load_content(&writer, entry.pipe_id, "pipes-data.img", kind::PIPES_DATA, cx)?;
-            cx.shelf.of::<Opened>().0.insert(entry.pipe_id, (reader, writer, [false; 2]));
+        let files = cx.files;
+        let both = cx.shelf.of::<Opened>().of(entry.pipe_id, files);
+        let made = if both.has_packets { libc::O_DIRECT } else { 0 };
+        if both.ends.iter().all(Option::is_none) {
+            let (reader, writer) = sys::fd::pipe(made).map_err(explain)?;
+            load_content(&writer, made, entry.pipe_id, "pipes-data.img", kind::PIPES_DATA, cx)?;
+            cx.shelf.of::<Opened>().of(entry.pipe_id, files).ends = [Some(reader), Some(writer)];
         }
-        // Just put there.
-        let (reader, writer, is_given) = cx.shelf.of::<Opened>().0.get_mut(&entry.pipe_id).unwrap();
-        let (end, given) = match is_writer(entry.flags) {
-            false => (&*reader, &mut is_given[0]),
-            true => (&*writer, &mut is_given[1]),
-        };
-        if std::mem::replace(given, true) {
+        let both = cx.shelf.of::<Opened>().of(entry.pipe_id, files);
+        let nth = usize::from(is_writer(entry.flags));
+        const GONE: Errno = Errno { call: "pipe", code: libc::EBADF };
+        let end = both.ends[nth].as_ref().ok_or(GONE).map_err(explain)?;
+        if is_opened(entry.flags) || std::mem::replace(&mut both.is_given[nth], true) {
+            both.waiting = both.waiting.saturating_sub(1);
             return reopen(end, entry.flags).map_err(explain);
         }
-        let fd = end.try_clone().map_err(|error| explain(sys::memory::io_errno("fcntl", &error)))?;
-        set_status(&fd, entry.flags).map_err(explain)?;
-        Ok(fd)
+        let own = match both.waiting {
+            0 => both.ends[nth].take().ok_or(GONE),
+            _ => end.try_clone().map_err(|error| sys::memory::io_errno("fcntl", &error)),
+        };
+        let own = own.map_err(explain)?;
+        set_new_status(&own, made, entry.flags).map_err(explain)?;
+        Ok(own)
     }
 
     fn owner<'e>(&self, entry: &'e PipeEntry) -> Option<&'e FownEntry> {
         Some(&entry.fown)
+    }
+}
+
+/// Where contents are copied to, with its capacity: empty between two of them.
+#[derive(Debug, Default)]
+struct Copy(Option<(OwnedFd, OwnedFd, i32)>);
+
+impl Copy {
+    /// A pipe that takes what one of this capacity holds.
+    fn with(&mut self, capacity: i32) -> Result<(OwnedFd, OwnedFd, i32), Errno> {
+        if let Some(known) = self.0.take_if(|known| known.2 >= capacity) {
+            return Ok(known);
+        }
+        let (reader, writer) = sys::fd::pipe(libc::O_NONBLOCK)?;
+        sys::fd::fcntl(&writer, libc::F_SETPIPE_SZ, capacity)?;
+        Ok((reader, writer, capacity))
     }
 }
 
@@ -182,20 +234,23 @@ pub fn save_content(
     cx: &mut DumpCx,
 ) -> Result<(), Failure> {
     let explain = |error: Errno| probe.fail(error, "read what is in the pipe");
-    // Both ends answer; only a read end can be read from, and any descriptor can be made one.
+    // Both ends answer; only a read end can be read from, and any descriptor can be opened as one.
     let waiting = sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).map_err(explain)? as usize;
     let capacity = sys::fd::fcntl(&probe.fd, libc::F_GETPIPE_SZ, 0).map_err(explain)?;
     let (mut content, mut packets) = (Vec::new(), Vec::new());
     if waiting > 0 {
-        let reader = reopen(&probe.fd, (libc::O_RDONLY | libc::O_NONBLOCK) as u32).map_err(explain)?;
-        let (copy_reader, copy_writer) = sys::fd::pipe(libc::O_NONBLOCK).map_err(explain)?;
-        sys::fd::fcntl(&copy_writer, libc::F_SETPIPE_SZ, capacity).map_err(explain)?;
-        let count = sys::fd::tee(&reader, &copy_writer, waiting).map_err(explain)?;
+        let copy = cx.shelf.of::<Copy>().with(capacity).map_err(explain)?;
+        let count = match probe.flags as i32 & libc::O_ACCMODE {
+            libc::O_RDONLY => sys::fd::tee(&probe.fd, &copy.1, waiting),
+            _ => reopen(&probe.fd, (libc::O_RDONLY | libc::O_NONBLOCK) as u32)
+                .and_then(|reader| sys::fd::tee(&reader, &copy.1, waiting)),
+        };
+        let count = count.map_err(explain)?;
         content.resize(count, 0);
         let mut filled = 0;
         // One packet at a time, if there are any; else all at once.
         while filled < count {
-            let packet = sys::fd::read(&copy_reader, &mut content[filled..]).map_err(explain)?;
+            let packet = sys::fd::read(&copy.0, &mut content[filled..]).map_err(explain)?;
             packets.push(packet as u32);
             filled += packet;
         }
@@ -205,6 +260,7 @@ pub fn save_content(
         if count < waiting {
             return Err(probe.refuse(format!("holds {waiting} bytes, of which {count} could be copied")));
         }
+        cx.shelf.of::<Copy>().0 = Some(copy);
     }
     let entry = PipeDataEntry { pipe_id, bytes: content.len() as u32, size: Some(capacity as u32), packets };
     cx.image(name, kind).record(&entry).payload(&content);
@@ -221,9 +277,10 @@ struct Contents {
     used: HashSet<(&'static str, u32)>,
 }
 
-/// Puts into a new pipe what the dumped one held.
+/// Puts into a pipe that was opened with these flags what the dumped one held.
 pub fn load_content(
     writer: impl AsFd,
+    flags: i32,
     pipe_id: u32,
     name: &'static str,
     kind: image::Kind,
@@ -251,11 +308,15 @@ pub fn load_content(
     }
     let Some((capacity, content, packets)) = contents.by_name[name].get(&pipe_id) else { return Ok(()) };
     let explain = |error: Errno| error.on(Object::Named(format!("pipe {pipe_id}")), "fill it");
-    if let Some(capacity) = capacity {
-        sys::fd::fcntl(&writer, libc::F_SETPIPE_SZ, *capacity as i32).map_err(explain)?;
+    let mut now = sys::fd::fcntl(&writer, libc::F_GETPIPE_SZ, 0).map_err(explain)?;
+    if let Some(capacity) = capacity.map(|capacity| capacity as i32).filter(|capacity| *capacity != now) {
+        now = sys::fd::fcntl(&writer, libc::F_SETPIPE_SZ, capacity).map_err(explain)?;
     }
-    let flags = sys::fd::status_flags(&writer).map_err(explain)?;
-    set_status(&writer, flags | libc::O_NONBLOCK as u32).map_err(explain)?;
+    // Never a wait for somebody who reads.
+    let is_sure = packets.is_empty() && content.len() <= usize::try_from(now).unwrap_or(0);
+    if !is_sure {
+        set_new_status(&writer, flags, (flags | libc::O_NONBLOCK) as u32).map_err(explain)?;
+    }
     let mut rest = &content[..];
     for packet in packets {
         let (packet, more) = rest.split_at(*packet as usize);
@@ -265,5 +326,8 @@ pub fn load_content(
     while !rest.is_empty() {
         rest = &rest[sys::fd::write(&writer, rest).map_err(explain)?..];
     }
-    set_status(&writer, flags).map_err(explain)
+    if is_sure {
+        return Ok(());
+    }
+    set_new_status(&writer, flags | libc::O_NONBLOCK, flags as u32).map_err(explain)
 }

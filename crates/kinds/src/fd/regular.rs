@@ -178,8 +178,9 @@ impl FdKind for Regular {
         Ok(entry(id, &name, probe.flags, probe.position, probe.owner()?, &probe.stat))
     }
 
-    fn is_alone(&self, entry: &RegFileEntry, files: &FileTable) -> bool {
-        files.remap(entry.id).is_none() && files.ended(&path_of(entry)).is_none()
+    fn group(&self, entry: &RegFileEntry, files: &FileTable) -> Option<u64> {
+        let is_alone = files.remap(entry.id).is_none() && files.ended(&path_of(entry)).is_none();
+        is_alone.then_some(entry.id.into())
     }
 
     fn key(&self, entry: &RegFileEntry, _files: &FileTable) -> Option<String> {

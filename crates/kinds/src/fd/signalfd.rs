@@ -3,7 +3,7 @@
 //! Read from: `fdinfo` (`sigmask`). Rebuilt by: signalfd4(2).
 //! Not kept: nothing; the signals are the reader's and wait with the task.
 
-use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Failure, Object};
 use std::os::fd::OwnedFd;
@@ -42,14 +42,14 @@ impl FdKind for Signalfd {
         Ok(SignalfdEntry { id, flags: probe.flags, fown: probe.owner()?, sigmask })
     }
 
-    fn is_alone(&self, _entry: &SignalfdEntry, _files: &FileTable) -> bool {
-        true
+    fn group(&self, entry: &SignalfdEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &SignalfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("signalfd".into()), "make it");
         let fd = sys::fd::signalfd(entry.sigmask).map_err(explain)?;
-        set_status(&fd, entry.flags).map_err(explain)?;
+        set_new_status(&fd, 0, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 

@@ -75,13 +75,20 @@ pub fn has_filter(fd: impl AsFd) -> bool {
     option(fd, SOL, libc::SO_ATTACH_FILTER, &mut []).is_ok_and(|length| length != 0)
 }
 
-pub fn restore(fd: impl AsFd, opts: &SkOptsEntry) -> Result<(), Errno> {
+/// Sets the options of a socket that has those of `now`.
+pub fn restore(fd: impl AsFd, opts: &SkOptsEntry, now: &SkOptsEntry) -> Result<(), Errno> {
     let fd = fd.as_fd();
     let set = |name: i32, value: u32| set_option(fd, SOL, name, &value.to_ne_bytes());
-    let mut opts = opts.clone();
+    let (mut opts, mut now) = (opts.clone(), now.clone());
     // The kernel doubles what it is asked for.
-    set(libc::SO_SNDBUFFORCE, opts.so_sndbuf / 2)?;
-    set(libc::SO_RCVBUFFORCE, opts.so_rcvbuf / 2)?;
+    if opts.so_sndbuf != now.so_sndbuf {
+        set(libc::SO_SNDBUFFORCE, opts.so_sndbuf / 2)?;
+        now.so_buf_lock = None;
+    }
+    if opts.so_rcvbuf != now.so_rcvbuf {
+        set(libc::SO_RCVBUFFORCE, opts.so_rcvbuf / 2)?;
+        now.so_buf_lock = None;
+    }
     for (name, sec, usec) in [
         (libc::SO_SNDTIMEO, opts.so_snd_tmo_sec, opts.so_snd_tmo_usec),
         (libc::SO_RCVTIMEO, opts.so_rcv_tmo_sec, opts.so_rcv_tmo_usec),
@@ -92,13 +99,13 @@ pub fn restore(fd: impl AsFd, opts: &SkOptsEntry) -> Result<(), Errno> {
     }
     for (name, field) in NUMBERS {
         if let Some(value) = *field(&mut opts)
-            && int_option(fd, SOL, name)? as u32 != value
+            && *field(&mut now) != Some(value)
         {
             set(name, value)?;
         }
     }
     for (name, field) in FLAGS {
-        if *field(&mut opts) == Some(true) {
+        if *field(&mut opts) == Some(true) && *field(&mut now) != Some(true) {
             set(name, 1)?;
         }
     }
@@ -111,7 +118,7 @@ pub fn restore(fd: impl AsFd, opts: &SkOptsEntry) -> Result<(), Errno> {
     if let Some(device) = &opts.so_bound_dev {
         set_option(fd, SOL, libc::SO_BINDTODEVICE, device.as_bytes())?;
     }
-    if let Some(lock) = opts.so_buf_lock {
+    if let Some(lock) = opts.so_buf_lock.filter(|lock| now.so_buf_lock != Some(*lock)) {
         set(SO_BUF_LOCK, lock)?;
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! passes for it while the tree is being built. Time left is relative: the clock stands during the freeze.
 //! Not kept: the point in time of an absolute timer; it fires after the time that was left.
 
-use crate::contract::{DumpCx, FdKind, FdProbe, OpenCx, set_status};
+use crate::contract::{FileTable, DumpCx, FdKind, FdProbe, OpenCx, set_new_status};
 use image::{FdTypes, FownEntry};
 use model::{Errno, Failure, Object};
 use std::collections::HashMap;
@@ -96,10 +96,14 @@ impl FdKind for Timerfd {
         })
     }
 
+    fn group(&self, entry: &TimerfdEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
+    }
+
     fn open(&self, entry: &TimerfdEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let explain = |error: model::Errno| error.on(Object::Named("timerfd".into()), "make it");
         let fd = sys::fd::timerfd(entry.clockid as i32).map_err(explain)?;
-        set_status(&fd, entry.flags).map_err(explain)?;
+        set_new_status(&fd, 0, entry.flags).map_err(explain)?;
         Ok(fd)
     }
 

@@ -542,8 +542,8 @@ impl FdKind for IoUring {
             .collect()
     }
 
-    fn is_alone(&self, _entry: &IoUringEntry, _files: &FileTable) -> bool {
-        true
+    fn group(&self, entry: &IoUringEntry, _files: &FileTable) -> Option<u64> {
+        Some(entry.id.into())
     }
 
     fn open(&self, entry: &IoUringEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {

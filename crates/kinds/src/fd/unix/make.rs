@@ -8,11 +8,12 @@
 //! sees and which ends with the restore.
 
 use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry, UnixSkEntry, kind_name, path_of, shown};
-use crate::contract::{FileTable, OpenCx, set_status};
+use crate::contract::{FileTable, OpenCx, set_new_status, set_status};
 use crate::fd::socket_options;
-use image::{Dir, Reader, SkShutdown, kind};
+use image::{Dir, Reader, SkOptsEntry, SkShutdown, kind};
 use model::{Errno, Failure, Object};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -57,6 +58,21 @@ fn object(entry: &UnixSkEntry) -> Object {
     })
 }
 
+/// The options of new sockets, by type: what of a record is like that need not be set.
+#[derive(Debug, Default)]
+struct Fresh(HashMap<i32, SkOptsEntry>);
+
+impl Fresh {
+    fn of(&mut self, kind: i32) -> Result<&SkOptsEntry, Errno> {
+        Ok(match self.0.entry(kind) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(socket_options::dump(socket::socket(libc::AF_UNIX, kind, 0)?)?)
+            }
+        })
+    }
+}
+
 /// Where a name is looked up.
 #[derive(Clone, Copy)]
 enum Spot<'m> {
@@ -89,6 +105,9 @@ struct Maker<'m> {
     failures: HashMap<u32, Failure>,
     /// Roots for names that are gone.
     boxes: HashMap<u32, OwnedFd>,
+    /// Those that have other options than new ones.
+    changed: HashSet<u32>,
+    fresh: Fresh,
     /// Was it said already that pids are taken?
     is_warned: AtomicBool,
     /// Devices and inodes of socket files that somebody is bound to.
@@ -115,6 +134,8 @@ fn make_all(
         ends: HashMap::new(),
         failures: HashMap::new(),
         boxes: HashMap::new(),
+        changed: HashSet::new(),
+        fresh: Fresh::default(),
         is_warned: AtomicBool::new(false),
         alive: None,
     };
@@ -177,13 +198,13 @@ impl<'m> Maker<'m> {
             })
     }
 
-    /// A datagram socket of the images that has an abstract name, and its send buffer. (A path can be had twice.)
-    fn with_name(&self, name: &[u8], of: &UnixSkEntry) -> Option<(&OwnedFd, u32)> {
+    /// A datagram socket of the images that has an abstract name. (A path can be had twice.)
+    fn with_name(&self, name: &[u8], of: &UnixSkEntry) -> Option<(&OwnedFd, &'m UnixSkEntry)> {
         let has_it = |entry: &&&UnixSkEntry| {
             path_of(name).is_none() && entry.name == name && entry.r#type == of.r#type && entry.uflags & EXTERN == 0
         };
         let sender = self.entries.values().find(has_it)?;
-        Some((self.fd(sender.ino)?, sender.opts.so_sndbuf))
+        Some((self.fd(sender.ino)?, *sender))
     }
 
     /// The descriptors that go with a message.
@@ -199,26 +220,28 @@ impl<'m> Maker<'m> {
         .collect()
     }
 
-    /// Sends what the other end has to receive.
+    /// Sends what the other end has to receive. Has it changed the size of the sender's buffer?
     ///
-    /// What is in flight counts against the sender's buffer, and could have come from a larger one.
+    /// What is in flight counts against that, and could have come from a larger one.
     fn send_all(
         &self,
         sender: &OwnedFd,
         messages: &[(SkPacketEntry, Vec<u8>)],
         to: Option<&[u8]>,
         sndbuf: u32,
-    ) -> Result<Result<(), Errno>, Failure> {
+    ) -> Result<Result<bool, Errno>, Failure> {
         let rights: Vec<Vec<BorrowedFd>> =
             messages.iter().map(|(packet, _)| self.rights(packet)).collect::<Result<_, _>>()?;
         let send = || {
-            // More than the queue takes is an error then, not a wait for a reader that never comes.
-            set_status(sender, libc::O_NONBLOCK as u32)?;
             let total: usize = messages.iter().map(|(_, message)| message.len() + 1024).sum();
             let set = |size: u32| {
                 socket::set_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size.to_ne_bytes())
             };
-            set((total as u32).saturating_mul(2).max(sndbuf))?;
+            let needed = (total as u32).saturating_mul(2);
+            let is_small = socket::int_option(sender, libc::SOL_SOCKET, libc::SO_SNDBUF)? < needed as i32;
+            if is_small {
+                set(needed.max(sndbuf))?;
+            }
             for ((packet, message), rights) in messages.iter().zip(&rights) {
                 let mut rest = &message[..];
                 let mut rights = &rights[..];
@@ -232,7 +255,10 @@ impl<'m> Maker<'m> {
                     }
                 }
             }
-            set(sndbuf / 2)
+            if is_small {
+                set(sndbuf / 2)?;
+            }
+            Ok(is_small)
         };
         Ok(send())
     }
@@ -469,6 +495,7 @@ impl<'m> Maker<'m> {
             }
         };
         self.fds.insert(entry.ino, server);
+        self.changed.insert(entry.ino);
         Ok(())
     }
 
@@ -485,7 +512,9 @@ impl<'m> Maker<'m> {
                 return Err(Failure::unsupported(object(entry), why));
             }
             let sndbuf = mate.map_or(entry.opts.so_sndbuf, |mate| mate.opts.so_sndbuf);
-            return self.send_all(sender, &messages, None, sndbuf)?.map_err(explain);
+            let is_changed = self.send_all(sender, &messages, None, sndbuf)?.map_err(explain)?;
+            self.changed.extend(mate.filter(|_| is_changed).map(|mate| mate.ino));
+            return Ok(());
         }
         let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
         if entry.name.is_empty() {
@@ -493,11 +522,15 @@ impl<'m> Maker<'m> {
         }
         let sndbuf = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).map_err(explain)? as u32;
         let address = socket::unix_address(&entry.name);
+        let mut changed = Vec::new();
         for of_sender in messages.chunk_by(|one, next| one.0.from == next.0.from) {
             let spot = self.spot(self.entries[&entry.ino]);
             let from = of_sender[0].0.from.as_deref();
-            let sent = match from.and_then(|from| self.with_name(from, entry)) {
-                Some((sender, sndbuf)) => spot.within(|| self.send_all(sender, of_sender, Some(&address), sndbuf)),
+            let known = from.and_then(|from| self.with_name(from, entry));
+            let sent = match known {
+                Some((sender, entry)) => {
+                    spot.within(|| self.send_all(sender, of_sender, Some(&address), entry.opts.so_sndbuf))
+                }
                 None => {
                     let sender = socket::socket(libc::AF_UNIX, entry.r#type as i32, 0).map_err(explain)?;
                     if let Some(from) = from {
@@ -512,8 +545,11 @@ impl<'m> Maker<'m> {
                     spot.within(|| self.send_all(&sender, of_sender, Some(&address), sndbuf))
                 }
             };
-            sent.map_err(explain)??.map_err(explain)?;
+            if sent.map_err(explain)??.map_err(explain)? {
+                changed.extend(known.map(|(_, sender)| sender.ino));
+            }
         }
+        self.changed.extend(changed);
         Ok(())
     }
 
@@ -568,16 +604,21 @@ impl<'m> Maker<'m> {
         set_status(fd, libc::O_NONBLOCK as u32).map_err(explain)?;
         let address = socket::unix_address(&peer.name);
         let connect = || self.call(entry.own_cred.as_ref(), Call::Connect(fd.as_fd(), &address));
-        self.spot(peer).within(connect).and_then(|connected| connected).map_err(explain)
+        self.spot(peer).within(connect).and_then(|connected| connected).map_err(explain)?;
+        set_status(fd, 0).map_err(explain)
     }
 
     fn finish(&mut self, entry: &UnixSkEntry) -> Result<(), Failure> {
         let explain = |error: Errno| error.on(object(entry), "set its options");
         self.ends.remove(&entry.ino);
-        let Some(fd) = self.fd(entry.ino) else { return Ok(()) };
+        let Some(fd) = self.fds.get(&entry.ino) else { return Ok(()) };
         shut(fd, entry).map_err(explain)?;
-        socket_options::restore(fd, &entry.opts).map_err(explain)?;
-        set_status(fd, entry.flags).map_err(explain)
+        let now = match self.changed.contains(&entry.ino) {
+            true => &socket_options::dump(fd).map_err(explain)?,
+            false => self.fresh.of(entry.r#type as i32).map_err(explain)?,
+        };
+        socket_options::restore(fd, &entry.opts, now).map_err(explain)?;
+        set_new_status(fd, 0, entry.flags).map_err(explain)
     }
 
     /// Takes the names that are gone away again.

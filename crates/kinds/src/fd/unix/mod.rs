@@ -317,9 +317,7 @@ impl FdKind for Unix {
     const COMES_LAST: bool = true;
 
     fn claims(&self, probe: &FdProbe) -> bool {
-        probe.format() == libc::S_IFSOCK
-            && !probe.is_path_only()
-            && socket::int_option(&probe.fd, libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX)
+        probe.family == Some(libc::AF_UNIX)
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<UnixSkEntry, Failure> {
@@ -369,7 +367,7 @@ impl FdKind for Unix {
             backlog: if state == LISTENING { told.queues.1 } else { 0 },
             peer,
             fown: probe.owner()?,
-            opts: socket_options::dump(&probe.fd).map_err(explain)?,
+            opts: probe.socket_options()?,
             name,
             shutdown: (told.shutdown != 0).then_some(told.shutdown.into()),
             file_perms: place.perms,
