@@ -519,6 +519,25 @@ pub const CASES: &[Case] = &[
     ("pages_that_are_nowhere", Refused(&["pagemap-", "not in the images"]), |set| {
         set.pagemap(|_, runs| runs.last_mut().expect("a run").flags = Some(0));
     }),
+    ("pages_with_flags_of_a_newer_version", Refused(&["pagemap-", "the flags 0x8", "crit"]), |set| {
+        set.pagemap(|_, runs| runs[0].flags = Some(4 | 8));
+    }),
+    ("pages_in_blocks_of_a_newer_version", Refused(&["pagemap-", "not known here", "crit"]), |set| {
+        // A field more, behind those of the last record: message 6 with two numbers.
+        let name = format!("pagemap-{}.img", set.root);
+        let (more, mut bytes) = ([6 << 3 | 2, 4, 8, 1, 16, 100], set.bytes(&name));
+        let mut at = 8;
+        let length = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+        };
+        while at + 4 + length(&bytes, at) < bytes.len() {
+            at += 4 + length(&bytes, at);
+        }
+        let longer = (length(&bytes, at) + more.len()) as u32;
+        bytes[at..at + 4].copy_from_slice(&longer.to_le_bytes());
+        bytes.extend(more);
+        set.put(&name, &bytes);
+    }),
     ("pages_of_another_file", Refused(&["pages-77.img"]), |set| set.pagemap(|id, _| *id = 77)),
     ("a_million_empty_runs", Either, |set| {
         set.pagemap(|_, runs| {

@@ -4,6 +4,8 @@
 //! ticks and when it ended, the harness resets it and reads it. All times are of the monotonic clock, in
 //! nanoseconds, which both see alike.
 
+pub mod served;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crtools_tests::sys::memory::{Map, PAGE, RW};

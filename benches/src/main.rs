@@ -7,6 +7,8 @@
 //! can do), a dump with `--leave-running` for the longest gap that the target saw, a dump, a restore, and the
 //! target's own check of its memory. In the cases `snapshot-MIB` and `incr-MIB` the program runs on after the dump, with
 //! `--track-mem`; in the latter the dump is one of what changed since one of all, a tenth.
+//! In the cases `redis-MIB` and `postgres-MIB` it is a server that is dumped, with the client that keeps it busy: the gap
+//! is the longest that the client waited. They are skipped where the server is not installed.
 //!
 //! `crtools-bench --limits` prints what the machine gives: the same work without a tool.
 
@@ -17,6 +19,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crtools_bench::served::missing;
 use crtools_bench::{Board, Word, now};
 use crtools_tests::reap::Reaper;
 use crtools_tests::runner::{Verdict, inside, outside_saying};
@@ -39,6 +42,8 @@ const CASES: &[&str] = &[
     "fds-8000",
     "mixed-10000",
     "vmas-30000",
+    "redis-400",
+    "postgres-200",
 ];
 
 struct Arguments {
@@ -63,6 +68,10 @@ fn main() {
     print!("{}", table::head(&names));
     let mut failures = 0;
     for case in &arguments.cases {
+        if let Some(why) = missing(case) {
+            eprintln!("SKIP {case}: {why}");
+            continue;
+        }
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); arguments.tools.len()];
         for run in 0..arguments.runs {
             // Every second run the other way round, so that none is always the first.

@@ -39,6 +39,7 @@ complete -c crtools -l no-copy-on-write -d 'let the tree run on while its memory
 complete -c crtools -l compress -d 'compress pages in blocks, by lz4 (if nothing is said) or zstd; CRIU cannot read that'
 complete -c crtools -l share-pages -d 'store pages once that relatives share, if they are many; so by default. CRIU cannot read that'
 complete -c crtools -l no-share-pages -d 'store pages once that relatives share, if they are many; so by default. CRIU cannot read that'
+complete -c crtools -l secret-memory -d 'store the content of memfd_secret(2), which nobody else is to read, in the images'
 complete -c crtools -l record-working-set -d 'note in the images what is touched first; the next lazy restore gives that first'
 complete -c crtools -l progress -x -a 'auto always never' -d 'draw progress: auto (on a terminal, when it takes long), always, never'
 complete -c crtools -s r -l root -r -F -d 'root of the restored mount namespace; must be a mount point'

@@ -63,6 +63,8 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("side_with_another_authority_gets_no_memory", side_with_another_authority_gets_no_memory),
     ("criu_encrypts_too", criu_encrypts_too),
     ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
+    ("criu_keeps_pages", criu_keeps_pages),
+    ("criu_keeps_encrypted_pages", criu_keeps_encrypted_pages),
 ];
 
 fn there() -> Vec<&'static str> {
@@ -478,6 +480,47 @@ fn criu_is_not_sent_compressed_pages(round: &mut Round) -> Result<(), String> {
     }
     says(&ran.said, &["does not understand compressed pages", "CRIU"])?;
     finish(subject)
+}
+
+/// The pages of a pre-dump and of the dump after it go to CRIU's page servers; restored from what came there.
+fn keep_with_criu(subject: &mut Subject, more: &[&str]) -> Result<(), String> {
+    let peer = crate::tool::peer().ok_or("there is no peer")?;
+    let ours = std::mem::replace(&mut subject.tools.restore, peer);
+    let (first, second) = (subject.step("received")?, subject.step("received")?);
+    let (memory, images) = (subject.step("memory")?, subject.step("images")?);
+    let name = |path: &Path| format!("../{}", path.file_name().unwrap_or_default().to_string_lossy());
+    let at = [&["--address", "127.0.0.1", "--port", DUMP], more].concat();
+    let to = [&["--page-server"], &at[..]].concat();
+    subject.receive_pages(&first, &at)?;
+    subject.save_memory(&memory, &to)?;
+    subject.receive_pages(&second, &[&at[..], &["--prev-images-dir", &name(&first)]].concat())?;
+    subject.dump_away_to(&images, &[&to[..], &["--prev-images-dir", &name(&memory)]].concat())?;
+    subject.tools.restore = ours;
+    for entry in fs::read_dir(&images).map_err(|e| format!("list the images: {e}"))?.flatten() {
+        if entry.file_name().to_string_lossy().ends_with(".img") {
+            fs::copy(entry.path(), second.join(entry.file_name()))
+                .map_err(|e| format!("copy an image: {e}"))?;
+        }
+    }
+    let pages = |folder: &Path| -> u64 {
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = files.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
+        files.filter_map(|entry| entry.metadata().ok()).map(|data| data.len()).sum()
+    };
+    if pages(&first) < 64 << 20 || pages(&second) > 32 << 20 || pages(&images) + pages(&memory) > 0 {
+        return Err(format!("{} and {} bytes have come", pages(&first), pages(&second)));
+    }
+    subject.restore(&second)?;
+    finish(subject)
+}
+
+fn criu_keeps_pages(round: &mut Round) -> Result<(), String> {
+    keep_with_criu(&mut round.subject, &[])
+}
+
+fn criu_keeps_encrypted_pages(round: &mut Round) -> Result<(), String> {
+    let tls = certificates(&mut round.subject)?;
+    keep_with_criu(&mut round.subject, &tls)
 }
 
 /// Restores the tree lazily until it has touched some pages. Returns what the server logged.

@@ -144,6 +144,11 @@ impl Subject {
         Ok(images)
     }
 
+    /// What the case gives to every dump.
+    fn own_for_dump(&self) -> Vec<String> {
+        self.options.iter().map(|option| (*option).to_owned()).chain(self.more_for_dump.clone()).collect()
+    }
+
     fn run(&mut self, tool: &Tool, images: &Path, command: &str, more: &[&str]) -> Result<Ran, String> {
         let given = if command == "restore" { &self.more_for_restore } else { &self.more_for_dump };
         let mut arguments: Vec<&str> = Vec::new();
@@ -203,7 +208,9 @@ impl Subject {
         let images = self.step("images")?;
         let tool = self.tools.dump.clone();
         let pid = self.pid.to_string();
-        let arguments = ["-t", pid.as_str(), "--leave-running"];
+        let given = ["-t", pid.as_str(), "--leave-running"];
+        let own = self.own_for_dump();
+        let arguments: Vec<&str> = own.iter().map(String::as_str).chain(given).collect();
         let ran = tool
             .run_killed(&mut self.reaper, &images, "dump", &arguments, delay)
             .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
@@ -232,7 +239,9 @@ impl Subject {
         let tool = self.tools.dump.clone();
         let pid = self.pid.to_string();
         let given = ["-t", pid.as_str(), "--lazy-pages", "--address", "127.0.0.1", "--port", port];
-        let arguments = [&self.options, &given[..], more].concat();
+        let own = self.own_for_dump();
+        let own = own.iter().map(String::as_str);
+        let arguments: Vec<&str> = own.chain(given).chain(more.iter().copied()).collect();
         let (dump, log) = tool
             .start(&mut self.reaper, images, "dump", &arguments)
             .map_err(|e| format!("start {}: {e}", tool.path.display()))?;

@@ -7,9 +7,11 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::Duration;
 
+use crtools_bench::served::{Postgres, Redis, Served};
 use crtools_bench::{Board, Word, now};
 use crtools_tests::sys::memory::{Map, PAGE, READ};
 use crtools_tests::sys::process::fork;
@@ -34,6 +36,8 @@ enum Content {
     Mixed {
         groups: Vec<Group>,
     },
+    /// It is kept busy.
+    Served(Box<dyn Served>),
 }
 
 /// Ten descriptors of eight kinds.
@@ -91,7 +95,8 @@ fn main() {
     let board = Board::open(board_path).expect("open the board");
     let (kind, number) = case.split_once('-').unwrap_or((case, "0"));
     let number: usize = number.trim_end_matches('g').parse().expect("a number");
-    let content = match kind {
+    let folder = board_path.parent().expect("a folder");
+    let mut content = match kind {
         "tiny" => Content::Nothing,
         "mem" | "snapshot" | "incr" => pages(number * 256, 1),
         "thp" => {
@@ -103,6 +108,8 @@ fn main() {
         // As many pages, however large it is.
         "sparse" => pages(number << 18, number << 18 >> 14),
         "zero" => half_zero(number * 256),
+        "redis" => Content::Served(Box::new(Redis::begin(number, folder))),
+        "postgres" => Content::Served(Box::new(Postgres::begin(number, folder))),
         "cow" => {
             let content = pages(number * 256, 1);
             for _ in 0..8 {
@@ -134,8 +141,8 @@ fn main() {
     };
     // Without it each sleep below ends up to 50 us late.
     call::prctl(libc::PR_SET_TIMERSLACK, [1, 0, 0, 0]);
-    tick(&board, &content);
-    let is_right = std::panic::catch_unwind(|| check(&content)).is_ok();
+    tick(&board, &mut content);
+    let is_right = std::panic::catch_unwind(AssertUnwindSafe(|| check(&mut content))).is_ok();
     board.set(Word::Verdict, if is_right { 1 } else { 2 });
     exit_now(0);
 }
@@ -146,12 +153,15 @@ fn sleep_for_ever() {
     }
 }
 
-fn tick(board: &Board, content: &Content) {
+fn tick(board: &Board, content: &mut Content) {
     let mut last = now();
     board.set(Word::LastTick, last);
     board.set(Word::Ready, 1);
     while board.get(Word::Check) == 0 {
-        std::thread::sleep(Duration::from_micros(50));
+        match content {
+            Content::Served(server) => server.work(),
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
         let tick = now();
         if board.get(Word::Reset) != 0 {
             board.set(Word::LongestGap, 0);
@@ -162,7 +172,7 @@ fn tick(board: &Board, content: &Content) {
         last = tick;
         board.set(Word::LastTick, tick);
         if board.get(Word::Change) != 0
-            && let Content::Pages { map, .. } = content
+            && let Content::Pages { map, .. } = &*content
         {
             (0..map.length / PAGE).step_by(10).for_each(|page| map.fill(page..page + 1, 7));
             board.set(Word::Change, 0);
@@ -217,7 +227,7 @@ fn files(path: &Path, count: usize) -> Vec<File> {
     (0..count).map(|_| File::open(path).expect("open")).collect()
 }
 
-fn check(content: &Content) {
+fn check(content: &mut Content) {
     match content {
         Content::Nothing => {}
         Content::Pages { map, step } => {
@@ -226,6 +236,10 @@ fn check(content: &Content) {
             }
         }
         Content::Mixed { groups } => groups.iter().for_each(Group::check),
+        Content::Served(server) => {
+            server.check();
+            server.end();
+        }
         Content::Files { files } => {
             for file in files {
                 assert_eq!(file.metadata().expect("stat").len(), 100);

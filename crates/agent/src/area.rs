@@ -79,9 +79,10 @@ impl Area {
         self.top.get()
     }
 
-    /// Takes back everything handed out after `mark`. No agent may use it any more, and its slots are not
-    /// watched any more: [`Watch::forget`].
+    /// Hands out from `mark` on again, or only from there. No agent may use it any more, nor another area of the same watch,
+    /// which ends.
     pub fn rewind(&self, mark: usize) {
+        self.watch.forget();
         self.top.set(mark);
     }
 

@@ -11,6 +11,7 @@ use crate::remote;
 use model::{Errno, Failure, Object};
 use std::path::Path;
 use std::rc::Rc;
+use sys::memory::PAGE;
 use sys::ptrace::{self, Running, Stop, Stopped, X86_XSTATE};
 
 /// Code, slots, lists and frames of a batch of threads.
@@ -129,13 +130,17 @@ pub fn call(door: Door, number: i64, args: &[u64], doing: &'static str) -> Resul
     call_all(vec![door], number, &[args.to_vec()], doing).remove(0)
 }
 
+/// The arguments of mmap(2) for the agent.
+fn to_map(prot: i32) -> Vec<u64> {
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    vec![0, AREA as u64, prot as u64, flags as u64, u64::MAX, 0]
+}
+
 impl Host {
     /// Maps the agent into several processes, through one thread of each, which is stopped and comes back
     /// as it was.
     pub fn enter_all(doors: Vec<Door>, watch: &Rc<Watch>) -> Vec<Result<(Host, Stopped), Failure>> {
-        let (prot, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        let args = vec![vec![0, AREA as u64, prot as u64, flags as u64, u64::MAX, 0]; doors.len()];
+        let args = vec![to_map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC); doors.len()];
         let known: Vec<_> = doors.iter().map(|door| (door.pid, door.instruction, door.context)).collect();
         const DOING: &str = "map the agent";
         let called = call_all(doors, libc::SYS_mmap, &args, DOING);
@@ -144,17 +149,34 @@ impl Host {
             entered.push(called.and_then(|(thread, result)| {
                 let tid = thread.tid();
                 let explain = |error: Errno| error.on(Object::Thread(tid), DOING).of(pid);
+                let door = |thread: Stopped| Door { pid, thread, context, instruction };
+                let (mut thread, mut result) = (thread, result);
+                // It may have nothing that is both written and executed: PR_SET_MDWE.
+                let is_apart = result == -i64::from(libc::EACCES);
+                if is_apart {
+                    let args = to_map(libc::PROT_READ | libc::PROT_EXEC);
+                    (thread, result) = call(door(thread), libc::SYS_mmap, &args, DOING)?;
+                }
                 if result < 0 {
                     return Err(explain(Errno { call: "mmap", code: -result as i32 }));
                 }
-                match Host::attach(pid, result as u64, instruction, watch) {
+                let address = result as u64;
+                // Before it becomes two mappings.
+                let mut host = Host::attach(pid, address, instruction, watch).map_err(explain);
+                if is_apart && host.is_ok() {
+                    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+                    let args = [address + PAGE, AREA as u64 - PAGE, prot];
+                    (thread, result) = call(door(thread), libc::SYS_mprotect, &args, DOING)?;
+                    if result < 0 {
+                        host = Err(explain(Errno { call: "mprotect", code: -result as i32 }));
+                    }
+                }
+                match host {
                     Ok(host) => Ok((host, thread)),
-                    Err(error) => {
+                    Err(failure) => {
                         // Not ours to use, so not theirs to keep.
-                        let door = Door { pid, thread, context, instruction };
-                        let args = [vec![result as u64, AREA as u64]];
-                        call_all(vec![door], libc::SYS_munmap, &args, DOING).remove(0)?;
-                        Err(explain(error))
+                        call(door(thread), libc::SYS_munmap, &[address, AREA as u64], DOING)?;
+                        Err(failure)
                     }
                 }
             }));
@@ -167,7 +189,9 @@ impl Host {
         let file = sys::fd::open(Path::new(&path), libc::O_RDWR)?;
         let area = Area::new(&file, AREA, address, watch.clone())?;
         area.put(arch::code())?;
-        let start = area.mark();
+        // What is written is in no page with code.
+        let start = area.mark().next_multiple_of(PAGE as usize);
+        area.rewind(start);
         Ok(Host { pid, instruction, area, start })
     }
 
@@ -176,7 +200,7 @@ impl Host {
         &self.area
     }
 
-    /// Forgets the lists and results of the last batch; the watch of its slots has ended.
+    /// Forgets the lists and results of the last batch. No thread runs a list, in none of the processes of one watch.
     pub fn next_batch(&self) {
         self.area.rewind(self.start);
     }

@@ -12,7 +12,7 @@ use crate::observe::{self, find_instruction, read_maps};
 use crate::survey::Reading;
 use crate::tracer::{Tracer, let_go};
 use agent::inject::{self, Context, Door, Host};
-use agent::{List, Watch, crew};
+use agent::{List, crew};
 use image::VmaEntry;
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
@@ -22,7 +22,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::pagemap::{PRESENT, Query, SWAPPED, has};
 use sys::proc::Vma;
@@ -152,17 +151,12 @@ pub fn visit(
     needs_userfault: &dyn Fn(Seen) -> bool,
 ) -> (bool, HashMap<i32, OwnedFd>) {
     let copy = copy && suffices(looks) && !looks.iter().any(|(_, look)| has_huge_pages(look));
-    let leader = |pid: i32| {
-        let process = tree.processes.iter().find(|process| process.pid == pid)?;
-        let members = &process.members;
-        Some(if members.len() > 1 { pid as usize % members.len() } else { *members.first()? })
-    };
     let tasks: Vec<_> = looks
         .iter()
         .filter_map(|(pid, look)| {
             let wanted = Wanted { copy, userfault: needs_userfault((*pid, look)) };
             let is_needed = wanted.copy || wanted.userfault;
-            is_needed.then_some((leader(*pid)?, (*pid, look.instruction, wanted)))
+            is_needed.then_some((tree.holder(*pid)?, (*pid, look.instruction, wanted)))
         })
         .collect();
     let visited =
@@ -205,7 +199,7 @@ pub fn read(copies: &Copies, pid: i32, question: Option<Question>) -> Result<Rea
     let none = || Failure::conflict(Object::Task, "read its memory", "it has no copy");
     let copy = copies.of(pid).ok_or_else(none)?;
     let mut memory = observe::read_memory(copy.pid, question)?;
-    memory.maps.retain(|(map, _)| map.start != copy.agent.start);
+    memory.maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(Reading { from: copy.pid, memory })
 }
 
@@ -217,36 +211,24 @@ struct Visited {
 }
 
 fn enter(tracer: &mut Tracer, pid: i32, instruction: u64, wanted: Wanted) -> Result<Visited, Failure> {
-    let mut part = tracer.take(pid);
-    let leader = part.threads.iter_mut().find(|thread| thread.tid == pid);
-    let result = leader
-        .ok_or_else(|| Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid))
-        .and_then(|leader| {
-            let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
-            let thread = leader.stopped.take().expect("a frozen thread is stopped");
-            let context = &leader.context;
-            let door = Door { pid, thread, context, instruction };
-            let (host, mut thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
-            let mut visited = Visited { pid, copy: None, userfault: None };
-            if wanted.userfault {
-                let (stopped, made) = userfault(&host, pid, thread, context)?;
-                thread = stopped;
-                match made {
-                    Ok(fd) => visited.userfault = Some(fd),
-                    Err(failure) => log::warn!("its changes cannot be noted: {failure}"),
-                }
+    let (mut visited, copied) = tracer.with_agent(pid, instruction, |host, mut thread, context| {
+        let mut visited = Visited { pid, copy: None, userfault: None };
+        if wanted.userfault {
+            let (stopped, made) = userfault(host, pid, thread, context)?;
+            thread = stopped;
+            match made {
+                Ok(fd) => visited.userfault = Some(fd),
+                Err(failure) => log::warn!("its changes cannot be noted: {failure}"),
             }
-            let mut copied = None;
-            if wanted.copy {
-                let (stopped, made) = host.copy(thread, context, options())?;
-                thread = stopped;
-                copied = Some(made.map(|made| (made, host.range())));
-            }
-            leader.stopped = Some(Host::leave_all(vec![(host, thread, context)]).remove(0)?);
-            Ok((visited, copied))
-        });
-    tracer.parts.push(part);
-    let (mut visited, copied) = result?;
+        }
+        let mut copied = None;
+        if wanted.copy {
+            let (stopped, made) = host.copy(thread, context, options())?;
+            thread = stopped;
+            copied = Some(made.map(|made| (made, host.range())));
+        }
+        Ok((thread, (visited, copied)))
+    })?;
     visited.copy = copied.map(|copied| {
         let (copied, agent) = copied?;
         let copy = Copy { of: pid, pid: copied.tid(), agent };
@@ -383,7 +365,7 @@ pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> 
 /// The mappings that a copy has in common with its original.
 fn maps_of(copy: &Copy) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     let mut maps = read_maps(copy.pid)?;
-    maps.retain(|(map, _)| map.start != copy.agent.start);
+    maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(maps)
 }
 

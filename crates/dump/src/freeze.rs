@@ -172,6 +172,12 @@ impl Tree {
         }
     }
 
+    /// The member of the crew that holds the leader of a process.
+    pub fn holder(&self, pid: i32) -> Option<usize> {
+        let members = &self.processes.iter().find(|process| process.pid == pid)?.members;
+        Some(if members.len() > 1 { pid as usize % members.len() } else { *members.first()? })
+    }
+
     /// Lets all processes run on as they were; their copies stay.
     pub fn let_go(&mut self) {
         let members = 0..self.crew.len();

@@ -34,16 +34,22 @@ impl Keeping {
         Ok(Keeping { door: Door::open(options)?, kept: Kept::default() })
     }
 
-    /// Takes out of what is saved what can come later.
+    /// Takes out of what is saved what can come later. `sharing` are the processes that are to share pages with their parents
+    /// again.
     ///
     /// # Errors
     /// When memory cannot be kept.
-    pub fn keep(&mut self, saved: &mut [Saved], processes: &[Surveyed]) -> Result<(), Failure> {
+    pub fn keep(
+        &mut self,
+        saved: &mut [Saved],
+        processes: &[Surveyed],
+        sharing: &HashSet<i32>,
+    ) -> Result<(), Failure> {
         // From an earlier try.
         self.kept = Kept::default();
         let surveyed: HashMap<i32, &Surveyed> =
             processes.iter().map(|process| (process.pid, process)).collect();
-        let needed = needed_at_birth(processes);
+        let needed = needed_at_birth(processes, sharing);
         for one in saved.iter_mut().filter(|one| !needed.contains(&one.pid)) {
             let vmas = surveyed[&one.pid].mm.vmas.iter().filter(|entry| vma::may_come_later(entry));
             let later: Vec<Range<u64>> = vmas.map(|entry| entry.start..entry.end).collect();
@@ -67,8 +73,9 @@ impl Keeping {
     }
 }
 
-/// Processes whose memory others begin with, by ways that a restore cannot do without, and those who begin with it.
-fn needed_at_birth(processes: &[Surveyed]) -> HashSet<i32> {
+/// Processes whose memory others begin with, for these share it or by ways that a restore cannot do without, and those who
+/// begin with it.
+fn needed_at_birth(processes: &[Surveyed], sharing: &HashSet<i32>) -> HashSet<i32> {
     let places: HashMap<u32, usize> =
         processes.iter().enumerate().map(|(at, process)| (process.pstree.pid, at)).collect();
     let kin: Vec<Kin> = processes
@@ -85,12 +92,12 @@ fn needed_at_birth(processes: &[Surveyed]) -> HashSet<i32> {
         let parent = own.parent.map(|parent| kin[parent].pid);
         let leads_others =
             own.has_ended && kin.iter().any(|other| other.sid == own.pid && other.pid != own.pid);
-        let is_orphan = way == Ok(Way::Orphaned);
-        if is_orphan || leads_others {
+        let begins_with_it = way == Ok(Way::Orphaned) || sharing.contains(&own.pid);
+        if begins_with_it || leads_others {
             makers.extend(parent);
         }
         // A child of one that was not empty at its birth finds the same.
-        if is_orphan || parent.is_some_and(|parent| heirs.contains(&parent)) {
+        if begins_with_it || parent.is_some_and(|parent| heirs.contains(&parent)) {
             heirs.insert(own.pid);
         }
     }

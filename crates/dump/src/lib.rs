@@ -11,6 +11,7 @@ mod observe;
 mod past;
 mod pre;
 mod run;
+mod secrets;
 mod survey;
 mod tracer;
 mod track;

@@ -10,7 +10,7 @@ use kinds::contract::FdProbe;
 use kinds::fd::uring;
 use kinds::task::numa::Policies;
 use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
-use kinds::vma;
+use kinds::vma::{self, mm::Rules};
 use model::{Errno, Failure, Object};
 use pages::select::{Area, Question, Selection};
 use std::collections::HashMap;
@@ -111,7 +111,7 @@ pub struct Seen {
     pub rings: Option<uring::Told>,
     /// Of the leader alone, of its process.
     pub policies: Policies,
-    pub process: Option<attributes::ProcessAttributes>,
+    pub process: Option<(attributes::ProcessAttributes, Rules)>,
     pub failures: Vec<Failure>,
 }
 
@@ -517,7 +517,14 @@ struct Guest {
 }
 
 /// What a leader is asked about its process.
-type Whole = (attributes::AskedProcess, signals::Asked, limits::Asked, timers::Asked, numa::AskedMappings);
+type Whole = (
+    attributes::AskedProcess,
+    vma::mm::AskedRules,
+    signals::Asked,
+    limits::Asked,
+    timers::Asked,
+    numa::AskedMappings,
+);
 
 /// What one thread is asked.
 struct Asked {
@@ -559,7 +566,6 @@ pub fn ask(tracer: &mut Tracer, processes: Vec<(i32, Questions)>) -> Result<Vec<
     }
     enter(&mut guests, &watch);
     while guests.iter().any(Guest::has_more) {
-        watch.forget();
         round(&mut guests);
     }
     leave(&mut guests);
@@ -722,6 +728,7 @@ impl Guest {
             let whole = match self.timers.take_if(|_| thread.tid == self.part.pid) {
                 Some(timers) => Some((
                     attributes::ask_process(&mut ask)?,
+                    vma::mm::ask_rules(&mut ask)?,
                     signals::ask(&mut ask)?,
                     limits::ask(&mut ask)?,
                     timers::ask(timers, &mut ask)?,
@@ -756,7 +763,7 @@ impl Guest {
                 thread_core.creds = Some(asked.creds.answer(&status, answers));
                 asked.numa.answer(answers, thread_core);
             }
-            if let Some((process, actions, limits, timers, mappings)) = asked.whole {
+            if let Some((process, rules, actions, limits, timers, mappings)) = asked.whole {
                 seen.policies = mappings.answer(answers);
                 let process = process.answer(answers);
                 let stopped = thread.stopped.as_ref().expect("every list was collected");
@@ -780,7 +787,7 @@ impl Guest {
                     cg_set: Some(1),
                     ..TaskCoreEntry::default()
                 });
-                seen.process = Some(process);
+                seen.process = Some((process, rules.answer(answers)));
             }
             self.seen.push(seen);
         }

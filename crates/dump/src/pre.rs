@@ -5,7 +5,7 @@ use crate::copies::{self, Seen};
 use crate::freeze::{State, freeze};
 use crate::observe::{self, Common, Depth};
 use crate::past::{Past, divide};
-use crate::run::{Saved, Taking, connect, dedup, micros};
+use crate::run::{Saved, Taking, connect, dedup, micros, share};
 use crate::{encode, track};
 use image::Dir;
 use model::hooks::Action;
@@ -27,8 +27,8 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let start = Instant::now();
     options.progress.stage("freeze");
     sys::apart::go_on()?;
-    let mut connection = connect(options)?;
-    let mut taking = Taking::new(dir, options, connection.as_mut());
+    let mut receiver = connect(options)?;
+    let mut taking = Taking::new(dir, options, receiver.as_mut());
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let frozen = Instant::now();
     let freezing_us = micros(start);
@@ -78,6 +78,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     }
     dir.begin()?;
     past.link(dir)?;
+    share(&mut saved, options)?;
     taking.memory(saved)?;
     taking.finish()?;
     sys::apart::go_on()?;

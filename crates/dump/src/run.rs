@@ -6,22 +6,22 @@ use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::Reading;
-use crate::{copies, encode, observe, survey, track};
+use crate::{copies, encode, observe, secrets, survey, track};
 use agent::crew;
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
-use kinds::fd::tty;
+use kinds::fd::{secret, tty};
 use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
 use pages::away::Ended;
 use pages::select::Question;
-use pages::server::{self, Connection, Sending};
+use pages::server::{self, Receiver};
 use pages::take::{Aside, Job, Owner, Source, Taken, data_runs, take};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -43,12 +43,12 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let dir = Dir::open(&options.images_dir)?;
     let hooks = Hooks::new(options.action_scripts.clone());
     hooks.run(Action::PreDump, dir.path(), Some(root))?;
-    let mut connection = connect(options)?;
+    let mut receiver = connect(options)?;
     let mut keeping = options.lazy_pages.then(|| Keeping::begin(options)).transpose()?;
     let mut tries = 0;
     loop {
         tries += 1;
-        let taking = Taking::new(&dir, options, connection.as_mut());
+        let taking = Taking::new(&dir, options, receiver.as_mut());
         let Err(failures) = dump(root, options, taking, &mut keeping, &hooks) else { return Ok(()) };
         dir.discard();
         if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
@@ -67,12 +67,9 @@ pub fn micros(since: Instant) -> u32 {
 ///
 /// # Errors
 /// When nobody answers, or not in the way that is wanted.
-pub fn connect(options: &Options) -> Result<Option<Box<dyn Connection>>, Failure> {
-    let mut connection = options.page_server.then(|| server::connect(options)).transpose()?;
-    if let (Some(connection), Some(how)) = (&mut connection, options.compress) {
-        server::ask_for_blocks(&mut **connection, how)?;
-    }
-    Ok(connection)
+pub fn connect(options: &Options) -> Result<Option<Receiver>, Failure> {
+    let connection = options.page_server.then(|| server::connect(options)).transpose()?;
+    connection.map(|connection| Receiver::new(connection, options.compress)).transpose()
 }
 
 fn dump(
@@ -156,6 +153,7 @@ fn dump(
             }
             Ok(Reading { from: pid, memory })
         })?;
+        secrets::read(&mut tree, secret::readings(&mut whole.cx)?)?;
         log::info!("surveyed the tree in {} us", micros(frozen));
         sys::apart::go_on()?;
         dir.begin()?;
@@ -185,8 +183,9 @@ fn dump(
         Saved { pid: process.pid, parent, memory_of: process.memory_of, aside, runs, elsewhere }
     });
     let mut saved: Vec<Saved> = saved.collect();
+    let sharing = share(&mut saved, options)?;
     if let Some(keeping) = keeping {
-        keeping.keep(&mut saved, &census.processes)?;
+        keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
     taking.memory(saved)?;
     taking.finish()?;
@@ -253,8 +252,8 @@ fn torn(root: i32) -> Failure {
 pub struct Taking<'d> {
     dir: &'d Dir,
     options: &'d Options,
-    /// To the page server.
-    connection: Option<&'d mut Box<dyn Connection>>,
+    /// The page server.
+    receiver: Option<&'d mut Receiver>,
     /// The number of the last pages file.
     last_id: u32,
     taken: Taken,
@@ -264,14 +263,10 @@ pub struct Taking<'d> {
 }
 
 impl<'d> Taking<'d> {
-    /// `connection` is that to the page server, if pages go there.
-    pub fn new(
-        dir: &'d Dir,
-        options: &'d Options,
-        connection: Option<&'d mut Box<dyn Connection>>,
-    ) -> Taking<'d> {
+    /// `receiver` is the page server, if pages go there.
+    pub fn new(dir: &'d Dir, options: &'d Options, receiver: Option<&'d mut Receiver>) -> Taking<'d> {
         let taken = Taken::default();
-        Taking { dir, options, connection, last_id: 0, taken, unchanged_pages: 0, us: 0 }
+        Taking { dir, options, receiver, last_id: 0, taken, unchanged_pages: 0, us: 0 }
     }
 
     /// Waits until the page server has everything.
@@ -279,7 +274,7 @@ impl<'d> Taking<'d> {
     /// # Errors
     /// When it could not keep it.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        self.connection.take().map_or(Ok(()), |connection| Sending::new(&mut **connection, None).close())
+        self.receiver.take().map_or(Ok(()), Receiver::close)
     }
 
     /// Tells what it came to: times in microseconds, and pages that were looked at.
@@ -306,11 +301,8 @@ impl<'d> Taking<'d> {
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
-        let taken = match &mut self.connection {
-            Some(connection) => {
-                let sending = Sending::new(&mut ***connection, self.options.compress);
-                send(jobs, sending, &|pages| progress.pages_done(pages))?
-            }
+        let taken = match &mut self.receiver {
+            Some(receiver) => send(jobs, receiver, &|pages| progress.pages_done(pages))?,
             None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
@@ -338,13 +330,9 @@ impl<'d> Taking<'d> {
     }
 
     /// Saves what processes have for themselves.
-    pub fn memory(&mut self, mut saved: Vec<Saved>) -> Result<(), Failure> {
+    pub fn memory(&mut self, saved: Vec<Saved>) -> Result<(), Failure> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
-        if has_relatives && self.options.share_pages && self.connection.is_none() && !self.options.lazy_pages
-        {
-            share(&mut saved)?;
-        }
         let mut jobs = Vec::with_capacity(saved.len());
         for Saved { pid, memory_of, aside, runs, elsewhere, .. } in saved {
             let of_process =
@@ -366,13 +354,21 @@ impl<'d> Taking<'d> {
 /// readable for CRIU, which knows no such thing.
 const WORTH_SHARING: u64 = 4 << 20;
 
-/// Finds the pages that processes have in common with those who made them.
-fn share(saved: &mut [Saved]) -> Result<(), Failure> {
+/// The part of a child's pages that it shares at least with its parent, if for that the memory of both is to be there before
+/// they run: as much more memory is taken where it comes later.
+const WORTH_WAITING: u64 = 32;
+
+/// Finds the pages that processes have in common with those who made them, if these are to be stored once. Returns the
+/// processes that have some.
+pub fn share(saved: &mut [Saved], options: &Options) -> Result<HashSet<i32>, Failure> {
+    if !options.share_pages || options.page_server {
+        return Ok(HashSet::new());
+    }
     let places: HashMap<i32, usize> = saved.iter().enumerate().map(|(at, one)| (one.pid, at)).collect();
     let children: Vec<&Saved> = saved.iter().filter(|one| places.contains_key(&one.parent)).collect();
     let size = |one: &&Saved| one.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
     if children.iter().map(size).sum::<u64>() < WORTH_SHARING {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let compare = |one: &Saved| {
         let parent = &saved[places[&one.parent]];
@@ -391,18 +387,25 @@ fn share(saved: &mut [Saved]) -> Result<(), Failure> {
     };
     let compare_all = |share: &[&Saved]| share.iter().map(|one| compare(one)).collect::<Result<Vec<_>, _>>();
     let compared = crew::in_parallel(&children, 2, compare_all);
-    let found: Vec<_> = compared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-    let size = |same: &Vec<Range<u64>>| same.iter().map(|range| range.end - range.start).sum::<u64>();
+    let found = compared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
+    let size = |same: &[Range<u64>]| same.iter().map(|range| range.end - range.start).sum::<u64>();
+    let is_worth_it = |same: &[Range<u64>], rest: &Runs| {
+        let all = size(same) + rest.iter().map(|(range, _)| range.end - range.start).sum::<u64>();
+        !same.is_empty() && (!options.lazy_pages || size(same) * WORTH_WAITING >= all)
+    };
+    let found: Vec<_> = found.filter(|(_, _, same, rest)| is_worth_it(same, rest)).collect();
     let total: u64 = found.iter().map(|(_, _, same, _)| size(same)).sum();
     if total < WORTH_SHARING {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     log::info!("{} pages are stored once that relatives have in common", total / 4096);
+    let mut sharing = HashSet::with_capacity(found.len());
     for (at, parent, same, rest) in found {
+        sharing.insert(saved[at].pid);
         saved[at].runs = rest;
         saved[at].elsewhere.extend(same.into_iter().map(|range| Run::same_as(range, parent as u32)));
     }
-    Ok(())
+    Ok(sharing)
 }
 
 /// Frees in the folders before what this one has anew, if that was asked for. The dump is whole in any case.
@@ -417,10 +420,10 @@ pub fn dedup(options: &Options, dir: &Dir) {
 }
 
 /// Sends jobs to a page server, one after the other.
-fn send(jobs: &[Job], mut sending: Sending, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
+fn send(jobs: &[Job], receiver: &mut Receiver, done: &dyn Fn(u64)) -> Result<Taken, Failure> {
     let mut taken = Taken::default();
     for job in jobs {
-        taken.written_pages += sending.send(job)?;
+        taken.written_pages += receiver.send(job)?;
         done(job.runs.iter().map(|(range, _)| (range.end - range.start) / 4096).sum());
     }
     Ok(taken)

@@ -466,13 +466,15 @@ impl<'o> Survey<'o> {
             self.failures.push(Failure::unsupported(Object::Task, why).of(pid));
         }
         let ids = self.object_ids(process);
-        let Some(attributes) = seen.first().and_then(|seen| seen.process) else {
+        let Some((attributes, rules)) = seen.first().and_then(|seen| seen.process) else {
             return Err(Failure::conflict(Object::Task, "ask it", "its leader did not answer"));
         };
         let Reading { from, memory } = reading;
         let mut mm = vma::mm::record(&look.stat, attributes.brk, &look.auxv, exe);
         mm.dumpable = Some(attributes.dumpable);
-        mm.thp_disabled = Some(attributes.is_thp_disabled);
+        mm.thp_disabled = Some(attributes.thp_disabled != 0);
+        mm.thp_flags = Some(attributes.thp_disabled & !1).filter(|flags| *flags != 0);
+        rules.note(&mut mm);
         let policies = seen.first_mut().map(|seen| std::mem::take(&mut seen.policies)).unwrap_or_default();
         for (map, entry) in memory.maps {
             if vma::aio::is_ring(&map.name) {

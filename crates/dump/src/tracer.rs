@@ -1,11 +1,12 @@
 //! Stopped threads, and the one thread of this program that holds them.
 
 use crate::copies::{self, options};
-use agent::arch;
-use agent::inject::Context;
+use agent::inject::{Context, Door, Host};
+use agent::{Watch, arch};
 use kinds::task::seccomp;
 use model::{Errno, Failure, Object, Remedy};
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::Instant;
 use sys::proc::Stat;
 use sys::ptrace::{self, Running, Stop, Stopped};
@@ -77,6 +78,34 @@ impl Tracer {
             Some(at) => self.parts.swap_remove(at),
             None => Part::of(pid),
         }
+    }
+
+    /// Has the leader of a process run the agent as `work` says, which gives the thread back with what it came to.
+    ///
+    /// # Errors
+    /// Those of `work` among others; the thread is whole, unless it is gone.
+    pub fn with_agent<R>(
+        &mut self,
+        pid: i32,
+        instruction: u64,
+        work: impl FnOnce(&Host, Stopped, &Context) -> Result<(Stopped, R), Failure>,
+    ) -> Result<R, Failure> {
+        let mut part = self.take(pid);
+        let leader = part.threads.iter_mut().find(|thread| thread.tid == pid);
+        let result = leader
+            .ok_or_else(|| Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid))
+            .and_then(|leader| {
+                let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
+                let thread = leader.stopped.take().expect("a frozen thread is stopped");
+                let context = &leader.context;
+                let door = Door { pid, thread, context, instruction };
+                let (host, thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
+                let (thread, result) = work(&host, thread, context)?;
+                leader.stopped = Some(Host::leave_all(vec![(host, thread, context)]).remove(0)?);
+                Ok(result)
+            });
+        self.parts.push(part);
+        result
     }
 
     fn part(&mut self, pid: i32) -> &mut Part {

@@ -105,6 +105,37 @@ impl<'a> Reader<'a> {
         Ok(Some(message))
     }
 
+    /// The next record, of which nothing may be overlooked; of another, fields that are not known here mean nothing.
+    ///
+    /// # Errors
+    /// As [`Reader::record`]; `Unsupported` for fields that are not known here.
+    pub fn whole<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
+        self.whole_with(|_| None)
+    }
+
+    /// The same, where `short` has a shorter way for most records.
+    pub fn whole_with<M: Message + Default>(
+        &mut self,
+        short: impl FnOnce(&[u8]) -> Option<M>,
+    ) -> Result<Option<M>, Failure> {
+        let from = self.at + 4;
+        // What the shorter way takes has nothing else.
+        let mut is_whole = false;
+        let short = |body: &[u8]| short(body).inspect(|_| is_whole = true);
+        let Some(message) = self.record_with(short)? else { return Ok(None) };
+        // Every writer of the format is brief: what is known, and no field twice.
+        match is_whole || message.encoded_len() == self.at - from {
+            true => Ok(Some(message)),
+            false => Err(self.unknown(self.entry - 1, "fields that are not known here")),
+        }
+    }
+
+    /// A refusal of a record that says what only a newer version could.
+    pub fn unknown(&self, entry: usize, what: &str) -> Failure {
+        let object = Object::Image { file: self.name.into(), entry: Some(entry) };
+        Failure::unsupported(object, format!("has {what}: a newer version wrote it"))
+    }
+
     /// The next record of a file that must have one.
     pub fn one<M: Message + Default>(&mut self) -> Result<M, Failure> {
         self.record()?.ok_or_else(|| self.corrupt("has no record where one is needed".into()))

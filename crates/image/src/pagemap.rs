@@ -2,7 +2,7 @@
 
 use crate::records::{PagemapEntry, PagemapHead};
 use crate::{Reader, Writer, kind};
-use model::Failure;
+use model::{Failure, Remedy};
 use std::ops::Range;
 
 /// The data are in the snapshot before this one.
@@ -115,19 +115,28 @@ impl Pagemap {
     /// Reads and checks a page map; `pages_len` is the length of its pages file in bytes.
     ///
     /// # Errors
-    /// `Corrupt` for runs that overlap, wrap, are unaligned, or lie beyond the pages file.
+    /// `Corrupt` for runs that overlap, wrap, are unaligned, or lie beyond the pages file; `Unsupported` for fields and
+    /// flags that are not known here.
     pub fn parse(
         name: &str,
         bytes: &[u8],
         pages_len: impl FnOnce(u32) -> Result<u64, Failure>,
     ) -> Result<Pagemap, Failure> {
         let mut reader = Reader::open(kind::PAGEMAP, name, bytes)?;
-        let head: PagemapHead = reader.one()?;
+        // Pages that are stored in a way that is not known must not be taken for plain ones.
+        let advice = Remedy::Advice("CRIU's own compression is not read; its crit can decompress the images");
+        let head = reader.whole::<PagemapHead>().map_err(|failure| failure.help(advice))?;
+        let head = head.ok_or_else(|| reader.corrupt("has no record where one is needed".into()))?;
         let mut map = Pagemap { pages_id: head.pages_id, ..Pagemap::default() };
         let (mut last, mut offset) = (0, 0u64);
         map.runs.reserve(bytes.len() / LEAST);
-        while let Some(entry) = reader.record_with(decode)? {
+        while let Some(entry) = reader.whole_with(decode).map_err(|failure| failure.help(advice))? {
             let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
+            let unknown = flags & !(PARENT | LAZY | PRESENT);
+            if unknown != 0 {
+                let what = format!("the flags {unknown:#x}, which are not known here");
+                return Err(reader.unknown(map.runs.len() + 1, &what).help(advice));
+            }
             map.is_old |= entry.nr_pages.is_none();
             let count = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
             let end = count.checked_mul(PAGE).and_then(|length| entry.vaddr.checked_add(length));
@@ -263,5 +272,38 @@ mod tests {
         assert!(parse(&[entry(0xffff_ffff_ffff_f000, 2, PRESENT)], 1 << 20).is_err());
         assert!(parse(&[entry(0x1001, 1, PRESENT)], 1 << 20).is_err());
         assert!(parse(&[entry(0x1000, 2, PRESENT)], 0x1000).is_err());
+    }
+
+    #[test]
+    fn flags_and_fields_that_are_not_known_are_refused() {
+        /// As CRIU with compression of its own may write it.
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct Newer {
+            #[prost(uint64, required, tag = "1")]
+            vaddr: u64,
+            #[prost(uint32, required, tag = "2")]
+            compat_nr_pages: u32,
+            #[prost(uint32, optional, tag = "4")]
+            flags: Option<u32>,
+            #[prost(uint64, optional, tag = "5")]
+            nr_pages: Option<u64>,
+            #[prost(message, optional, tag = "6")]
+            blocks: Option<PagemapHead>,
+        }
+        let parse_newer = |blocks| {
+            let mut writer = Writer::new(kind::PAGEMAP);
+            writer.record(&PagemapHead { pages_id: 3 });
+            let (flags, nr_pages) = (Some(PRESENT), Some(1));
+            writer.record(&Newer { vaddr: 0x1000, compat_nr_pages: 0, flags, nr_pages, blocks });
+            Pagemap::parse("pagemap-1.img", writer.bytes(), |_| Ok(4096))
+        };
+        assert_eq!(parse_newer(None).unwrap().runs.len(), 1);
+        let said = parse_newer(Some(PagemapHead { pages_id: 100 })).unwrap_err().to_string();
+        assert!(said.contains("pagemap-1.img") && said.contains("fields that are not known"), "{said}");
+        let said = parse(&[entry(0x1000, 1, PRESENT | 8)], 4096).unwrap_err().to_string();
+        assert!(said.contains("the flags 0x8"), "{said}");
+        let mut longer = Writer::new(kind::PAGEMAP);
+        longer.record(&crate::records::FsEntry { cwd_id: 3, root_id: 1, umask: None });
+        assert!(Pagemap::parse("x", longer.bytes(), |_| Ok(0)).is_err());
     }
 }

@@ -453,6 +453,18 @@ pub struct MmEntry {
     /// Ours: the whole auxiliary vector, where it is longer than what CRIU takes.
     #[prost(uint64, repeated, tag = "1000", packed = "false")]
     pub whole_auxv: Vec<u64>,
+    /// Ours: what mlockall(2) has made of memory to come, MCL_FUTURE and MCL_ONFAULT.
+    #[prost(uint32, optional, tag = "1001")]
+    pub locks_future: Option<u32>,
+    /// Ours: bits of PR_SET_MDWE.
+    #[prost(uint32, optional, tag = "1002")]
+    pub mdwe: Option<u32>,
+    /// Ours: PR_SET_MEMORY_MERGE.
+    #[prost(bool, optional, tag = "1003")]
+    pub merges: Option<bool>,
+    /// Ours: the flags of PR_SET_THP_DISABLE.
+    #[prost(uint32, optional, tag = "1004")]
+    pub thp_flags: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -584,6 +596,7 @@ pub enum FdTypes {
     Pidfd = 20,
     /// Ours.
     IoUring = 1000,
+    Secret = 1001,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }

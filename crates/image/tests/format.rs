@@ -14,14 +14,21 @@ use syn::{Expr, ImplItem, Item, Lit, Meta, Token, Type};
 const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
-const OWN_MESSAGES: &[&str] =
-    &["IoUringEntry", "RegisteredRing", "RingBuffers", "UnixCredEntry", "WorkingSetEntry", "XstateComponent"];
+const OWN_MESSAGES: &[&str] = &[
+    "IoUringEntry",
+    "RegisteredRing",
+    "RingBuffers",
+    "SecretEntry",
+    "UnixCredEntry",
+    "WorkingSetEntry",
+    "XstateComponent",
+];
 
 /// Values that CRIU does not have, in enums that it has.
-const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000)];
+const OWN_VALUES: &[(&str, &str, u32)] = &[("FdTypes", "iouring", 1000), ("FdTypes", "secret", 1001)];
 
 /// Fields of `files.img` that CRIU does not have.
-const OWN_KINDS: &[(u32, &str)] = &[(1000, "iouringentry")];
+const OWN_KINDS: &[(u32, &str)] = &[(1000, "iouringentry"), (1001, "secretentry")];
 
 /// Fields that CRIU does not have, in messages that it has.
 const OWN_FIELDS: &[(&str, &str, u32)] = &[
@@ -34,6 +41,10 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("IpcShmEntry", "content", 1000),
     ("InotifyFileEntry", "lost", 1000),
+    ("MmEntry", "locks_future", 1001),
+    ("MmEntry", "mdwe", 1002),
+    ("MmEntry", "merges", 1003),
+    ("MmEntry", "thp_flags", 1004),
     ("MmEntry", "whole_auxv", 1000),
     ("NetlinkSkEntry", "options", 1001),
     ("NetlinkSkEntry", "type", 1000),

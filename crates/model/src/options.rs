@@ -316,6 +316,8 @@ pub struct Options {
     pub copy_on_write: Option<bool>,
     /// Store pages once that relatives share.
     pub share_pages: bool,
+    /// Of a dump: secret memory is stored, too.
+    pub secret_memory: bool,
     /// Relative to the images directory.
     pub prev_images_dir: Option<PathBuf>,
     pub track_mem: bool,
@@ -393,6 +395,7 @@ impl Default for Options {
             leave_stopped: false,
             copy_on_write: None,
             share_pages: true,
+            secret_memory: false,
             prev_images_dir: None,
             track_mem: false,
             compress: None,

@@ -9,7 +9,7 @@
 
 use crate::lazy::Source;
 use crate::server::{ADD_F, CLOSE, Connection, FORCE_CLOSE, Header, explain, look_up, wrong};
-use image::pagemap::{PAGE, PRESENT, Run};
+use image::pagemap::{LAZY, PAGE, PRESENT, Run};
 use model::{Errno, Failure, Object};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
@@ -250,6 +250,7 @@ impl Away {
         let (pid, address, length) =
             self.asked.pop_front().ok_or_else(|| wrong("an answer to nothing".into()))?;
         let is_answer = header.command == ADD_F
+            && u32::from(header.flags) & !(LAZY | PRESENT) == 0
             && (header.object, header.address) == (pid as u64, address)
             && (1..=length / PAGE).contains(&header.pages);
         if !is_answer {
@@ -484,6 +485,7 @@ mod tests {
         let right = Header { command: ADD_F, flags: 4, pages: 2, address: 0x5000, object: 7 };
         for header in [
             Header { command: GET, ..right },
+            Header { flags: 4 | 8, ..right },
             Header { address: 0x6000, ..right },
             Header { object: 8, ..right },
             Header { pages: 0, ..right },

@@ -181,8 +181,10 @@ pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
         }
     }
     let to = File::from(to.try_clone().map_err(|error| explain("fcntl", error))?);
-    let size = to.metadata().map_err(|error| explain("fstat", error))?.len();
-    let huge = sys::fd::huge_page_of(&to);
+    let mapped = sys::fd::page_to_map(&to);
+    // What is mapped goes on to the end of the last page.
+    let size =
+        to.metadata().map_err(|error| explain("fstat", error))?.len().next_multiple_of(mapped.unwrap_or(1));
     let mut buffer = vec![0u8; 1 << 20];
     for run in &map.runs {
         let end = run.range.end.min(size);
@@ -193,10 +195,10 @@ pub fn fill_file(chain: &Chain, id: u64, to: &OwnedFd) -> Result<(), Failure> {
             files[&run.file]
                 .read_exact_at(&mut buffer[..length], offset)
                 .map_err(|error| explain("pread", error))?;
-            match huge {
+            match mapped {
                 None => to.write_all_at(&buffer[..length], at).map_err(|error| explain("pwrite", error))?,
                 Some(page) => sys::memory::write_mapped(&to, page, at, &buffer[..length])
-                    .map_err(|error| error.on(Object::Path(name.clone()), "fill huge pages"))?,
+                    .map_err(|error| error.on(Object::Path(name.clone()), "fill it through a mapping"))?,
             }
             at += length as u64;
         }

@@ -2,8 +2,9 @@
 //!
 //! A header with a command, a number of pages, an address, and the object that it is about; after some commands the
 //! pages. CRIU up to 4.1 has headers of 24 bytes, later ones of 32; they do not tell each other which. The first
-//! command opens an object, with no pages and no address, so the server sees from the place of the object which it is.
-//! We send the newer.
+//! command is about an object, with no pages and no address, so the server sees from the place of the object which it is.
+//! Who sends begins with a question in 24 bytes: a server that knows those answers, and so does ours; one that does not
+//! waits for the rest, and gets it after a moment.
 //!
 //! Between two of us pages may come in compressed blocks, if the one who sends has asked before whether the other
 //! understands that; CRIU ends at such a question.
@@ -13,7 +14,7 @@ use crate::compressed::{self, Packing};
 use crate::take::{Job, Owner, RANGES, Read, pages_name};
 use crate::tls::Securing;
 use image::Dir;
-use image::pagemap::{PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
+use image::pagemap::{LAZY, PAGE, PARENT, PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object, Options, Remedy};
 use std::fs::File;
 use std::io;
@@ -35,9 +36,14 @@ const ASK_BLOCKS: u16 = 0x2002;
 /// address and its pages, then the block.
 const BLOCK: u16 = 0x2003;
 
+/// The answer of our own server to the question for images before of a process that has no number: CRIU says 0.
+const OURS: i32 = 2;
+
 /// Types of objects.
 const OF_TASK: u64 = 1;
 const OF_SHARED: u64 = 2;
+/// A process that has no number.
+const NOBODY: u64 = OF_TASK;
 /// The same, as older versions number them.
 const TASKS: [u64; 5] = [OF_TASK, 10, 11, 16, 17];
 const SHARED: [u64; 7] = [OF_SHARED, 27, 28, 29, 32, 33, 34];
@@ -293,8 +299,11 @@ pub fn receive(
                 connection.write_all(&[has_parent.into()]).map_err(&read)?;
             }
             PARENT_EXISTS => {
-                let has_parent = receiving.before(&name_of(header.object)?)?.is_some();
-                connection.write_all(&i32::from(has_parent).to_ne_bytes()).map_err(&read)?;
+                let answer = match header.object {
+                    NOBODY => OURS,
+                    object => receiving.before(&name_of(object)?)?.is_some().into(),
+                };
+                connection.write_all(&answer.to_ne_bytes()).map_err(&read)?;
             }
             ADD_F => receiving.add(connection, &header)?,
             ASK_BLOCKS => {
@@ -416,6 +425,11 @@ impl Receiving<'_> {
     fn add(&mut self, connection: &mut dyn Connection, header: &Header) -> Result<(), Failure> {
         let read = explain("receive pages");
         let open = self.open.as_mut().ok_or_else(|| wrong("pages of nothing".into()))?;
+        // Pages in a form of a later version must not be taken for plain ones.
+        let unknown = u32::from(header.flags) & !(PARENT | LAZY | PRESENT);
+        if unknown != 0 {
+            return Err(wrong(format!("pages with the flags {unknown:#x}, which are not known here")));
+        }
         let range = open.next(header.address, header.pages)?;
         if u32::from(header.flags) & PRESENT == 0 {
             if u32::from(header.flags) & PARENT != 0 {
@@ -534,37 +548,82 @@ fn object(owner: Owner) -> u64 {
     }
 }
 
-/// Asks a server whether it takes blocks that are compressed in this way.
-///
-/// # Errors
-/// When it does not, as CRIU's.
-pub fn ask_for_blocks(connection: &mut dyn Connection, how: Compression) -> Result<(), Failure> {
-    let flags = compressed::number(how) as u16;
-    let asked = connection
-        .write_all(&Header { command: ASK_BLOCKS, flags, ..Header::default() }.bytes())
-        .and_then(|()| connection.flush());
-    let mut answer = [0; 4];
-    match asked.and_then(|()| connection.read_exact(&mut answer)) {
-        Ok(()) if i32::from_ne_bytes(answer) == 0 => Ok(()),
-        _ => {
-            let why = "it does not understand compressed pages";
-            let advice = "--compress is for a page server of crtools; CRIU's takes pages as they are";
-            let object = Object::Named("page server".into());
-            Err(Failure::conflict(object, "", why).help(Remedy::Advice(advice)))
-        }
-    }
-}
-
-/// Sends pages to a server. To be ended with [`Sending::close`].
-pub struct Sending<'c> {
-    connection: &'c mut dyn Connection,
+/// A server that pages go to. It is to be told when that was all: [`Receiver::close`].
+pub struct Receiver {
+    connection: Box<dyn Connection>,
+    /// It reads headers of 24 bytes.
+    is_short: bool,
+    /// It is one of ours.
+    is_ours: bool,
+    /// Pages go to it in blocks that are compressed so.
     compression: Option<Compression>,
 }
 
-impl<'c> Sending<'c> {
-    /// Compressed, if the server [has said yes](ask_for_blocks) to that.
-    pub fn new(connection: &'c mut dyn Connection, compression: Option<Compression>) -> Sending<'c> {
-        Sending { connection, compression }
+impl Receiver {
+    /// Finds out what a server understands. With `compression` it is to understand blocks.
+    ///
+    /// # Errors
+    /// When it is gone, or does not understand what it has to.
+    pub fn new(
+        connection: Box<dyn Connection>,
+        compression: Option<Compression>,
+    ) -> Result<Receiver, Failure> {
+        let mut receiver = Receiver { connection, is_short: true, is_ours: false, compression };
+        receiver.find_size().map_err(explain("find out what the server understands"))?;
+        if let Some(how) = compression {
+            receiver.ask_for_blocks(how)?;
+        }
+        Ok(receiver)
+    }
+
+    /// Asks whether there are images before of nobody.
+    fn find_size(&mut self) -> io::Result<()> {
+        let question = Header { command: PARENT_EXISTS, object: NOBODY, ..Header::default() };
+        self.connection.write_all(&question.short_bytes())?;
+        self.connection.flush()?;
+        let mut answer = [0; 4];
+        look_up(&*self.connection, true);
+        let answered = self.connection.read(&mut answer[..1]);
+        look_up(&*self.connection, false);
+        match answered {
+            Ok(1) => {}
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                // The object of a long header. To one who was only slow it is the beginning of a command that is none.
+                self.is_short = false;
+                self.connection.write_all(&object(Owner::Task(0xff)).to_ne_bytes())?;
+                self.connection.flush()?;
+                self.connection.read_exact(&mut answer[..1])?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.connection.read_exact(&mut answer[1..])?;
+        self.is_ours = i32::from_ne_bytes(answer) == OURS;
+        Ok(())
+    }
+
+    fn ask_for_blocks(&mut self, how: Compression) -> Result<(), Failure> {
+        let flags = compressed::number(how) as u16;
+        let asked = self
+            .say(Header { command: ASK_BLOCKS, flags, ..Header::default() })
+            .and_then(|()| self.connection.flush());
+        let mut answer = [0; 4];
+        match asked.and_then(|()| self.connection.read_exact(&mut answer)) {
+            Ok(()) if i32::from_ne_bytes(answer) == 0 => Ok(()),
+            _ => {
+                let why = "it does not understand compressed pages";
+                let advice = "--compress is for a page server of crtools; CRIU's takes pages as they are";
+                let object = Object::Named("page server".into());
+                Err(Failure::conflict(object, "", why).help(Remedy::Advice(advice)))
+            }
+        }
+    }
+
+    fn say(&mut self, header: Header) -> io::Result<()> {
+        match self.is_short {
+            true => self.connection.write_all(&header.short_bytes()),
+            false => self.connection.write_all(&header.bytes()),
+        }
     }
 
     fn send_block(
@@ -577,29 +636,29 @@ impl<'c> Sending<'c> {
         let packed = compressed::compress(how, bytes)
             .map_err(|error| error.on(Object::Named("page server".into()), "compress pages"))?;
         let (pages, address) = (ranges.len() as u64, packed.len() as u64);
-        self.say(Header { command: BLOCK, flags: compressed::number(how) as u16, pages, address, object })?;
         let words = ranges.iter().flat_map(|range| [range.start, (range.end - range.start) / PAGE]);
         let told: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
-        let sent = self.connection.write_all(&told).and_then(|()| self.connection.write_all(&packed));
-        sent.map_err(explain("send pages"))
-    }
-
-    fn say(&mut self, header: Header) -> Result<(), Failure> {
-        self.connection.write_all(&header.bytes()).map_err(explain("send pages"))
+        self.say(Header { command: BLOCK, flags: compressed::number(how) as u16, pages, address, object })
+            .and_then(|()| self.connection.write_all(&told))
+            .and_then(|()| self.connection.write_all(&packed))
+            .map_err(explain("send pages"))
     }
 
     /// Sends what a job says, while other threads read what comes next. Clean pages are only named when the server
-    /// has images before. Returns how many pages were sent.
+    /// has images before. CRIU has to have each of those there, so it also gets pages of zeros. Returns how many pages were
+    /// sent.
     ///
     /// # Errors
     /// When they cannot be read, or the server is gone.
     pub fn send(&mut self, job: &Job) -> Result<u64, Failure> {
-        self.say(Header { command: OPEN2, object: object(job.owner), ..Header::default() })?;
+        self.say(Header { command: OPEN2, object: object(job.owner), ..Header::default() })
+            .map_err(explain("send pages"))?;
         let mut has_parent = [0];
         self.connection.read_exact(&mut has_parent).map_err(explain("ask the server"))?;
         let is_kept = |is_clean: bool| is_clean && has_parent == [1];
         let mut sent = 0;
-        crate::take::read_in_order(job, &is_kept, &mut |part: Read| {
+        let keeps_zeros = !self.is_ours;
+        crate::take::read_in_order(job, keeps_zeros, &is_kept, &mut |part: Read| {
             let add = |flags: u32, range: &Range<u64>| Header {
                 command: ADD_F,
                 flags: flags as u16,
@@ -608,7 +667,7 @@ impl<'c> Sending<'c> {
                 object: object(job.owner),
             };
             match part {
-                Read::Kept(range) => self.say(add(PARENT, &range)),
+                Read::Kept(range) => self.say(add(PARENT, &range)).map_err(explain("send pages")),
                 Read::Pages(_, []) => Ok(()),
                 Read::Pages(ranges, mut bytes) => {
                     if let Some(how) = self.compression {
@@ -617,8 +676,9 @@ impl<'c> Sending<'c> {
                     }
                     for range in ranges {
                         let (pages, rest) = bytes.split_at((range.end - range.start) as usize);
-                        self.say(add(PRESENT, &range))?;
-                        self.connection.write_all(pages).map_err(explain("send pages"))?;
+                        self.say(add(PRESENT, &range))
+                            .and_then(|()| self.connection.write_all(pages))
+                            .map_err(explain("send pages"))?;
                         sent += (range.end - range.start) / PAGE;
                         bytes = rest;
                     }
@@ -633,10 +693,11 @@ impl<'c> Sending<'c> {
     ///
     /// # Errors
     /// When the server could not keep it.
-    pub fn close(mut self) -> Result<(), Failure> {
-        self.say(Header { command: CLOSE, ..Header::default() })?;
+    pub fn close(&mut self) -> Result<(), Failure> {
+        self.say(Header { command: CLOSE, ..Header::default() })
+            .and_then(|()| self.connection.flush())
+            .map_err(explain("send pages"))?;
         let mut status = [0; 4];
-        self.connection.flush().map_err(explain("send pages"))?;
         self.connection.read_exact(&mut status).map_err(explain("hear whether all has come"))?;
         match i32::from_ne_bytes(status) {
             0 => Ok(()),
@@ -645,9 +706,9 @@ impl<'c> Sending<'c> {
     }
 }
 
-impl std::fmt::Debug for Sending<'_> {
+impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("Sending")
+        f.write_str("Receiver")
     }
 }
 
@@ -713,11 +774,69 @@ mod tests {
         }
     }
 
+    fn pair() -> (File, File) {
+        let (one, other) = sys::socket::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+        (File::from(one), File::from(other))
+    }
+
     fn block(ranges: &[Range<u64>], content: &[u8]) -> Vec<u8> {
-        let mut line = Line(io::Cursor::new(Vec::new()), Vec::new());
-        let object = object(Owner::Task(7));
-        Sending::new(&mut line, None).send_block(Compression::Lz4, object, ranges, content).unwrap();
-        line.1
+        let (here, mut there) = pair();
+        let mut receiver =
+            Receiver { connection: Box::new(here), is_short: false, is_ours: true, compression: None };
+        receiver.send_block(Compression::Lz4, object(Owner::Task(7)), ranges, content).unwrap();
+        drop(receiver);
+        let mut said = Vec::new();
+        io::Read::read_to_end(&mut there, &mut said).unwrap();
+        said
+    }
+
+    /// A server that reads headers of so many bytes, answers the first, and tells what it got and how many bytes came as
+    /// the second.
+    fn serve(mut there: File, length: usize) -> (Header, Header) {
+        use io::{Read, Write};
+        let mut header = || {
+            let mut bytes = vec![0; length];
+            there.read_exact(&mut bytes).unwrap();
+            let header = Header::parse(&bytes);
+            there.write_all(if header.command == PARENT_EXISTS { &[0; 4] } else { &[] }).unwrap();
+            header
+        };
+        (header(), header())
+    }
+
+    #[test]
+    fn headers_are_of_the_size_that_the_server_reads() {
+        for length in [24, 32] {
+            let (here, there) = pair();
+            let server = std::thread::spawn(move || serve(there, length));
+            let mut receiver = Receiver::new(Box::new(here), None).unwrap();
+            assert_eq!((receiver.is_short, receiver.is_ours), (length == 24, false));
+            let add = Header { command: ADD_F, flags: 4, pages: 3, address: 0x5000, object: 0x701 };
+            receiver.say(add).unwrap();
+            let (question, second) = server.join().unwrap();
+            assert_eq!((question.command, question.object & 0xff, second), (PARENT_EXISTS, OF_TASK, add));
+        }
+    }
+
+    #[test]
+    fn our_own_server_takes_short_headers() {
+        let path = std::env::temp_dir().join(format!("crtools-server-own-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let dir = Dir::open(&path).unwrap();
+        let (here, mut there) = pair();
+        let server = std::thread::spawn(move || receive(&mut there, &dir, None, None).unwrap());
+        let mut receiver = Receiver::new(Box::new(here), Some(Compression::Zstd)).unwrap();
+        assert!(receiver.is_short && receiver.is_ours);
+        receiver.close().unwrap();
+        assert_eq!(server.join().unwrap(), 0);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_an_error() {
+        let (here, there) = pair();
+        drop(there);
+        assert!(Receiver::new(Box::new(here), None).is_err());
     }
 
     #[test]
@@ -792,8 +911,11 @@ mod tests {
 
     #[test]
     fn a_server_that_does_not_know_blocks_is_said_to() {
-        let mut line = Line(io::Cursor::new(Vec::new()), Vec::new());
-        let failure = ask_for_blocks(&mut line, Compression::Lz4).unwrap_err().to_string();
+        let (here, there) = pair();
+        // It reads the question as a command that is none.
+        let server = std::thread::spawn(move || serve(there, 24));
+        let failure = Receiver::new(Box::new(here), Some(Compression::Lz4)).unwrap_err().to_string();
+        server.join().unwrap();
         assert!(failure.contains("does not understand compressed pages"), "{failure}");
     }
 
@@ -809,5 +931,9 @@ mod tests {
         let add = Header { command: ADD_F, flags: 4, pages: u64::MAX, address: 0x5000, object: 0x701 };
         let huge = [&whole[..32], &add.bytes()].concat();
         assert!(receive_into("huge", huge).0.is_err());
+        let mut newer = whole.clone();
+        newer[32 + 2] |= 8;
+        let said = receive_into("newer", newer).0.unwrap_err().to_string();
+        assert!(said.contains("the flags 0x8"), "{said}");
     }
 }

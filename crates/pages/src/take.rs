@@ -295,12 +295,13 @@ pub enum Read<'b> {
 }
 
 /// Reads the pages of a job, one part after the other, while `done` deals with the part before. Pages for which
-/// `is_kept` says so, of whether they are clean, are not read.
+/// `is_kept` says so, of whether they are clean, are not read. Those of zeros are left out, unless `keeps_zeros`.
 ///
 /// # Errors
 /// The first of reading, or of `done`.
 pub fn read_in_order(
     job: &Job,
+    keeps_zeros: bool,
     is_kept: &(dyn Fn(bool) -> bool + Sync),
     done: &mut dyn FnMut(Read) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -319,7 +320,8 @@ pub fn read_in_order(
                 }
                 continue;
             }
-            for chunk in cut(0, runs) {
+            for mut chunk in cut(0, runs) {
+                chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
                 let part =
                     sys::apart::go_on().and_then(|()| read(job, &chunk.runs, &mut buffer)).map(|length| {

@@ -636,6 +636,7 @@ impl<'r> Exec<'r> {
                 ops.list.ok(libc::SYS_dup3, &[Arg::Result(fetched), number.into(), libc::O_CLOEXEC.into()]);
                 ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
                 vma::mm::restore(&task.mm, number, ops)?;
+                vma::mm::restore_rules(&task.mm, ops);
                 ops.list.ok(libc::SYS_close, &[number.into()]);
                 self.working_directory(task, ops)?;
                 if let Some(terminal) =

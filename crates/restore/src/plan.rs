@@ -78,8 +78,6 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
         .iter()
         .map(|task| Kin { pid: task.pid, sid: task.sid, parent: task.parent, has_ended: task.is_zombie() })
         .collect();
-    // What comes later cannot be handed on at birth: then each gets a copy of its own.
-    let hands_on = !tasks.iter().any(has_away);
     let mut births = vec![Birth::Empty; tasks.len()];
     let mut stand_ins: HashMap<i32, StandIn> = HashMap::new();
     for ((at, task), way) in tasks.iter().enumerate().zip(sessions::ways(&kin)) {
@@ -101,7 +99,12 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Failures
             }
             // Its orphans begin with what it began with.
             (Ok(_), Some(_)) if task.is_zombie() && leads_others(task, tasks) => Birth::Sharing,
-            (Ok(_), Some((_, mother))) if hands_on && shares_memory(mother, task) => Birth::Sharing,
+            // What comes later cannot be handed on at birth.
+            (Ok(_), Some((_, mother)))
+                if !has_away(mother) && !has_away(task) && shares_memory(mother, task) =>
+            {
+                Birth::Sharing
+            }
             (Ok(_), _) => Birth::Empty,
             (Err(why), _) => {
                 failures.push(Failure::unsupported(Object::Task, why).of(task.pid));

@@ -90,6 +90,13 @@ pub fn huge_page_of(fd: impl AsFd) -> Option<u64> {
     huge_page(Path::new(&format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())))
 }
 
+/// The size of its pages, if a file takes no write(2) and is written through mappings: one of huge pages, or secret memory.
+pub fn page_to_map(fd: impl AsFd) -> Option<u64> {
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let path = Path::new(&path);
+    huge_page(path).or(is_secret(path).then_some(crate::memory::PAGE))
+}
+
 /// The id of the mount that `fd` was opened through, as in `mountinfo`. Source: statx(2) STATX_MNT_ID.
 pub fn mount_id(fd: impl AsFd) -> Result<i32, Errno> {
     let mut buf = MaybeUninit::<libc::statx>::zeroed();

@@ -105,6 +105,16 @@ impl SharedMap {
         unsafe { libc::madvise(self.base.as_ptr().add(part.start).cast(), part.len(), libc::MADV_DONTNEED) };
     }
 
+    /// Which pages of the mapping the file has: bit 0 of a byte for each.
+    ///
+    /// Source: mincore(2). Of a file that is neither ours nor open for writing the kernel says that all are there.
+    pub fn is_there(&self) -> Result<Vec<u8>, Errno> {
+        let mut pages = vec![0u8; self.len.div_ceil(PAGE as usize)];
+        // SAFETY: the kernel writes a byte for each page of this mapping, and there are as many.
+        let result = unsafe { libc::mincore(self.base.as_ptr().cast(), self.len, pages.as_mut_ptr()) };
+        check("mincore", result.into()).map(|_| pages)
+    }
+
     /// The 32-bit word at `at`, which must be aligned.
     pub fn word(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
         assert!(at.is_multiple_of(4) && at + 4 <= self.len);
@@ -121,15 +131,15 @@ impl Drop for SharedMap {
     }
 }
 
-/// Writes to a file whose pages have `page` bytes, within its length: one of huge pages, which takes no write(2). The pages
-/// are promised with the mapping: where they are short, mmap(2) says so.
+/// Writes to a file whose pages have `page` bytes, up to its last: one that takes no write(2). Huge pages are promised with
+/// the mapping: where they are short, mmap(2) says so.
 ///
 /// # Errors
 /// `EFBIG` behind the end of the file; those of mmap(2).
 pub fn write_mapped(to: impl AsFd, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
     let too_big = Errno { call: "mmap", code: libc::EFBIG };
     let end = at.checked_add(bytes.len() as u64).ok_or(too_big)?;
-    if end > crate::fd::stat(&to)?.st_size as u64 {
+    if end > (crate::fd::stat(&to)?.st_size as u64).next_multiple_of(page) {
         return Err(too_big);
     }
     let start = at / page * page;
@@ -299,6 +309,20 @@ pub fn sealable_memfd(name: &CStr, flags: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel reads the name, a C string that lives for the call.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
     let fd = check("memfd_create", fd.into())? as i32;
+    // SAFETY: a descriptor that the kernel just made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A new file in memory that is read by those alone who have it open or mapped. Its size is set once.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.14, and where secretmem.enable is off.
+///
+/// Source: memfd_secret(2); mm/secretmem.c.
+pub fn secret() -> Result<OwnedFd, Errno> {
+    // SAFETY: takes one integer.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    let fd = check("memfd_secret", fd)? as i32;
     // SAFETY: a descriptor that the kernel just made for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

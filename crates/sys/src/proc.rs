@@ -98,7 +98,11 @@ pub fn unescape(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One header line of `maps` or `smaps`.
+/// What the kernel calls shared anonymous memory, unless it was given a name (PR_SET_VMA_ANON_NAME).
+const SHARED_ANONYMOUS: &[u8] = b"/dev/zero (deleted)";
+const NAMED_SHARED_ANONYMOUS: &[u8] = b"[anon_shmem:";
+
+/// One header line of `maps` or `smaps`. Shared anonymous memory is called the same, named or not.
 pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
     let (start, rest) = split_once(line, b'-')?;
     let (end, rest) = split_once(rest, b' ')?;
@@ -118,7 +122,10 @@ pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
         offset: hex(offset)?,
         dev: (u32::try_from(hex(major)?).ok()?, u32::try_from(hex(minor)?).ok()?),
         inode: decimal(inode)?,
-        name: unescape(name),
+        name: match name.starts_with(NAMED_SHARED_ANONYMOUS) {
+            true => SHARED_ANONYMOUS.to_vec(),
+            false => unescape(name),
+        },
         flags: VmFlags::default(),
         page_size: crate::memory::PAGE,
         protection_key: 0,
@@ -757,6 +764,13 @@ pub fn parse_net_tcp(text: &[u8]) -> Vec<TcpRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn named_shared_memory_is_shared_memory() {
+        let named = parse_vma_line(b"7f24-7f25 rw-s 00000000 00:01 1587496    [anon_shmem:a name]");
+        let plain = parse_vma_line(b"7f24-7f25 rw-s 00000000 00:01 1587496    /dev/zero (deleted)");
+        assert!(named.is_some() && named == plain);
+    }
 
     #[test]
     fn a_mapping_with_flags_and_an_odd_name_is_understood() {

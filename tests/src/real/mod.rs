@@ -96,8 +96,12 @@ pub fn by_name(name: &str) -> Option<Box<dyn Program>> {
 
 /// Why `program` cannot be tried here, if so.
 pub fn missing(program: &dyn Program) -> Option<String> {
-    let missing: Vec<&str> =
-        program.needs().iter().copied().filter(|command| find(command).is_none()).collect();
+    absent(program.needs())
+}
+
+/// Which of these commands are not installed, if some are not, as a reason to try nothing with them.
+pub fn absent(commands: &[&str]) -> Option<String> {
+    let missing: Vec<&str> = commands.iter().copied().filter(|command| find(command).is_none()).collect();
     (!missing.is_empty())
         .then(|| format!("not installed: {}; the packages are in tests/packages.txt", missing.join(", ")))
 }
@@ -117,7 +121,10 @@ fn elsewhere() -> Vec<PathBuf> {
 }
 
 /// A command by its name, found where the program itself finds commands.
-fn command(name: &str) -> Result<Command, String> {
+///
+/// # Errors
+/// When it is not installed.
+pub fn command(name: &str) -> Result<Command, String> {
     find(name).map(Command::new).ok_or_else(|| format!("{name} is not installed"))
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::ForkResult;
 
 use super::serving::{ask, await_silence};
-use super::{PATIENCE, command, find, wait_for};
+use super::{PATIENCE, absent, command, wait_for};
 use crate::namespace::far;
 use crate::reap::Reaper;
 use crate::runner::NOTE;
@@ -34,10 +34,7 @@ const WORK: u64 = 5000;
 
 /// Why it cannot be tried here, if so.
 pub fn missing() -> Option<String> {
-    let missing: Vec<&str> =
-        ["redis-server", "redis-cli", "ip"].into_iter().filter(|name| find(name).is_none()).collect();
-    (!missing.is_empty())
-        .then(|| format!("not installed: {}; the packages are in tests/packages.txt", missing.join(", ")))
+    absent(&["redis-server", "redis-cli", "ip"])
 }
 
 /// The folder in which both sides and the client tell each other how far they are.

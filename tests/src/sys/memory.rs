@@ -154,7 +154,6 @@ impl Map {
         super::call::check("mlock", unsafe { libc::mlock(address, pages.len() * PAGE) });
     }
 
-    /// Unmaps a part; what remains must not be touched there any more.
     /// Has the kernel put pages on these nodes, the first 64 of them. Source: mbind(2).
     #[track_caller]
     pub fn set_policy(&self, pages: std::ops::Range<usize>, mode: i32, nodes: u64) {
@@ -180,6 +179,7 @@ impl Map {
         (mode, nodes[0])
     }
 
+    /// Unmaps a part; what remains must not be touched there any more.
     #[track_caller]
     pub fn unmap(&self, pages: std::ops::Range<usize>) {
         assert!(pages.end * PAGE <= self.length);
@@ -272,6 +272,48 @@ impl Map {
         // SAFETY: the range lies inside this mapping, to which no reference exists.
         unsafe { libc::munmap(address, pages.len() * PAGE) == 0 }
     }
+}
+
+impl Map {
+    /// Which pages have a place in memory, whoever has put them there. Source: mincore(2).
+    #[track_caller]
+    pub fn resident(&self) -> Vec<bool> {
+        let mut pages = vec![0u8; self.length.div_ceil(PAGE)];
+        // SAFETY: the kernel writes a byte for each page of this mapping.
+        let result = unsafe { libc::mincore(self.address as *mut c_void, self.length, pages.as_mut_ptr()) };
+        super::call::check("mincore", result);
+        pages.iter().map(|page| page & 1 != 0).collect()
+    }
+
+    /// Can the kernel read it for another? Source: process_vm_readv(2), of this process itself.
+    pub fn is_readable_from_outside(&self) -> bool {
+        let mut byte = 0_u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: self.address as *mut c_void, iov_len: 1 };
+        // SAFETY: the kernel writes one byte on this stack.
+        unsafe { libc::process_vm_readv(nix::unistd::getpid().as_raw(), &local, 1, &remote, 1, 0) == 1 }
+    }
+}
+
+/// mlockall(2) for memory to come.
+#[track_caller]
+pub fn lock_future(flags: i32) {
+    assert!(flags & libc::MCL_CURRENT == 0);
+    // SAFETY: changes no contents.
+    super::call::check("mlockall", unsafe { libc::mlockall(flags) });
+}
+
+/// Can a page be mapped with this protection?
+pub fn can_map(protection: i32) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: without MAP_FIXED no memory of ours changes.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: exactly what was just mapped.
+    super::call::check("munmap", unsafe { libc::munmap(start, PAGE) });
+    true
 }
 
 /// A descriptor of memory that nobody else can read. Source: memfd_secret(2).

@@ -47,6 +47,32 @@ pub fn perf_event() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, 0) })
 }
 
+/// A probe on the first instruction of a function of this program. Source: perf_event_open(2); kernel/events/uprobes.c.
+///
+/// # Errors
+/// Where the kernel has none or forbids it.
+pub fn uprobe(function: fn()) -> io::Result<OwnedFd> {
+    let kind = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+    let kind: u32 = kind.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
+    let address = function as usize;
+    let mapping = super::procfs::mapping_at(address);
+    let place = (address - mapping.start) as u64 + mapping.offset;
+    let path = std::ffi::CString::new(mapping.name).map_err(|_| io::ErrorKind::InvalidData)?;
+    // struct perf_event_attr, version 1: type, size 72; config1 is the path, config2 the place in the file.
+    let mut attributes = [0_u64; 9];
+    attributes[0] = u64::from(kind) | 72 << 32;
+    attributes[7] = path.as_ptr() as u64;
+    attributes[8] = place;
+    // SAFETY: the kernel reads 72 bytes of a live local, and the path that it points to, during the call.
+    owned(unsafe { libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), 0, -1, -1, 0) })
+}
+
+/// # Errors
+/// Why not.
+pub fn has_uprobes() -> Result<(), String> {
+    reason("probe in user space", uprobe(|| ()))
+}
+
 /// # Errors
 /// Where the kernel does not describe its types, so that its tracing cannot be asked.
 pub fn tells_types() -> Result<(), String> {

@@ -22,13 +22,13 @@ const LENT: u64 = 24;
 
 pub const CASES: &[Case] = &[
     case!(private_huge_pages_survive).moves().huge_pages(LENT).exchange(),
-    case!(huge_pages_of_one_size_by_its_number_survive).moves().huge_pages(LENT),
-    case!(protected_huge_pages_survive).moves().huge_pages(LENT),
+    case!(huge_pages_of_one_size_by_its_number_survive).exchange().moves().huge_pages(LENT),
+    case!(protected_huge_pages_survive).exchange().moves().huge_pages(LENT),
     case!(shared_huge_pages_stay_shared_with_a_child).moves().huge_pages(LENT).exchange(),
     case!(private_huge_pages_of_relatives_differ).huge_pages(LENT),
     case!(huge_pages_changed_before_the_dump_are_new).moves().huge_pages(LENT),
     case!(memfd_of_huge_pages_survives).moves().huge_pages(LENT).exchange(),
-    case!(sealed_memfd_of_huge_pages_stays_sealed).moves().huge_pages(LENT),
+    case!(sealed_memfd_of_huge_pages_stays_sealed).exchange().moves().huge_pages(LENT),
     case!(segment_of_huge_pages_survives).moves().huge_pages(LENT),
     case!(named_file_of_huge_pages_survives).huge_pages(LENT).outside(mounted),
     case!(deleted_file_of_huge_pages_survives).huge_pages(LENT).outside(mounted).options(&["--ghost-limit=16M"]),

@@ -12,11 +12,12 @@ use crate::sys::procfs::mapping_at;
 pub const CASES: &[Case] = &[
     case!(private_file_mapping_keeps_dirty_pages).moves().exchange(),
     case!(shared_file_mapping_writes_to_the_file).moves().exchange(),
-    case!(file_mapping_with_an_offset_survives).moves(),
-    case!(file_mapping_beyond_the_end_still_faults).moves(),
-    case!(mapped_file_that_was_deleted_survives).moves(),
-    case!(mapping_of_a_closed_file_survives).moves(),
-    case!(file_mapped_with_different_protections_survives).moves(),
+    case!(file_mapping_with_an_offset_survives).exchange().moves(),
+    case!(file_mapping_beyond_the_end_still_faults).exchange().moves(),
+    case!(mapped_file_that_was_deleted_survives).exchange().moves(),
+    case!(mapped_file_whose_name_another_has_survives).moves().restless(),
+    case!(mapping_of_a_closed_file_survives).exchange().moves(),
+    case!(file_mapped_with_different_protections_survives).exchange().moves(),
     case!(ten_thousand_mappings_of_files_survive).moves(),
     case!(mapped_file_with_two_names_that_are_gone_stays_one).moves().options(&["--link-remap"]),
 ];
@@ -91,6 +92,22 @@ fn mapped_file_that_was_deleted_survives(t: &Trial) {
     // One file still: what is written through one mapping is seen through the other.
     shared.set(pages(3), 99);
     assert_eq!(private.get(pages(3)), 99);
+}
+
+/// As a library that was replaced while a program runs.
+fn mapped_file_whose_name_another_has_survives(t: &Trial) {
+    let file = data_file(t, 5);
+    let shared = Map::file(file.as_fd(), pages(5), READ, libc::MAP_SHARED, 0);
+    let private = Map::file(file.as_fd(), pages(3), RW, libc::MAP_PRIVATE, pages(2) as i64);
+    private.fill(1..2, 3);
+    drop(file);
+    fs::write(t.path("new"), vec![7; pages(5)]).expect("write");
+    fs::rename(t.path("new"), t.path("data")).expect("replace");
+    t.checkpoint();
+    private.check(1..2, 3);
+    assert_eq!(shared.get(pages(4) + 3), expected(pages(4) + 3));
+    assert_eq!(private.get(3), expected(pages(2) + 3));
+    assert!(fs::read(t.path("data")).expect("read").iter().all(|byte| *byte == 7));
 }
 
 fn mapping_of_a_closed_file_survives(t: &Trial) {

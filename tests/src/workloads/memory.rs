@@ -5,40 +5,38 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use crate::case;
-use crate::case::{Case, Trial};
+use crate::case::{Case, Mode, Trial};
 use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
 use crate::sys::procfs::{self, mapping_at};
 use crate::sys::{call, fault, memory, strange};
 
+const NO_RULES: &str = "rules for memory to come are not in its images";
+
 pub const CASES: &[Case] = &[
-    case!(protections_fault_as_before).moves(),
-    case!(contents_behind_prot_none_survive).moves(),
-    case!(zero_pages_and_untouched_pages_stay_so).moves(),
-    case!(sparse_mapping_of_64_gib_survives).moves(),
+    case!(protections_fault_as_before).exchange().moves(),
+    case!(contents_behind_prot_none_survive).exchange().moves(),
+    case!(zero_pages_and_untouched_pages_stay_so).exchange().moves(),
+    case!(sparse_mapping_of_64_gib_survives).exchange().moves(),
     case!(ten_thousand_mappings_survive).moves(),
-    case!(neighbours_with_other_flags_stay_apart).moves(),
-    case!(neighbours_of_every_protection_keep_their_pages).moves(),
-    case!(advice_is_kept).moves(),
+    case!(neighbours_with_other_flags_stay_apart).exchange().moves(),
+    case!(neighbours_of_every_protection_keep_their_pages).exchange().moves(),
+    case!(advice_is_kept).exchange().moves(),
     case!(huge_pages_that_were_asked_for_are_huge_again).moves().needs(has_huge_pages),
     case!(guard_pages_still_fault).moves().peer_cannot("it does not know guard ranges"),
-    case!(grows_down_mapping_still_grows).moves(),
-    case!(stack_still_grows).moves(),
+    case!(grows_down_mapping_still_grows).exchange().moves(),
+    case!(stack_still_grows).exchange().moves(),
     case!(program_break_still_moves).moves().exchange(),
-    case!(locked_memory_stays_locked).moves(),
+    case!(locked_memory_stays_locked).exchange().moves(),
     case!(wipe_on_fork_still_wipes).moves().peer_cannot("this advice is not in its images"),
-    case!(dont_fork_still_hides).moves(),
-    case!(memory_shared_with_a_child_copy_on_write_stays_shared),
-    case!(memory_of_five_children_is_shared_again)
-        .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
-    case!(pages_written_by_the_child_are_its_own),
+    case!(dont_fork_still_hides).exchange().moves(),
     case!(shared_anonymous_memory_stays_shared).moves().exchange(),
-    case!(shared_anonymous_memory_of_different_protections_is_one_object).moves(),
-    case!(shared_mapping_of_which_each_holds_a_part_survives).moves(),
-    case!(dev_zero_mappings_survive).moves(),
-    case!(executable_memory_still_executes).moves(),
+    case!(shared_anonymous_memory_of_different_protections_is_one_object).exchange().moves(),
+    case!(shared_mapping_of_which_each_holds_a_part_survives).exchange().moves(),
+    case!(dev_zero_mappings_survive).exchange().moves(),
+    case!(executable_memory_still_executes).exchange().moves(),
     case!(moved_vdso_still_works).moves(),
-    case!(memfd_with_mappings_survives).moves(),
+    case!(memfd_with_mappings_survives).exchange().moves(),
     case!(memory_written_meanwhile_is_consistent).moves().restless(),
     case!(mappings_that_come_and_go_meanwhile_are_consistent).moves().restless(),
     case!(program_executed_from_a_memfd_goes_on).moves().restless(),
@@ -47,19 +45,27 @@ pub const CASES: &[Case] = &[
     case!(sealed_memory_stays_sealed).moves().peer_cannot("seals of mappings are not in its images"),
     case!(much_memory_is_walked_through).moves(),
     case!(few_pages_of_much_memory_are_touched),
-    case!(tebibyte_of_reserved_memory_is_saved_quickly).moves(),
+    case!(tebibyte_of_reserved_memory_is_saved_quickly).exchange().moves(),
     case!(sixty_five_thousand_mappings_survive).moves(),
-    case!(neighbours_that_grow_down_stay_apart).moves(),
-    case!(grown_down_mapping_that_was_partly_replaced_survives).moves(),
-    case!(shared_mapping_of_dev_zero_stays_shared).moves(),
-    case!(memfd_open_for_reading_alone_survives).moves(),
-    case!(sealed_memfd_stays_sealed).moves(),
-    case!(shared_memory_open_through_map_files_survives).moves(),
-    case!(secret_memory_is_refused).refused(&["mapping", "secret memory"]).needs(has_secret_memory),
+    case!(neighbours_that_grow_down_stay_apart).exchange().moves(),
+    case!(grown_down_mapping_that_was_partly_replaced_survives).exchange().moves(),
+    case!(shared_mapping_of_dev_zero_stays_shared).exchange().moves(),
+    case!(memfd_open_for_reading_alone_survives).exchange().moves(),
+    case!(sealed_memfd_stays_sealed).exchange().moves(),
+    case!(shared_memory_open_through_map_files_survives).exchange().moves()
+        .peer_cannot_in(&[Mode::ToPeer], "it makes a memfd of it"),
     case!(memory_registered_with_a_userfaultfd_is_refused).refused(&["mapping", "userfaultfd"])
         .needs(strange::has_userfaultfd),
     case!(mapped_perf_ring_is_refused).refused(&["mapping", "perf_event"]).needs(strange::has_perf_events),
     case!(mapped_packet_ring_is_refused).refused(&["mapping", "socket"]),
+    case!(memory_to_come_is_locked_as_before).moves().peer_cannot(NO_RULES),
+    case!(memory_to_come_is_locked_on_fault_as_before).moves().peer_cannot(NO_RULES),
+    case!(memory_to_come_is_mergeable_as_before).moves().needs(has_merging).peer_cannot(NO_RULES),
+    case!(memory_is_never_both_written_and_executed).moves().killed().needs(has_mdwe).peer_cannot("it cannot enter"),
+    case!(huge_pages_that_are_not_asked_for_stay_forbidden).moves().needs(has_thp_exceptions)
+        .peer_cannot(NO_RULES),
+    case!(memory_of_a_probe_is_refused).refused(&["mapping", "uprobes"]).needs(strange::has_uprobes),
+    case!(page_for_old_system_calls_still_answers).needs(has_vsyscall),
     case!(names_of_anonymous_mappings_are_kept).moves().peer_cannot("names of anonymous mappings are not in its images"),
 ];
 
@@ -369,90 +375,6 @@ fn dont_fork_still_hides(t: &Trial) {
     t.checkpoint();
     map.check(0..4, 1);
     fork(|| assert!(!fault::can_read(map.address))).succeed();
-}
-
-/// How many pages of a mapping have one frame in this process and another.
-fn same_frames(map: &Map, other: i32, count: usize) -> usize {
-    let frame = |entry: &u64| (entry >> 63 == 1).then_some(entry & ((1 << 55) - 1));
-    let theirs = procfs::pagemap_of(other, map.address, count);
-    procfs::pagemap(map.address, count)
-        .iter()
-        .zip(&theirs)
-        .filter(|(mine, theirs)| frame(mine).is_some() && frame(mine) == frame(theirs))
-        .count()
-}
-
-fn memory_shared_with_a_child_copy_on_write_stays_shared(t: &Trial) {
-    let map = Map::private(pages(2000));
-    map.fill(0..2000, 7);
-    let child = fork(|| {
-        t.mark("child");
-        t.hold();
-        t.await_mark("looked");
-        map.check(0..2000, 7);
-    });
-    t.await_mark("child");
-    assert_eq!(same_frames(&map, child.pid.as_raw(), 2000), 2000);
-    t.checkpoint();
-    let shared = same_frames(&map, child.pid.as_raw(), 2000);
-    assert!(shared >= 1990, "only {shared} of 2000 pages are shared with the child");
-    t.mark("looked");
-    child.succeed();
-    map.check(0..2000, 7);
-}
-
-fn memory_of_five_children_is_shared_again(t: &Trial) {
-    let map = Map::private(pages(1000));
-    map.fill(0..1000, 7);
-    let children: Vec<_> = (0..5)
-        .map(|number| {
-            fork(|| {
-                let own = Map::private(pages(10));
-                own.fill(0..10, number);
-                t.mark(&format!("child-{number}"));
-                t.hold();
-                t.await_mark("looked");
-                map.check(0..1000, 7);
-                own.check(0..10, number);
-            })
-        })
-        .collect();
-    for number in 0..5 {
-        t.await_mark(&format!("child-{number}"));
-    }
-    t.checkpoint();
-    for child in &children {
-        let shared = same_frames(&map, child.pid.as_raw(), 1000);
-        assert!(shared >= 990, "only {shared} of 1000 pages are shared with {}", child.pid);
-    }
-    t.mark("looked");
-    for child in children {
-        child.succeed();
-    }
-}
-
-fn pages_written_by_the_child_are_its_own(t: &Trial) {
-    let map = Map::private(pages(100));
-    map.fill(0..100, 1);
-    let child = fork(|| {
-        map.fill(50..100, 2);
-        // Dropped again: these read as zero, in the child only.
-        map.advise(40..50, libc::MADV_DONTNEED).expect("madvise");
-        t.mark("child");
-        t.hold();
-        map.check(0..40, 1);
-        map.check_zero(40..50);
-        map.check(50..100, 2);
-        t.await_mark("looked");
-    });
-    t.await_mark("child");
-    t.checkpoint();
-    let shared = same_frames(&map, child.pid.as_raw(), 40);
-    assert!(shared >= 38, "only {shared} of 40 pages are shared");
-    assert_eq!(same_frames(&map, child.pid.as_raw(), 100), shared);
-    map.check(0..100, 1);
-    t.mark("looked");
-    child.succeed();
 }
 
 fn shared_anonymous_memory_stays_shared(t: &Trial) {
@@ -800,20 +722,6 @@ fn shared_memory_open_through_map_files_survives(t: &Trial) {
     map.check(2..3, 1);
 }
 
-fn has_secret_memory() -> Result<(), String> {
-    memory::secret().map(drop).map_err(|e| format!("no secret memory here: {e}"))
-}
-
-fn secret_memory_is_refused(t: &Trial) {
-    let file = memory::secret().expect("memfd_secret");
-    file.set_len(pages(2) as u64).expect("grow");
-    let map = Map::file(file.as_fd(), pages(2), RW, libc::MAP_SHARED, 0);
-    drop(file);
-    map.fill(0..2, 1);
-    t.checkpoint();
-    map.check(0..2, 1);
-}
-
 fn memory_registered_with_a_userfaultfd_is_refused(t: &Trial) {
     let map = Map::private(pages(4));
     map.fill(0..4, 1);
@@ -893,7 +801,11 @@ fn much_memory_is_walked_through(t: &Trial) {
     let count = 16384;
     let map = Map::private(pages(count));
     map.fill(0..count, 8);
+    // Pages that are there and hold nothing: not the same as pages that are not there.
+    let zeros = Map::private(pages(16));
+    (0..16).for_each(|page| zeros.set(pages(page), 0));
     t.checkpoint();
+    zeros.check_zero(0..16);
     (0..count).step_by(1024).for_each(|page| map.check(page..page + 1, 8));
     if !t.path("runs").exists() {
         t.mark("runs");
@@ -935,4 +847,122 @@ fn program_executed_from_a_memfd_goes_on(t: &Trial) {
     t.checkpoint();
     // It may have ended already.
     assert_eq!(child.wait(), nix::sys::wait::WaitStatus::Exited(child.pid, 7));
+}
+
+#[inline(never)]
+fn probed() {
+    std::hint::black_box(probed as fn());
+}
+
+fn memory_of_a_probe_is_refused(t: &Trial) {
+    let probe = strange::uprobe(probed).expect("a probe");
+    // Whoever comes by gets a page for the instructions that were replaced.
+    probed();
+    drop(probe);
+    let has_page = || procfs::mappings("self").iter().any(|mapping| mapping.name == "[uprobes]");
+    assert!(has_page());
+    t.checkpoint();
+    assert!(has_page());
+}
+
+fn has_vsyscall() -> Result<(), String> {
+    let is_there = procfs::mappings("self").iter().any(|mapping| mapping.name == "[vsyscall]");
+    if is_there { Ok(()) } else { Err("this kernel has no page for old system calls".into()) }
+}
+
+fn page_for_old_system_calls_still_answers(t: &Trial) {
+    let seconds = || std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
+    let before = seconds();
+    assert!((before..=seconds()).contains(&call::old_time()));
+    t.checkpoint();
+    let after = seconds();
+    assert!((after..=seconds()).contains(&call::old_time()));
+}
+
+fn flags_of_new_memory() -> Vec<String> {
+    let map = Map::private(pages(3));
+    map.set(0, 1);
+    mapping_at(map.address).flags
+}
+
+fn memory_to_come_is_locked_as_before(t: &Trial) {
+    memory::lock_future(libc::MCL_FUTURE);
+    let child = fork(|| {
+        // It is not inherited.
+        t.mark("child");
+        t.hold();
+        assert!(!flags_of_new_memory().contains(&"lo".to_owned()));
+    });
+    t.await_mark("child");
+    t.checkpoint();
+    let flags = flags_of_new_memory();
+    assert!(flags.contains(&"lo".to_owned()) && !flags.contains(&"lf".to_owned()), "{flags:?}");
+    child.succeed();
+}
+
+fn memory_to_come_is_locked_on_fault_as_before(t: &Trial) {
+    memory::lock_future(libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    t.checkpoint();
+    let flags = flags_of_new_memory();
+    assert!(flags.contains(&"lo".to_owned()) && flags.contains(&"lf".to_owned()), "{flags:?}");
+}
+
+const PR_SET_MDWE: i32 = 65;
+const PR_GET_MDWE: i32 = 66;
+const PR_SET_MEMORY_MERGE: i32 = 67;
+const PR_GET_MEMORY_MERGE: i32 = 68;
+
+fn knows(option: i32) -> Result<(), String> {
+    call::try_prctl(option, [0; 4]).map(drop).map_err(|e| format!("this kernel knows no prctl {option}: {e}"))
+}
+
+fn has_merging() -> Result<(), String> {
+    knows(PR_GET_MEMORY_MERGE)
+}
+
+fn has_mdwe() -> Result<(), String> {
+    knows(PR_GET_MDWE)
+}
+
+fn memory_to_come_is_mergeable_as_before(t: &Trial) {
+    call::prctl(PR_SET_MEMORY_MERGE, [1, 0, 0, 0]);
+    let (merged, own) = (Map::private(pages(4)), Map::private(pages(4)));
+    merged.fill(0..4, 1);
+    own.fill(0..4, 2);
+    own.advise(0..4, libc::MADV_UNMERGEABLE).expect("madvise");
+    let is_mergeable = |map: &Map| mapping_at(map.address).flags.contains(&"mg".to_owned());
+    assert!(is_mergeable(&merged) && !is_mergeable(&own));
+    t.checkpoint();
+    assert!(is_mergeable(&merged) && !is_mergeable(&own));
+    assert_eq!(call::prctl(PR_GET_MEMORY_MERGE, [0; 4]), 1);
+    assert!(flags_of_new_memory().contains(&"mg".to_owned()));
+}
+
+fn memory_is_never_both_written_and_executed(t: &Trial) {
+    call::prctl(PR_SET_MDWE, [1, 0, 0, 0]);
+    let map = Map::private(pages(2));
+    map.fill(0..2, 1);
+    let both = || memory::can_map(RW | libc::PROT_EXEC);
+    assert!(!both() && memory::can_map(READ | libc::PROT_EXEC));
+    t.checkpoint();
+    assert_eq!(call::prctl(PR_GET_MDWE, [0; 4]), 1);
+    assert!(!both() && memory::can_map(READ | libc::PROT_EXEC));
+    map.check(0..2, 1);
+    fork(|| assert!(!both())).succeed();
+}
+
+/// Huge pages where they are asked for, and nowhere else: Linux 6.18.
+const PR_THP_DISABLE_EXCEPT_ADVISED: u64 = 2;
+
+fn has_thp_exceptions() -> Result<(), String> {
+    let set = |on, flags| call::try_prctl(libc::PR_SET_THP_DISABLE, [on, flags, 0, 0]);
+    let known = set(1, PR_THP_DISABLE_EXCEPT_ADVISED).map_err(|e| format!("no such exception here: {e}"));
+    let _ = set(0, 0);
+    known.map(drop)
+}
+
+fn huge_pages_that_are_not_asked_for_stay_forbidden(t: &Trial) {
+    call::prctl(libc::PR_SET_THP_DISABLE, [1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0]);
+    t.checkpoint();
+    assert_eq!(call::prctl(libc::PR_GET_THP_DISABLE, [0; 4]), 1 | PR_THP_DISABLE_EXCEPT_ADVISED as i32);
 }

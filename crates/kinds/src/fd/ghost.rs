@@ -156,9 +156,6 @@ fn check_name(seen: &FileAt) -> Result<(), &'static str> {
     }
 }
 
-/// Why memory of memfd_secret(2) is not carried.
-pub const SECRET: &str = "is secret memory (memfd_secret), which is not to lie in an image";
-
 /// The name by which file `id` is found again, after everything that this takes is noted.
 ///
 /// # Errors
@@ -171,8 +168,8 @@ pub fn find(
 ) -> Result<Vec<u8>, Failure> {
     let Err(why) = check_name(seen) else { return Ok(seen.path.to_vec()) };
     let refuse = |why: &'static str| Failure::unsupported(object(), why);
-    if sys::fd::is_secret(seen.source) {
-        return Err(refuse(SECRET));
+    if super::secret::is_object(seen.path, seen.source) {
+        return Err(refuse(super::secret::UNREACHABLE));
     }
     let name = seen.path.strip_suffix(DELETED).unwrap_or(seen.path);
     let stat = seen.stat;

@@ -10,7 +10,7 @@ macro_rules! kinds {
     };
 }
 
-kinds! { bpfmap, eventfd, eventpoll, fanotify, fifo, inet, inotify, memfd, namespace, netlink, pidfd, pipe, regular, signalfd, timerfd, tty, tun, unix, uring }
+kinds! { bpfmap, eventfd, eventpoll, fanotify, fifo, inet, inotify, memfd, namespace, netlink, pidfd, pipe, regular, secret, signalfd, timerfd, tty, tun, unix, uring }
 
 pub mod build_id;
 pub mod ghost;

@@ -9,7 +9,7 @@
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, open_flags, set_status};
 use image::{FdTypes, FileEntry, FownEntry};
 use super::ghost::{self, FileAt};
-use super::{build_id, memfd};
+use super::{build_id, memfd, secret};
 use model::options::FileValidation;
 use model::{Errno, Failure, Failures, Object, Options, Remedy, options};
 use std::collections::{HashMap, HashSet};
@@ -155,7 +155,9 @@ impl FdKind for Regular {
     fn claims(&self, probe: &FdProbe) -> bool {
         let is_named = probe.link().first() == Some(&b'/') && !probe.link().starts_with(b"/memfd:");
         match probe.format() {
-            libc::S_IFREG | libc::S_IFDIR => is_named && !memfd::is_object(probe),
+            libc::S_IFREG | libc::S_IFDIR => {
+                is_named && !memfd::is_object(probe) && !secret::KIND.claims(probe)
+            }
             libc::S_IFLNK => true,
             libc::S_IFCHR if is_device(probe, libc::S_IFCHR, 1) && !probe.is_path_only() => {
                 MEMORY_DEVICES.contains(&probe.device().1)

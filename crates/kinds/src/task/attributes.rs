@@ -118,7 +118,8 @@ pub struct ProcessAttributes {
     pub is_subreaper: bool,
     /// 0 no, 1 yes, 2 for root alone.
     pub dumpable: i32,
-    pub is_thp_disabled: bool,
+    /// As PR_GET_THP_DISABLE tells it: bit 0, and flags.
+    pub thp_disabled: u32,
     /// Registered commands of membarrier(2), as GET_REGISTRATIONS tells them.
     pub membarrier: u32,
     /// End of the heap.
@@ -149,7 +150,7 @@ impl AskedProcess {
         ProcessAttributes {
             is_subreaper: subreaper as u32 != 0,
             dumpable: answers.result(self.dumpable) as i32,
-            is_thp_disabled: answers.result(self.thp) != 0,
+            thp_disabled: answers.result(self.thp).max(0) as u32,
             membarrier: answers.result(self.membarrier).max(0) as u32,
             brk: answers.result(self.brk) as u64,
             personality: answers.result(self.personality) as u32,
@@ -172,8 +173,10 @@ pub fn restore_process(attributes: &ProcessAttributes, ops: &mut TaskOps) {
     if attributes.is_subreaper {
         set(ops, libc::PR_SET_CHILD_SUBREAPER, 1);
     }
-    if attributes.is_thp_disabled {
-        set(ops, libc::PR_SET_THP_DISABLE, 1);
+    if attributes.thp_disabled & 1 != 0 {
+        let flags = u64::from(attributes.thp_disabled & !1);
+        let args = [libc::PR_SET_THP_DISABLE.into(), 1.into(), flags.into(), ZERO, ZERO];
+        ops.list.ok(libc::SYS_prctl, &args);
     }
     for bit in (0..32).filter(|bit| (attributes.membarrier & MEMBARRIER_REGISTER) >> bit & 1 != 0) {
         ops.list.ok(libc::SYS_membarrier, &[(1u64 << bit).into(), ZERO, ZERO]);

@@ -26,7 +26,7 @@ pub struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    fn room(&self, len: usize) -> Result<u64, Failure> {
+    pub(crate) fn room(&self, len: usize) -> Result<u64, Failure> {
         self.area.room(len).map_err(no_room)
     }
 

@@ -12,8 +12,8 @@ pub mod mm;
 pub mod sysv;
 
 use crate::contract::{DumpCx, TaskOps};
-use crate::fd::ghost::{FileAt, SECRET};
-use crate::fd::{memfd, regular, uring};
+use crate::fd::ghost::FileAt;
+use crate::fd::{memfd, regular, secret, uring};
 use agent::{Arg, Judge};
 use image::VmaEntry;
 use image::vma as status;
@@ -197,11 +197,6 @@ pub fn push(vmas: &mut Vec<VmaEntry>, entry: VmaEntry) {
 fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Result<(), Failure> {
     let flags = entry.fdflags.unwrap_or(0);
     let is_memory = entry.status & status::MEMFD != 0;
-    let key = (vma.inode, vma.name.clone(), flags);
-    if let Some(id) = cx.shelf.of::<Files>().0.get(&key) {
-        entry.shmid = (*id).into();
-        return Ok(());
-    }
     if entry.is_io_uring == Some(true) {
         let id = uring::by_inode(vma.inode, cx);
         let refuse =
@@ -211,8 +206,18 @@ fn dump_file(pid: i32, vma: &Vma, entry: &mut VmaEntry, cx: &mut DumpCx) -> Resu
     }
     let explain = |error: Errno| error.on(object(vma), "open the mapped file");
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
-    if sys::fd::is_secret(Path::new(&path)) {
-        return Err(Failure::unsupported(object(vma), SECRET));
+    if secret::is_object(&vma.name, Path::new(&path)) {
+        // The kernel locks it by itself, and a child has it unlocked.
+        entry.flags &= !MAP_LOCKED;
+        let stat = sys::fd::stat_path(Path::new(&path), true).map_err(explain)?;
+        let seen = FileAt { path: &vma.name, stat: &stat, source: Path::new(&path) };
+        entry.shmid = secret::map(pid, vma, &seen, cx)?.into();
+        return Ok(());
+    }
+    let key = (vma.inode, vma.name.clone(), flags);
+    if let Some(id) = cx.shelf.of::<Files>().0.get(&key) {
+        entry.shmid = (*id).into();
+        return Ok(());
     }
     let fd = sys::fd::open(Path::new(&path), libc::O_RDONLY).map_err(explain)?;
     let stat = sys::fd::stat(&fd).map_err(explain)?;

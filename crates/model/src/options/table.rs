@@ -225,6 +225,9 @@ specs! {
     SHARE_PAGES = Row::flag("share-pages").negatable().section(Section::Memory).of(DUMPS).own()
         .help("store pages once that relatives share, if they are many; so by default. CRIU cannot read that")
         .sets(store!(share_pages));
+    SECRET_MEMORY = Row::flag("secret-memory").section(Section::Memory).of(DUMPS).own()
+        .help("store the content of memfd_secret(2), which nobody else is to read, in the images")
+        .sets(store!(secret_memory));
     RECORD_WORKING_SET = Row::flag("record-working-set").section(Section::Memory).of(RESTORE).own()
         .help("note in the images what is touched first; the next lazy restore gives that first")
         .sets(store!(record_working_set));

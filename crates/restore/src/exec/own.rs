@@ -50,7 +50,8 @@ impl Exec<'_> {
                         &attributes::ProcessAttributes {
                             is_subreaper: tc.child_subreaper == Some(true),
                             dumpable: 1,
-                            is_thp_disabled: task.mm.thp_disabled == Some(true),
+                            thp_disabled: u32::from(task.mm.thp_disabled == Some(true))
+                                | task.mm.thp_flags.unwrap_or(0),
                             membarrier: tc.membarrier_registration_mask.unwrap_or(0),
                             brk: task.mm.mm_brk,
                             personality: tc.personality,
