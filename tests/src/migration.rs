@@ -531,6 +531,10 @@ fn restore_and_touch(subject: &mut Subject, images: &Path, more: &[&'static str]
     // The server ends when all is there; while it records it waits for touches first.
     while !subject.own("touched").exists() || others().len() > 1 {
         subject.still_there("after the restore")?;
+        // One that pauses goes on when everything is there.
+        if subject.own("pauses").exists() && !subject.own("on").exists() && others().len() == 1 {
+            fs::create_dir(subject.own("on")).map_err(|e| format!("make a mark: {e}"))?;
+        }
         if start.elapsed() > LIMIT {
             return Err("the program does not touch its memory, or the server does not end".into());
         }
@@ -571,7 +575,8 @@ fn what_was_touched_first_comes_first(round: &mut Round) -> Result<(), String> {
         return Err(format!("touched were {touched:x?}, recorded are {recorded:x?}"));
     }
 
-    // What was recorded is given in its order, as far as it was not touched before.
+    // What was recorded is given in its order, as far as it was not touched before: it has time for that.
+    fs::create_dir(subject.own("pauses")).map_err(|e| format!("make a mark: {e}"))?;
     let log = restore_and_touch(subject, &images, &[])?;
     kill_it(subject, &images)?;
     let given = log.lines().filter_map(|line| {

@@ -46,15 +46,16 @@ pub struct FdProbe {
     options: Option<Box<Result<SkOptsEntry, Errno>>>,
 }
 
+const NOBODY: FownEntry = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+
 fn read_owner(fd: &OwnedFd, flags: u32) -> Result<FownEntry, Errno> {
-    let none = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
     if flags & libc::O_PATH as u32 != 0 {
-        return Ok(none);
+        return Ok(NOBODY);
     }
     let (kind, id) = sys::fd::owner(fd)?;
     let signum = sys::fd::fcntl(fd, sys::fd::F_GETSIG, 0)? as u32;
     if id == 0 {
-        return Ok(FownEntry { signum, ..none });
+        return Ok(FownEntry { signum, ..NOBODY });
     }
     let (uid, euid) = sys::fd::owner_uids(fd)?;
     // On disk is the kernel's `enum pid_type`: 0 thread, 1 thread group, 2 process group.
@@ -71,8 +72,12 @@ impl FdProbe {
         mut told: Option<Descriptor>,
     ) -> Result<FdProbe, Errno> {
         let stat = sys::fd::stat(&fd)?;
-        let flags = sys::fd::status_flags(&fd)?;
-        let position = sys::fd::position(&fd).unwrap_or(0);
+        let flags = told.as_ref().map_or_else(|| sys::fd::status_flags(&fd), |told| Ok(told.flags))?;
+        let position = match stat.st_mode & libc::S_IFMT {
+            libc::S_IFIFO | libc::S_IFSOCK => 0,
+            _ => sys::fd::position(&fd).unwrap_or(0),
+        };
+        let may_have_owner = told.as_ref().is_none_or(|told| told.has_owner);
         let is_socket = stat.st_mode & libc::S_IFMT == libc::S_IFSOCK && flags & libc::O_PATH as u32 == 0;
         let probe = FdProbe {
             pid,
@@ -94,7 +99,7 @@ impl FdProbe {
             texts: texts.clone(),
             told,
             info: OnceLock::new(),
-            owner: read_owner(&fd, flags),
+            owner: if may_have_owner { read_owner(&fd, flags) } else { Ok(NOBODY) },
             options: is_socket.then(|| Box::new(socket_options::dump(&fd))),
             fd: Arc::new(fd),
         };

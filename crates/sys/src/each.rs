@@ -230,6 +230,10 @@ pub struct Descriptor {
     pub closes_on_exec: bool,
     /// There are locks on what is open, or have been.
     pub has_locks: bool,
+    /// As F_GETFL gives them.
+    pub flags: u32,
+    /// Somebody gets its signals, or it has others than SIGIO. Where that is not known it is said, too.
+    pub has_owner: bool,
     /// What its link says, if it is not too long for that.
     pub link: Option<Vec<u8>>,
 }
@@ -247,7 +251,20 @@ pub fn prepare_descriptors() -> Option<&'static Each> {
     let new = || {
         let closes = [("task_struct", "files"), ("files_struct", "fdt"), ("fdtable", "close_on_exec")];
         let locks = [("file", "f_inode"), ("inode", "i_flctx")];
-        let words = [Word::Number, Word::Address, Word::Bits(&closes), Word::Member(&locks, 0), Word::Path];
+        // Since Linux 6.12 it is an address, mostly none.
+        let owners = [("file", "f_owner")];
+        let knows_owners = types()?.offset("fown_struct", "file").is_some();
+        let owner = if knows_owners { Word::Member(&owners, 0) } else { Word::Address };
+        let flags = Word::Member(&[("file", "f_flags")], 0);
+        let words = [
+            Word::Number,
+            Word::Address,
+            Word::Bits(&closes),
+            Word::Member(&locks, 0),
+            flags,
+            owner,
+            Word::Path,
+        ];
         Each::new(Sort::Files, &words)
     };
     EACH.get_or_init(new).as_ref()
@@ -261,9 +278,11 @@ pub fn descriptors(pid: i32) -> Option<Vec<Descriptor>> {
         file: words[1],
         closes_on_exec: words[2] >> (words[0] % 64) & 1 != 0,
         has_locks: words[3] != 0,
-        link: text(&words[4..]),
+        flags: words[4] as u32,
+        has_owner: words[5] != 0,
+        link: text(&words[6..]),
     };
-    Some(told.chunks_exact(4 + PATH).map(descriptor).collect())
+    Some(told.chunks_exact(6 + PATH).map(descriptor).collect())
 }
 
 #[cfg(test)]
@@ -308,9 +327,15 @@ mod tests {
         let locked = std::fs::File::create(&path).unwrap();
         locked.lock().unwrap();
         std::fs::remove_file(&path).unwrap();
+        let (pipe, _writer) = crate::fd::pipe(libc::O_NONBLOCK).unwrap();
+        fcntl(&pipe, libc::F_SETOWN, crate::process::own_pid()).unwrap();
         let all = descriptors(crate::process::own_pid()).unwrap();
+        let owned = all.iter().find(|descriptor| descriptor.number == pipe.as_raw_fd()).unwrap();
+        assert!(owned.has_owner);
+        assert_eq!(owned.flags, crate::fd::status_flags(&pipe).unwrap());
         let found = all.iter().find(|descriptor| descriptor.number == locked.as_raw_fd()).unwrap();
         assert!(found.has_locks);
+        assert_eq!(found.flags, crate::fd::status_flags(&locked).unwrap());
         let link = |file: &std::fs::File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let bytes =
             |path: std::path::PathBuf| std::os::unix::ffi::OsStringExt::into_vec(path.into_os_string());
