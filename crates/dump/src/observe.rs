@@ -404,9 +404,9 @@ pub fn find_instruction(pid: i32, maps: &[(Vma, VmaEntry)]) -> Result<u64, Failu
 /// A process, and what its threads answered.
 pub type Answered = (i32, Result<Vec<Seen>, Failure>);
 
-/// Where the kernel has an open file, or zero, if that is known of none; device, inode, flags, position, and the
-/// number of an eventfd: what descriptors of one open file have in common.
-pub type FileKey = (u64, u64, u64, u32, u64, u64);
+/// Device, inode, flags, position, and the number of an eventfd: what descriptors of one open file have in common, where
+/// the kernel does not tell where it has that.
+pub type FileKey = (u64, u64, u32, u64, u64);
 
 /// A descriptor, and what the kernel's tracing tells of it.
 pub type Noted = (At, Option<Descriptor>);
@@ -416,7 +416,7 @@ pub fn key(probe: &FdProbe) -> FileKey {
         Some(b"eventfd") => sys::proc::fdinfo(probe.info(), "eventfd-id").and_then(sys::proc::decimal),
         _ => None,
     };
-    (probe.address, probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
+    (probe.stat.st_dev, probe.stat.st_ino, probe.flags, probe.position, number.unwrap_or(0))
 }
 
 /// Descriptors of which the kernel's tracing is asked.
@@ -479,7 +479,8 @@ pub fn probe(mut descriptors: Vec<Noted>) -> Result<Probed, Failure> {
             (*at, fd.and_then(|fd| FdProbe::new(pid, at.1, fd, &texts, told.take())))
         }));
     }
-    let candidates = probes.iter().filter_map(|(at, probe)| Some((key(probe.as_ref().ok()?), *at)));
+    let untold = probes.iter().filter_map(|(at, probe)| Some((at, probe.as_ref().ok()?)));
+    let candidates = untold.filter(|(_, probe)| probe.address == 0).map(|(at, probe)| (key(probe), *at));
     let files = Classes::new(Kcmp::File, candidates)
         .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
     Ok(Probed { probes, files })

@@ -80,6 +80,18 @@ struct Objects {
     by_pid: HashMap<i32, (i32, u32)>,
 }
 
+/// What two descriptors of one open file have in common, and no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Same {
+    /// Where the kernel has it.
+    Place(u64),
+    /// Who has it first, as kcmp(2) says.
+    First(At),
+}
+
+/// The ids of open files that were seen, and their types.
+type Known = HashMap<Same, (u32, i32)>;
+
 /// A process of which all is known but what its memory consists of.
 struct Found {
     process: usize,
@@ -587,7 +599,7 @@ impl<'o> Survey<'o> {
         let are_told = all.iter().any(|(_, told)| told.is_some());
         self.tables.extend(pids.iter().map(|pid| (*pid, Vec::new())));
         let mut files: Classes<FileKey> = Classes::default();
-        let mut known: HashMap<At, (u32, i32)> = HashMap::new();
+        let mut known = Known::new();
         // A duplicate of each is ours for a moment.
         while !all.is_empty() {
             let round = all.drain(..all.len().min(sys::fd::room() / 2));
@@ -599,11 +611,15 @@ impl<'o> Survey<'o> {
                     .add(Kcmp::File, sorted)
                     .map_err(|error| error.on(Object::Tree, "compare its descriptors"))?;
             }
-            let firsts = files.firsts();
+            let firsts = if are_told { HashMap::new() } else { files.firsts() };
             for (at, probe) in &probes {
                 let object = || Object::Fd { number: at.1, what: "a descriptor".into() };
                 let probe = probe.as_ref().map_err(|error| (*error).on(object(), "look at it"));
-                match probe.and_then(|probe| self.descriptor(probe, firsts[at], &mut known)) {
+                let same = |probe: &FdProbe| match probe.address {
+                    0 => Same::First(firsts[at]),
+                    address => Same::Place(address),
+                };
+                match probe.and_then(|probe| self.descriptor(probe, same(probe), &mut known)) {
                     Ok(entry) => self.tables.entry(at.0).or_default().push(entry),
                     Err(failure) => self.failures.push(failure.of(at.0)),
                 }
@@ -619,7 +635,7 @@ impl<'o> Survey<'o> {
         &mut self,
         files: &mut Classes<FileKey>,
         by_address: bool,
-        known: &mut HashMap<At, (u32, i32)>,
+        known: &mut Known,
     ) -> Result<(), Failure> {
         let explain = |error: Errno| error.on(Object::Tree, "look at descriptors in queues");
         // Of the others it is known.
@@ -635,9 +651,15 @@ impl<'o> Survey<'o> {
             let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
             let address = address(at.1).ok_or_else(|| explain(NOT_TOLD))?;
             let probe = FdProbe::in_flight(pid, fd, &texts, address).map_err(explain)?;
-            let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
-            files.add(Kcmp::File, one).map_err(explain)?;
-            let id = match self.file(&probe, files.firsts()[&at], known) {
+            let same = match address {
+                0 => {
+                    let one = Classes::new(Kcmp::File, [(observe::key(&probe), at)]).map_err(explain)?;
+                    files.add(Kcmp::File, one).map_err(explain)?;
+                    Same::First(files.firsts()[&at])
+                }
+                address => Same::Place(address),
+            };
+            let id = match self.file(&probe, same, known) {
                 Ok((id, _)) => id,
                 Err(failure) => {
                     self.failures.push(failure.of(pid));
@@ -649,14 +671,9 @@ impl<'o> Survey<'o> {
         Ok(())
     }
 
-    /// The record of a descriptor, and of its open file when `first`, the first with it, is this one.
-    fn descriptor(
-        &mut self,
-        probe: &FdProbe,
-        first: At,
-        known: &mut HashMap<At, (u32, i32)>,
-    ) -> Result<FdinfoEntry, Failure> {
-        let (id, file_type) = self.file(probe, first, known)?;
+    /// The record of a descriptor, and of its open file when that is seen first.
+    fn descriptor(&mut self, probe: &FdProbe, same: Same, known: &mut Known) -> Result<FdinfoEntry, Failure> {
+        let (id, file_type) = self.file(probe, same, known)?;
         kinds::fd::locks::dump(probe, id, &mut self.cx)?;
         // The duplicate has flags of its own; fdinfo tells those of the original.
         let flags = probe.close_on_exec()?;
@@ -670,19 +687,14 @@ impl<'o> Survey<'o> {
     }
 
     /// The record of an open file, made when it is seen first.
-    fn file(
-        &mut self,
-        probe: &FdProbe,
-        first: At,
-        known: &mut HashMap<At, (u32, i32)>,
-    ) -> Result<(u32, i32), Failure> {
-        if let Some(known) = known.get(&first) {
+    fn file(&mut self, probe: &FdProbe, same: Same, known: &mut Known) -> Result<(u32, i32), Failure> {
+        if let Some(known) = known.get(&same) {
             return Ok(*known);
         }
         let kind = kinds::fd::kind_of(probe);
         let kind = kind.ok_or_else(|| probe.refuse("a descriptor of this kind is not carried yet"))?;
         let id = self.cx.next_id();
-        known.insert(first, (id, kind.file_type()));
+        known.insert(same, (id, kind.file_type()));
         let entry = kind.dump(probe, id, &mut self.cx)?;
         self.cx.files.push(entry);
         Ok((id, kind.file_type()))
