@@ -125,7 +125,7 @@ fn dump(
         past.link(dir)?;
         links = taking.shared(survey.cx())?;
         drop(tty::write(survey.cx())?);
-        frozen_us = let_go(&mut tree);
+        frozen_us = Some(let_go(&mut tree));
         census = survey.conclude(&tree, &|pid, look| {
             let question = depth.pages.is_none().then_some(Question::WhatIsThere);
             let mut reading = copies::read(&tree.copies, pid, question)?;
@@ -159,7 +159,7 @@ fn dump(
         dir.begin()?;
         past.link(dir)?;
         links = taking.shared(&mut whole.cx)?;
-        frozen_us = 0;
+        frozen_us = None;
         let is_aside = way == Way::PutAside;
         if is_aside {
             for process in &whole.processes {
@@ -171,7 +171,7 @@ fn dump(
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
             drop(tty::write(&mut whole.cx)?);
-            frozen_us = let_go(&mut tree);
+            frozen_us = Some(let_go(&mut tree));
         }
         census = whole;
     }
@@ -217,9 +217,7 @@ fn dump(
             }
         }
     }
-    if frozen_us == 0 {
-        frozen_us = micros(frozen);
-    }
+    let frozen_us = frozen_us.unwrap_or_else(|| micros(frozen));
     match state {
         FinalState::Killed => {
             links.keep();
@@ -444,15 +442,8 @@ pub struct Saved {
 
 /// Writes them, when there are many on all processors: what it takes is making the files.
 fn write_images(images: &[(String, Writer)], dir: &Dir) -> Result<(), Failure> {
-    const MANY: usize = 64;
+    const MANY: usize = 65;
     let write =
         |images: &[(String, Writer)]| images.iter().try_for_each(|(name, image)| dir.write(name, image));
-    if images.len() <= MANY {
-        return write(images);
-    }
-    let share = images.len().div_ceil(agent::crew::size());
-    std::thread::scope(|scope| {
-        let writers: Vec<_> = images.chunks(share).map(|images| scope.spawn(move || write(images))).collect();
-        writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
-    })
+    crew::in_parallel(images, MANY, write).into_iter().collect()
 }

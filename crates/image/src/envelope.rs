@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same, where `short` has a shorter way for most records.
-    pub fn record_with<M: Message + Default>(
+    fn record_with<M: Message + Default>(
         &mut self,
         short: impl FnOnce(&[u8]) -> Option<M>,
     ) -> Result<Option<M>, Failure> {

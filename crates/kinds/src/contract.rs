@@ -166,6 +166,11 @@ impl FdProbe {
         options.map_err(|error| self.fail(error, "ask about the socket"))
     }
 
+    /// Is a program of eBPF attached to it? The kernel tells that nobody: it refuses to tell its options.
+    pub fn has_program(&self) -> bool {
+        matches!(self.options.as_deref(), Some(Err(error)) if error.code == libc::EACCES)
+    }
+
     /// Is it closed when its process executes another program? The only thing that belongs to the
     /// descriptor and not to the open file.
     pub fn close_on_exec(&self) -> Result<bool, Failure> {

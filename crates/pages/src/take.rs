@@ -55,11 +55,9 @@ impl Aside {
         let ranges: Vec<Range<u64>> = runs.iter().map(|run| run.0.clone()).collect();
         let mut bytes = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
         let source = Source::Process { pid, has_relatives: false };
-        let job =
-            Job { source, runs: Vec::new(), elsewhere: Vec::new(), owner: Owner::Task(pid), pages_id: 0 };
         let mut at = 0;
         for runs in runs.chunks(RANGES) {
-            at += read(&job, runs, &mut bytes[at..])?;
+            at += read(&source, Owner::Task(pid), runs, &mut bytes[at..])?;
         }
         Ok(Aside { ranges, bytes })
     }
@@ -323,8 +321,9 @@ pub fn read_in_order(
             for mut chunk in cut(0, runs) {
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
-                let part =
-                    sys::apart::go_on().and_then(|()| read(job, &chunk.runs, &mut buffer)).map(|length| {
+                let part = sys::apart::go_on()
+                    .and_then(|()| read(&job.source, job.owner, &chunk.runs, &mut buffer))
+                    .map(|length| {
                         let (kept, ranges) = drop_zeros(&mut buffer[..length], &chunk.runs);
                         buffer.truncate(kept);
                         Part::Pages(ranges, buffer)
@@ -383,7 +382,7 @@ fn copy(
 ) -> Result<Taken, Failure> {
     let needed: u64 = chunk.runs.iter().map(|run| run.0.end - run.0.start).sum();
     buffer.resize(buffer.len().max(needed as usize), 0);
-    let length = read(job, &chunk.runs, buffer)?;
+    let length = read(&job.source, job.owner, &chunk.runs, buffer)?;
     let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
@@ -440,13 +439,18 @@ fn copy(
 }
 
 /// Fills `buffer` with the runs, one behind the other.
-fn read(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<usize, Failure> {
+fn read(
+    source: &Source,
+    owner: Owner,
+    runs: &[(Range<u64>, How)],
+    buffer: &mut [u8],
+) -> Result<usize, Failure> {
     let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
     let explain = |range: &Range<u64>, error: Errno| {
-        let object = Object::Vma { start: range.start, end: range.end, what: job.owner.pagemap() };
+        let object = Object::Vma { start: range.start, end: range.end, what: owner.pagemap() };
         error.on(object, "read its pages")
     };
-    match &job.source {
+    match source {
         Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1.is_readable) => {
             let ranges: Vec<(u64, usize)> =
                 runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();

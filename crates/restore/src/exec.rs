@@ -632,9 +632,7 @@ impl<'r> Exec<'r> {
                 let exe = self.open.files[&task.mm.exe_file_id].as_raw_fd();
                 let number = self.service.exe + at as i32;
                 ops.list.label("set the executable");
-                let fetched = self.reach().fetch(exe, ops);
-                ops.list.ok(libc::SYS_dup3, &[Arg::Result(fetched), number.into(), libc::O_CLOEXEC.into()]);
-                ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+                self.reach().fetch_to(exe, number, ops);
                 vma::mm::restore(&task.mm, number, ops)?;
                 vma::mm::restore_rules(&task.mm, ops);
                 ops.list.ok(libc::SYS_close, &[number.into()]);

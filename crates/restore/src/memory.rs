@@ -262,6 +262,13 @@ impl Reach {
     pub fn fetch(self, fd: i32, ops: &mut TaskOps) -> usize {
         ops.list.ok(libc::SYS_pidfd_getfd, &[self.pidfd.into(), fd.into(), Arg::Value(0)])
     }
+
+    /// The same, to a number that is free.
+    pub fn fetch_to(self, fd: i32, number: i32, ops: &mut TaskOps) {
+        let fetched = self.fetch(fd, ops);
+        ops.list.ok(libc::SYS_dup3, &[Arg::Result(fetched), number.into(), libc::O_CLOEXEC.into()]);
+        ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+    }
 }
 
 /// Where memory comes from, the same for every task.

@@ -57,32 +57,12 @@ impl Request {
 
     pub fn write(fd: BorrowedFd, bytes: &'static [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_ptr() as u64, bytes.len() as u32);
-        Self {
-            operation: WRITE,
-            flags: 0,
-            fd: fd.as_raw_fd(),
-            address,
-            length,
-            data,
-            offset: u64::MAX,
-            group: 0,
-            more: 0,
-        }
+        Self { operation: WRITE, fd: fd.as_raw_fd(), address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 
     pub fn read(fd: BorrowedFd, bytes: &'static mut [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_mut_ptr() as u64, bytes.len() as u32);
-        Self {
-            operation: READ,
-            flags: 0,
-            fd: fd.as_raw_fd(),
-            address,
-            length,
-            data,
-            offset: u64::MAX,
-            group: 0,
-            more: 0,
-        }
+        Self { operation: READ, fd: fd.as_raw_fd(), address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 
     /// Tells of it only if it fails.
@@ -121,33 +101,13 @@ impl Request {
     pub fn read_some(fd: BorrowedFd, length: u32, group: u16) -> Self {
         const BUFFER_SELECT: u8 = 1 << 5;
         let fd = fd.as_raw_fd();
-        Self {
-            operation: READ,
-            flags: BUFFER_SELECT,
-            fd,
-            address: 0,
-            length,
-            data: 0,
-            offset: u64::MAX,
-            group,
-            more: 0,
-        }
+        Self { operation: READ, flags: BUFFER_SELECT, fd, length, offset: u64::MAX, group, ..Self::nop(0) }
     }
 
     /// Gives so many buffers of 16 bytes, one behind the other, to a group; their numbers begin with `first`.
     pub fn provide(address: u64, count: i32, first: u16, group: u16) -> Self {
         let operation = PROVIDE_BUFFERS;
-        Self {
-            operation,
-            flags: 0,
-            fd: count,
-            address,
-            length: 16,
-            data: 0,
-            offset: first.into(),
-            group,
-            more: 0,
-        }
+        Self { operation, fd: count, address, length: 16, offset: first.into(), group, ..Self::nop(0) }
     }
 
     /// Of registered file `index`, from its position.
@@ -158,42 +118,20 @@ impl Request {
             fd: index,
             address,
             length,
-            data,
             offset: u64::MAX,
-            group: 0,
-            more: 0,
+            ..Self::nop(data)
         }
     }
 
     /// Ends with an error after a time: seconds and nanoseconds.
     pub fn timeout(after: &'static [i64; 2], data: u64) -> Self {
-        Self {
-            operation: TIMEOUT,
-            flags: 0,
-            fd: -1,
-            address: after.as_ptr() as u64,
-            length: 1,
-            data,
-            offset: 0,
-            group: 0,
-            more: 0,
-        }
+        Self { operation: TIMEOUT, address: after.as_ptr() as u64, length: 1, ..Self::nop(data) }
     }
 
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
-        Self {
-            operation,
-            flags: FIXED_FILE,
-            fd: index,
-            address,
-            length,
-            data,
-            offset: u64::MAX,
-            group: 0,
-            more: 0,
-        }
+        Self { operation, flags: FIXED_FILE, fd: index, address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 }
 

@@ -594,9 +594,7 @@ impl Names {
         let folder = path.ancestors().skip(1).find(|folder| folder.is_dir()).ok_or(read_only)?;
         let mountinfo = sys::fd::text("/proc/self/mountinfo")?;
         let fd = sys::fd::open(folder, libc::O_PATH)?;
-        let info = sys::fd::text(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-        let id = sys::proc::fdinfo(&info, "mnt_id").and_then(sys::proc::decimal).ok_or(read_only)?;
-        let point = sys::proc::mount_point(&mountinfo, id).ok_or(read_only)?;
+        let point = sys::proc::mount_point(&mountinfo, sys::fd::mount_id(&fd)? as u32).ok_or(read_only)?;
         let point = PathBuf::from(OsString::from_vec(point));
         let mount = sys::place::writable(&point)?;
         self.writable.push((point, mount));

@@ -201,7 +201,7 @@ impl FdKind for Inet {
                 return Err(Failure::policy(object, why, &options::TCP_ESTABLISHED).of(probe.pid));
             }
         }
-        if socket_options::has_program(&probe.fd) {
+        if probe.has_program() {
             return Err(Failure::unsupported(object, "has a program of eBPF attached").of(probe.pid));
         }
         let flag = |level, name| socket::int_option(&probe.fd, level, name).ok().map(|value| value != 0);

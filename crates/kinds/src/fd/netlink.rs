@@ -95,7 +95,7 @@ impl FdKind for Netlink {
         let strange = || probe.refuse("has an address that is none");
         let (portid, first_groups) = parse(&socket::name(&probe.fd, false).map_err(explain)?).ok_or_else(strange)?;
         let (dst_portid, dst_groups) = parse(&socket::name(&probe.fd, true).map_err(explain)?).ok_or_else(strange)?;
-        if socket_options::has_program(&probe.fd) {
+        if probe.has_program() {
             return Err(probe.refuse("has a program of eBPF attached"));
         }
         match socket::peek(&probe.fd, &mut [0; 1]) {

@@ -302,7 +302,9 @@ impl FdKind for Secret {
     const TAG: u32 = 1001;
 
     fn claims(&self, probe: &FdProbe) -> bool {
-        probe.format() == libc::S_IFREG && !probe.is_path_only() && is_object(probe.link(), &probe.source())
+        // The name first: every other file is asked, too.
+        let may_be = probe.link() == NAME && probe.format() == libc::S_IFREG && !probe.is_path_only();
+        may_be && sys::fd::is_secret(&probe.source())
     }
 
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<SecretEntry, Failure> {

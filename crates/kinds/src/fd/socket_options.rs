@@ -89,11 +89,6 @@ pub fn dump(fd: impl AsFd) -> Result<SkOptsEntry, Errno> {
     Ok(opts)
 }
 
-/// Is a program of eBPF attached? The kernel tells it nobody.
-pub fn has_program(fd: impl AsFd) -> bool {
-    socket::filter(fd).is_err_and(|error| error.code == libc::EACCES)
-}
-
 /// An instruction as images have it: code, two jumps, and a value, from the highest bits down.
 fn to_image([code, code_high, if_true, if_false, value @ ..]: [u8; 8]) -> u64 {
     let code = u64::from(u16::from_ne_bytes([code, code_high]));

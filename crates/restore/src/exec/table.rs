@@ -2,7 +2,7 @@
 
 use super::{Exec, tree_error};
 use crate::load::Task;
-use agent::{Arg, Judge};
+use agent::Judge;
 use image::FdinfoEntry;
 use kinds::contract::TaskOps;
 use model::Failure;
@@ -92,9 +92,7 @@ impl Exec<'_> {
         entries: &[FdinfoEntry],
         ops: &mut TaskOps,
     ) -> Result<(), Failure> {
-        let fetched = self.reach().fetch(courier.far.as_raw_fd(), ops);
-        ops.list.ok(libc::SYS_dup3, &[Arg::Result(fetched), number.into(), libc::O_CLOEXEC.into()]);
-        ops.list.ok(libc::SYS_close, &[Arg::Result(fetched)]);
+        self.reach().fetch_to(courier.far.as_raw_fd(), number, ops);
         let byte = ops.room(8)?;
         let iovec = ops.bytes(&[byte.to_ne_bytes(), 1u64.to_ne_bytes()].concat())?;
         let control = ops.room(HEAD + 4 * OF_MESSAGE)?;

@@ -14,7 +14,6 @@
 
 mod make;
 
-use super::socket_options;
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{Dir, FdTypes, FileEntry, FownEntry, Message, SkOptsEntry, SkShutdown, kind};
 use model::options;
@@ -339,7 +338,7 @@ impl FdKind for Unix {
         };
         let object = Object::Fd { number: probe.number, what };
         let refuse = |why: &'static str| Err(Failure::unsupported(object.clone(), why).of(probe.pid));
-        if socket_options::has_program(&probe.fd) {
+        if probe.has_program() {
             return refuse("has a program of eBPF attached");
         }
         // A datagram socket that others have connected to is no connection.
