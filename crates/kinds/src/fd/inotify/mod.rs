@@ -11,8 +11,7 @@ mod queue;
 use super::watched::{self, FhEntry};
 use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
-use model::{Errno, Failure, Failures, Object};
-use std::collections::HashMap;
+use model::{Errno, Failure, Failures, IdMap, Object};
 use std::os::fd::OwnedFd;
 use sys::inotify::Event;
 
@@ -157,7 +156,7 @@ impl FdKind for Inotify {
         let explain = |error: Errno| error.on(Object::Named("inotify".into()), "make it");
         // What is gone is told now, while nothing was made.
         for watch in entry.wd.iter().filter(|watch| watch.f_handle.file.is_none()) {
-            find(watch, &HashMap::new()).map_err(|error| lost(watch, error))?;
+            find(watch, &IdMap::default()).map_err(|error| lost(watch, error))?;
         }
         let fd = sys::inotify::init(0).map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
@@ -202,7 +201,7 @@ impl FdKind for Inotify {
     }
 }
 
-fn find(watch: &InotifyWdEntry, files: &HashMap<u32, OwnedFd>) -> Result<OwnedFd, Errno> {
+fn find(watch: &InotifyWdEntry, files: &IdMap<OwnedFd>) -> Result<OwnedFd, Errno> {
     watched::find(&watch.f_handle, watch.i_ino, watch.s_dev, files)
 }
 
