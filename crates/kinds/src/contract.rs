@@ -602,12 +602,12 @@ impl FileTable {
             failures.extend(more);
             files
         });
-        for (id, _) in table.files.add(sound) {
-            failures.push(Failure::corrupt(
-                "files.img",
-                None,
-                format!("the id {id} is there more than once"),
-            ));
+        if !table.files.add(sound).is_empty() {
+            let mut seen = HashSet::new();
+            for (index, entry) in entries.iter().filter(|(_, entry)| !seen.insert(entry.id)) {
+                let why = format!("the id {} is taken", entry.id);
+                failures.push(Failure::corrupt("files.img", Some(*index), why));
+            }
         }
         for (id, (kind, _)) in table.files.iter() {
             table.of_kind.entry(kind.file_type()).or_default().push(id);
