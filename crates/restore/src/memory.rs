@@ -345,7 +345,7 @@ pub fn build(
     map_rings(task, kept.chain(vdso_range(task).map(|(whole, _)| whole)).collect(), sources, ops)?;
     ops.list.label("map the memory");
     let mut difference = Difference::default();
-    sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops);
+    sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops)?;
     let is_placed =
         |entry: &VmaEntry| vma::is_special(entry) || sysv::is_attached(entry) || vma::is_ring(entry);
     let entries: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| !is_placed(entry)).collect();

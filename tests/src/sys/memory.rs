@@ -30,6 +30,27 @@ fn map(address: usize, length: usize, protection: i32, flags: i32, fd: i32, offs
     Map { address: start as usize, length }
 }
 
+/// Has the kernel put pages on these nodes, the first 64 of them. Source: mbind(2).
+#[track_caller]
+pub fn set_policy(start: usize, length: usize, mode: i32, nodes: u64) {
+    // SAFETY: the kernel reads one word, a live local; where pages lie changes nothing in them.
+    super::call::check("mbind", unsafe {
+        libc::syscall(libc::SYS_mbind, start, length, mode, &raw const nodes, 64, 0)
+    });
+}
+
+/// Mode and nodes of the page at an address. Source: get_mempolicy(2).
+#[track_caller]
+pub fn policy(at: usize) -> (i32, u64) {
+    const MPOL_F_ADDR: i32 = 2;
+    let (mut mode, mut nodes) = (0_i32, [0_u64; 16]);
+    // SAFETY: the kernel writes one integer and 1024 bits, both live locals.
+    super::call::check("get_mempolicy", unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nodes.as_mut_ptr(), 1024, at, MPOL_F_ADDR)
+    });
+    (mode, nodes[0])
+}
+
 impl Map {
     /// An anonymous mapping with more flags than `MAP_ANONYMOUS`.
     #[track_caller]
@@ -154,29 +175,18 @@ impl Map {
         super::call::check("mlock", unsafe { libc::mlock(address, pages.len() * PAGE) });
     }
 
-    /// Has the kernel put pages on these nodes, the first 64 of them. Source: mbind(2).
+    /// Has the kernel put pages on these nodes, the first 64 of them.
     #[track_caller]
     pub fn set_policy(&self, pages: std::ops::Range<usize>, mode: i32, nodes: u64) {
-        let (start, length) = (self.address + pages.start * PAGE, pages.len() * PAGE);
         assert!(pages.end * PAGE <= self.length);
-        // SAFETY: the kernel reads one word, a live local; where pages lie changes nothing in them.
-        super::call::check("mbind", unsafe {
-            libc::syscall(libc::SYS_mbind, start, length, mode, &raw const nodes, 64, 0)
-        });
+        set_policy(self.address + pages.start * PAGE, pages.len() * PAGE, mode, nodes);
     }
 
-    /// Mode and nodes of a page. Source: get_mempolicy(2).
+    /// Mode and nodes of a page.
     #[track_caller]
     pub fn policy(&self, page: usize) -> (i32, u64) {
-        const MPOL_F_ADDR: i32 = 2;
         assert!(page * PAGE < self.length);
-        let (mut mode, mut nodes) = (0_i32, [0_u64; 16]);
-        let at = self.address + page * PAGE;
-        // SAFETY: the kernel writes one integer and 1024 bits, both live locals.
-        super::call::check("get_mempolicy", unsafe {
-            libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nodes.as_mut_ptr(), 1024, at, MPOL_F_ADDR)
-        });
-        (mode, nodes[0])
+        policy(self.address + page * PAGE)
     }
 
     /// Unmaps a part; what remains must not be touched there any more.

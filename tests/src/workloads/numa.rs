@@ -4,8 +4,9 @@ use std::os::fd::AsFd;
 
 use crate::case;
 use crate::case::{Case, Trial};
-use crate::sys::memory::{Map, PAGE, RW};
+use crate::sys::memory::{self, Map, PAGE, RW};
 use crate::sys::process::fork;
+use crate::sys::shm;
 use crate::sys::thread;
 
 const WHY: &str = "it loses them";
@@ -34,6 +35,14 @@ fn policies_of_mappings_are_kept(t: &Trial) {
     memfd.set_policy(1..4, PREFERRED.0, PREFERRED.1);
     let local = Map::private(PAGE);
     local.set_policy(0..1, libc::MPOL_LOCAL, 0);
+    std::fs::write(t.path("file"), [7; 4 * PAGE]).expect("write");
+    let of_file = std::fs::File::open(t.path("file")).expect("open");
+    let of_file = Map::file(of_file.as_fd(), 4 * PAGE, RW, libc::MAP_PRIVATE, 0);
+    of_file.set_policy(2..4, BOUND.0, BOUND.1);
+    of_file.fill(3..4, 3);
+    let segment = shm::attach(shm::make(libc::IPC_PRIVATE, 4 * PAGE, 0o600), 4 * PAGE, 0);
+    segment.put(0, 5);
+    memory::set_policy(segment.address + PAGE, PAGE, BOUND.0, BOUND.1);
     t.checkpoint();
     let of = |map: &Map, pages: usize| (0..pages).map(|page| map.policy(page)).collect::<Vec<_>>();
     let all = [DEFAULT, DEFAULT, BOUND, BOUND, BOUND, BOUND, DEFAULT, DEFAULT, DEFAULT, DEFAULT];
@@ -41,6 +50,11 @@ fn policies_of_mappings_are_kept(t: &Trial) {
     assert_eq!(of(&shared, 4), [SPREAD, SPREAD, DEFAULT, DEFAULT]);
     assert_eq!(of(&memfd, 4), [DEFAULT, PREFERRED, PREFERRED, PREFERRED]);
     assert_eq!(local.policy(0), (libc::MPOL_LOCAL, 0));
+    assert_eq!(of(&of_file, 4), [DEFAULT, DEFAULT, BOUND, BOUND]);
+    of_file.check(3..4, 3);
+    let of_segment = [0, 1, 2].map(|page| memory::policy(segment.address + page * PAGE));
+    assert_eq!((of_segment, segment.get(0)), ([DEFAULT, BOUND, DEFAULT], 5));
+    shm::remove(segment.id);
     private.check(1..4, 1);
     shared.check(0..4, 2);
 }

@@ -63,9 +63,9 @@ impl Asked {
     }
 }
 
-/// The mappings that are asked about: those whose pages are of nobody's file.
+/// The mappings that are asked about: those that have pages which are no file's.
 pub fn asked_mappings<'e>(mappings: impl Iterator<Item = &'e VmaEntry>) -> Vec<u64> {
-    const OWN: u32 = status::ANON_PRIVATE | status::ANON_SHARED | status::MEMFD;
+    const OWN: u32 = status::ANON_PRIVATE | status::ANON_SHARED | status::FILE_PRIVATE | status::MEMFD;
     let is_own = |entry: &&VmaEntry| entry.status & OWN != 0 && !vma::is_special(entry);
     mappings.filter(is_own).map(|entry| entry.start).take(MAPPINGS).collect()
 }

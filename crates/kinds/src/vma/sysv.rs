@@ -12,6 +12,7 @@
 
 use super::hugetlb;
 use crate::contract::{DumpCx, TaskOps};
+use crate::task::numa;
 use agent::Judge;
 use image::vma as status;
 use image::{VmaEntry, kind};
@@ -323,7 +324,7 @@ pub fn attach(
     segments: &Segments,
     is_there: &dyn Fn(&VmaEntry) -> bool,
     ops: &mut TaskOps,
-) {
+) -> Result<(), Failure> {
     for one in attachments(vmas).iter().filter(|one| !one.pieces.iter().all(|entry| is_there(entry))) {
         let Some(segment) = segments.get(&one.id) else { continue };
         ops.list.label("attach SysV shared memory");
@@ -342,6 +343,7 @@ pub fn attach(
         for entry in &one.pieces {
             unmap(at, entry.start, ops);
             at = entry.end;
+            numa::restore_mapping(entry, ops)?;
             if entry.prot != prot as u32 {
                 let len = entry.end - entry.start;
                 ops.list
@@ -350,6 +352,7 @@ pub fn attach(
         }
         unmap(at, one.base + len(segment), ops);
     }
+    Ok(())
 }
 
 /// How a segment of the images finds the host.
