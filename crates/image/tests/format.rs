@@ -16,9 +16,12 @@ const FIRST_OWN: u32 = 1000;
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] = &[
     "IoUringEntry",
+    "PersonalityEntry",
     "RegisteredRing",
+    "RestrictionsEntry",
     "RingBuffers",
     "SecretEntry",
+    "SqThreadEntry",
     "UnixCredEntry",
     "WorkingSetEntry",
     "XstateComponent",

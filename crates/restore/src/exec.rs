@@ -5,6 +5,7 @@
 //! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
+mod errands;
 mod own;
 mod table;
 
@@ -186,14 +187,40 @@ impl<'r> Exec<'r> {
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created = Created { root: root.pid, is_kept: false };
         let mut stage = Stage::begin();
-        let open = self.make_processes(&own_vdso)?;
+        self.close_inherited()?;
+        let files = |id: u32, mode: u32| {
+            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(&id));
+            fd.map(AsRawFd::as_raw_fd)
+        };
+        let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
+        let is_made_later = |id: u32| self.checkpoint.files.is_made_by_task(id);
+        let sources = memory::Sources {
+            files: &files,
+            is_made_later: &is_made_later,
+            pages: &pages,
+            contents: &self.contents,
+            own: &own_vdso,
+            hole: &self.plan.hole,
+            segments: &self.checkpoint.segments,
+            reach: self.reach(),
+            many: if self.lazy.is_some() { 1 } else { memory::MANY },
+            makes_huge: self.lazy.is_none(),
+        };
+        let open = self.make_processes(&sources)?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
         self.aio_contexts()?;
-        let has_threads = open_late.is_some();
-        if let Some(open_late) = open_late {
+        let files = self.open.files.keys().filter_map(|id| self.checkpoint.files.get(*id));
+        let has_errands = files.into_iter().any(|(kind, entry)| !kind.errands(entry).is_empty());
+        let has_threads = open_late.is_some() || has_errands;
+        if has_threads {
             self.make_threads()?;
+        }
+        if let Some(open_late) = open_late {
             open_late()?;
+        }
+        if has_errands {
+            self.run_errands(&sources)?;
         }
         self.place(&open, has_threads)?;
         stage.ends("put descriptors and threads in place");
@@ -343,24 +370,7 @@ impl<'r> Exec<'r> {
     }
 
     /// Returns the mappings of each task that are still writable though they must not be.
-    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
-        self.close_inherited()?;
-        let files = |id: u32, mode: u32| {
-            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(&id));
-            fd.map(AsRawFd::as_raw_fd)
-        };
-        let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
-        let sources = memory::Sources {
-            files: &files,
-            pages: &pages,
-            contents: &self.contents,
-            own: own_vdso,
-            hole: &self.plan.hole,
-            segments: &self.checkpoint.segments,
-            reach: self.reach(),
-            many: if self.lazy.is_some() { 1 } else { memory::MANY },
-            makes_huge: self.lazy.is_none(),
-        };
+    fn make_processes(&self, sources: &memory::Sources) -> Result<Vec<HashSet<u64>>, Failure> {
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         let mut fillings = HashMap::new();
         let mut open = vec![HashSet::new(); self.checkpoint.tasks.len()];
@@ -390,7 +400,7 @@ impl<'r> Exec<'r> {
                 self.clone_children(at, Birth::Empty, ops)?;
                 let found = self.plan.finds_memory_of(&self.checkpoint.tasks, at);
                 let found = found.map(|found| (&self.checkpoint.tasks[found], &open[found]));
-                let mut filling = memory::build(task, found, &sources, ops)?;
+                let mut filling = memory::build(task, found, sources, ops)?;
                 open[at] = std::mem::take(&mut filling.open);
                 let counts = self.counts.get();
                 let pages_compared = counts.pages_compared + filling.compared;
@@ -398,7 +408,7 @@ impl<'r> Exec<'r> {
                 self.count(&[], filling.kept);
                 if filling.copy.is_empty() && filling.huge.is_empty() {
                     self.count(&filling.read, 0);
-                    memory::read(task, &mut filling.read, &sources, ops)?;
+                    memory::read(task, &mut filling.read, sources, ops)?;
                     self.clone_heirs(at, ops)?;
                 } else {
                     let flags = match self.comes_later(at) {
@@ -428,7 +438,7 @@ impl<'r> Exec<'r> {
             if let Some(at) = at
                 && let Some((op, filling)) = fillings.remove(&at)
             {
-                self.fill(at, List::result(&executed, op), filling, &sources)?;
+                self.fill(at, List::result(&executed, op), filling, sources)?;
             }
         }
         Ok(open)

@@ -8,6 +8,8 @@ use super::memory::{Map, PAGE};
 
 pub const IOPOLL: u32 = 1;
 pub const SQPOLL: u32 = 1 << 1;
+pub const SQ_AFF: u32 = 1 << 2;
+pub const ATTACH_WQ: u32 = 1 << 5;
 pub const R_DISABLED: u32 = 1 << 6;
 pub const SUBMIT_ALL: u32 = 1 << 7;
 pub const COOP_TASKRUN: u32 = 1 << 8;
@@ -41,13 +43,27 @@ pub struct Request {
     offset: u64,
     /// The group of buffers to take one from, or to give some to.
     group: u16,
+    /// Whose rights it has, if not those of whoever asks.
+    personality: u16,
     /// Flags of the operation, events.
     more: u32,
 }
 
 impl Request {
     pub fn nop(data: u64) -> Self {
-        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data, offset: 0, group: 0, more: 0 }
+        let (fd, personality) = (-1, 0);
+        Self {
+            operation: NOP,
+            flags: 0,
+            fd,
+            address: 0,
+            length: 0,
+            data,
+            offset: 0,
+            group: 0,
+            personality,
+            more: 0,
+        }
     }
 
     /// Of an operation that there is not.
@@ -63,6 +79,13 @@ impl Request {
     pub fn read(fd: BorrowedFd, bytes: &'static mut [u8], data: u64) -> Self {
         let (address, length) = (bytes.as_mut_ptr() as u64, bytes.len() as u32);
         Self { operation: READ, fd: fd.as_raw_fd(), address, length, offset: u64::MAX, ..Self::nop(data) }
+    }
+
+    /// Opens a file for reading, with the rights of this number.
+    pub fn open(path: &'static std::ffi::CStr, personality: u16, data: u64) -> Self {
+        const OPENAT: u8 = 18;
+        let address = path.as_ptr() as u64;
+        Self { operation: OPENAT, fd: libc::AT_FDCWD, address, personality, ..Self::nop(data) }
     }
 
     /// Tells of it only if it fails.
@@ -154,11 +177,42 @@ unsafe impl Send for Ring {}
 // SAFETY: as for Send; words that others change are atomics.
 unsafe impl Sync for Ring {}
 
+/// How the kernel's thread of a ring is to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Poller {
+    /// How long it looks for requests before it sleeps, in milliseconds.
+    pub idle: u32,
+    pub cpu: Option<u32>,
+    /// That of this ring.
+    pub of: Option<i32>,
+}
+
 impl Ring {
     #[track_caller]
     pub fn new(entries: u32, flags: u32) -> Self {
+        Self::made(entries, flags, Poller::default())
+    }
+
+    /// One with a thread of the kernel.
+    #[track_caller]
+    pub fn polled(entries: u32, poller: Poller) -> Self {
+        let bound = poller.cpu.map_or(0, |_| SQ_AFF);
+        Self::made(entries, SQPOLL | bound | poller.of.map_or(0, |_| ATTACH_WQ), poller)
+    }
+
+    /// One whose requests its thread does not take yet.
+    #[track_caller]
+    pub fn polled_but_disabled(entries: u32, poller: Poller) -> Self {
+        Self::made(entries, SQPOLL | R_DISABLED, poller)
+    }
+
+    #[track_caller]
+    fn made(entries: u32, flags: u32, poller: Poller) -> Self {
         let mut params = [0_u32; 30];
         params[2] = flags;
+        params[3] = poller.cpu.unwrap_or(0);
+        params[4] = poller.idle;
+        params[6] = poller.of.map_or(0, i32::cast_unsigned);
         // SAFETY: the kernel reads and writes 120 bytes of a live local during the call.
         let fd = check("io_uring_setup", unsafe {
             libc::syscall(libc::SYS_io_uring_setup, entries, &raw mut params)
@@ -209,7 +263,7 @@ impl Ring {
         words[2] = request.address;
         words[3] = u64::from(request.length) | u64::from(request.more) << 32;
         words[4] = request.data;
-        words[5] = request.group.into();
+        words[5] = u64::from(request.group) | u64::from(request.personality) << 16;
         // SAFETY: the entry is inside the mapping and belongs to the program until the tail passes it.
         unsafe { self.requests.add(index as usize * size).cast::<[u64; 8]>().write(words) };
         if size > 64 {
@@ -220,6 +274,47 @@ impl Ring {
             self.word(self.array + index as usize * 4).store(index, Ordering::Relaxed);
         }
         self.sq_tail = self.sq_tail.wrapping_add(1);
+    }
+
+    /// Puts all requests where the kernel's thread finds them, once it looks.
+    pub fn tell(&self) {
+        self.word(4).store(self.sq_tail, Ordering::SeqCst);
+    }
+
+    /// Does the kernel's thread sleep until it is woken?
+    pub fn is_asleep(&self) -> bool {
+        self.word(36).load(Ordering::SeqCst) & 1 != 0
+    }
+
+    /// Hands all requests to the kernel's thread, wakes it if it asks for that, and waits for as many completions.
+    #[track_caller]
+    pub fn hand_over(&self, wait: u32) {
+        const GETEVENTS: u32 = 1;
+        const WAKE: u32 = 1 << 1;
+        self.tell();
+        let flags = GETEVENTS | if self.is_asleep() { WAKE } else { 0 };
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: integers and a null pointer; memory that requests name lives for ever.
+        let done =
+            unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 0, wait, flags, std::ptr::null::<u8>(), 0) };
+        check("io_uring_enter", done);
+    }
+
+    /// Registers the rights of the calling thread; returns their number.
+    #[track_caller]
+    pub fn register_personality(&self) -> u16 {
+        const PERSONALITY: u32 = 9;
+        u16::try_from(self.register::<u8>(PERSONALITY, &[])).expect("a number")
+    }
+
+    #[track_caller]
+    pub fn forget_personality(&self, number: u16) {
+        const FORGET: u32 = 10;
+        let (fd, nothing) = (self.fd.as_raw_fd(), std::ptr::null::<u8>());
+        // SAFETY: integers and a null pointer.
+        check("io_uring_register", unsafe {
+            libc::syscall(libc::SYS_io_uring_register, fd, FORGET, nothing, u32::from(number))
+        });
     }
 
     /// Tells the kernel of all requests; waits for as many completions.
@@ -279,12 +374,19 @@ impl Ring {
     /// Records of the operation; none is a null pointer.
     #[track_caller]
     pub fn register<T>(&self, operation: u32, argument: &[T]) -> i64 {
+        self.try_register(operation, argument).expect("io_uring_register")
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn try_register<T>(&self, operation: u32, argument: &[T]) -> std::io::Result<i64> {
         let (fd, count) = (self.fd.as_raw_fd(), argument.len());
         let argument = if count == 0 { std::ptr::null() } else { argument.as_ptr() };
         // SAFETY: the kernel reads as many records as there are; the caller's are those of the operation.
-        check("io_uring_register", unsafe {
-            libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count)
-        })
+        let done = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count) };
+        if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(done) }
     }
 }
 

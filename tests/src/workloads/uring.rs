@@ -11,10 +11,10 @@ use crate::case::{Case, Trial};
 use crate::sys::process::fork;
 use crate::sys::strange::{has_io_uring, has_io_uring_and_types};
 use crate::sys::uring::{
-    Buffers, COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL, SUBMIT_ALL,
+    Buffers, COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SUBMIT_ALL,
 };
 
-const WHY: &str = "it refuses every ring";
+pub(super) const WHY: &str = "it refuses every ring";
 
 pub const CASES: &[Case] = &[
     case!(ring_goes_on_with_its_counters).needs(has_io_uring).peer_cannot(WHY),
@@ -27,8 +27,6 @@ pub const CASES: &[Case] = &[
     case!(request_that_ends_soon_is_waited_for).needs(has_io_uring).peer_cannot(WHY),
     case!(ring_after_blocking_work_goes_on).restless().needs(has_io_uring).peer_cannot(WHY),
     case!(request_in_flight_is_refused).refused(&["fd", "io_uring", "in flight", "file: 22"]).needs(has_io_uring)
-        .peer_cannot(WHY),
-    case!(ring_with_a_thread_of_the_kernel_is_refused).refused(&["fd", "io_uring", "SQPOLL"]).needs(has_io_uring)
         .peer_cannot(WHY),
     case!(ring_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_with_an_eventfd_for_later_ends_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -54,17 +52,13 @@ pub const CASES: &[Case] = &[
     case!(ring_of_buffers_beyond_a_round_goes_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_of_buffers_that_is_unmapped_is_refused).refused(&["fd", "io_uring", "provided buffers (40000)", "unmapped"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(personalities_are_refused).refused(&["fd", "io_uring", "personalities"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(restrictions_are_refused).refused(&["fd", "io_uring", "restrictions"])
-        .needs(has_io_uring).peer_cannot(WHY),
     case!(registered_file_that_is_closed_is_refused).refused(&["fd", "io_uring", "registered file 0"])
         .needs(has_io_uring).peer_cannot(WHY),
     case!(ring_of_one_thread_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
 ];
 
 #[track_caller]
-fn works(ring: &mut Ring, count: u64) {
+pub(super) fn works(ring: &mut Ring, count: u64) {
     for data in 0..count {
         ring.push(Request::nop(data + 1));
         assert_eq!(ring.submit(1), 1);
@@ -199,7 +193,7 @@ fn request_that_ends_soon_is_waited_for(t: &Trial) {
 }
 
 /// Names of the threads, among them those of the kernel.
-fn kernel_threads() -> Vec<String> {
+pub(super) fn kernel_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
     tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()).collect()
 }
@@ -236,20 +230,10 @@ fn request_in_flight_is_refused(t: &Trial) {
     assert_eq!(ring.reap(), Some((3, 1)));
 }
 
-fn ring_with_a_thread_of_the_kernel_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, SQPOLL);
-    crate::case::until("the name of its thread", || kernel_threads().iter().any(|name| name.starts_with("iou-sqp")));
-    t.checkpoint();
-    ring.push(Request::nop(1));
-    ring.submit(1);
-}
-
 /// Operations of io_uring_register(2).
 const FILES: u32 = 2;
 const EVENTFD: u32 = 4;
 const EVENTFD_ASYNC: u32 = 7;
-const PERSONALITY: u32 = 9;
-const RESTRICTIONS: u32 = 11;
 const ENABLE: u32 = 12;
 const RING_FDS: u32 = 20;
 const BUFFER_RING: u32 = 22;
@@ -584,23 +568,6 @@ fn ring_of_buffers_that_is_unmapped_is_refused(t: &Trial) {
     ring.register(BUFFER_RING, &[[memory.address as u64, 8 | 40_000 << 32, 0, 0, 0]]);
     memory.unmap(0..1);
     t.checkpoint();
-    works(&mut ring, 3);
-}
-
-fn personalities_are_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    assert!(ring.register::<u8>(PERSONALITY, &[]) > 0);
-    t.checkpoint();
-    works(&mut ring, 3);
-}
-
-fn restrictions_are_refused(t: &Trial) {
-    const SQE_OP: u16 = 1;
-    let mut ring = Ring::new(8, R_DISABLED);
-    // struct io_uring_restriction: what, which (no operation), reserved.
-    ring.register(RESTRICTIONS, &[[u64::from(SQE_OP), 0]]);
-    t.checkpoint();
-    ring.register::<u8>(ENABLE, &[]);
     works(&mut ring, 3);
 }
 
