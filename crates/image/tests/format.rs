@@ -15,6 +15,7 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] = &[
+    "ArmedEntry",
     "IoUringEntry",
     "PersonalityEntry",
     "RegisteredRing",

@@ -423,6 +423,25 @@ pub trait FdKind: Sync {
         None
     }
 
+    /// Threads that make a call of their own for it, in this order, when each is what it was.
+    fn repeats(&self, _entry: &Self::Entry) -> Vec<i32> {
+        Vec::new()
+    }
+
+    /// Adds call `nth` of those; what is ours to do before is done at once. `number` is the descriptor in the process of
+    /// the thread.
+    fn repeat(
+        &self,
+        _entry: &Self::Entry,
+        _nth: usize,
+        _fd: &OwnedFd,
+        _number: i32,
+        _cx: &ArmCx,
+        _ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Sets going what must not run before everything is there.
     fn arm(&self, _entry: &Self::Entry, _fd: &OwnedFd, _cx: &ArmCx) -> Result<(), Failure> {
         Ok(())
@@ -483,6 +502,16 @@ pub trait AnyFdKind: Sync {
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
     fn needs(&self, entry: &dyn Any) -> Vec<u32>;
+    fn repeats(&self, entry: &dyn Any) -> Vec<i32>;
+    fn repeat(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure>;
     fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure>;
 }
 
@@ -581,6 +610,22 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn needs(&self, entry: &dyn Any) -> Vec<u32> {
         FdKind::needs(self, typed::<K>(entry))
+    }
+
+    fn repeats(&self, entry: &dyn Any) -> Vec<i32> {
+        FdKind::repeats(self, typed::<K>(entry))
+    }
+
+    fn repeat(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        FdKind::repeat(self, typed::<K>(entry), nth, fd, number, cx, ops)
     }
 
     fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {

@@ -235,6 +235,7 @@ impl<'r> Exec<'r> {
                 }
             }
         }
+        self.repeat()?;
         self.start_timers()?;
         arm()?;
         self.become_tasks(threads)?;

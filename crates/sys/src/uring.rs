@@ -7,6 +7,8 @@ use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
+pub mod armed;
+
 /// Flags of io_uring_setup(2). Source: include/uapi/linux/io_uring.h.
 pub mod setup {
     pub const IOPOLL: u32 = 1;
@@ -68,26 +70,38 @@ pub fn group_at(group: u16) -> u64 {
 }
 
 /// A request: `struct io_uring_sqe`, the first half of it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request {
     pub operation: u8,
     pub flags: u8,
+    /// Flags of some operations, in the place of a priority.
+    pub priority: u16,
     pub fd: i32,
     pub offset: u64,
     pub address: u64,
     pub len: u32,
+    /// Flags of most operations, or events.
+    pub more: u32,
+    /// What its completions tell.
+    pub data: u64,
     pub group: u16,
+    /// Where among the registered files a new one is put.
+    pub file_index: u32,
 }
 
 impl Request {
     pub fn bytes(&self) -> [u8; 64] {
         let mut bytes = [0; 64];
         bytes[..2].copy_from_slice(&[self.operation, self.flags]);
+        bytes[2..4].copy_from_slice(&self.priority.to_ne_bytes());
         bytes[4..8].copy_from_slice(&self.fd.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.offset.to_ne_bytes());
         bytes[16..24].copy_from_slice(&self.address.to_ne_bytes());
         bytes[24..28].copy_from_slice(&self.len.to_ne_bytes());
+        bytes[28..32].copy_from_slice(&self.more.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&self.data.to_ne_bytes());
         bytes[40..42].copy_from_slice(&self.group.to_ne_bytes());
+        bytes[44..48].copy_from_slice(&self.file_index.to_ne_bytes());
         bytes
     }
 }
@@ -144,6 +158,16 @@ pub fn new(params: &mut Params) -> Result<OwnedFd, Errno> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     crate::fd::fcntl(&fd, libc::F_SETFD, libc::FD_CLOEXEC)?;
     Ok(fd)
+}
+
+/// Can one request take many buffers at a time? Linux 6.10.
+pub fn has_bundles() -> bool {
+    const FEAT_RECVSEND_BUNDLE: u32 = 1 << 14;
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let mut params = Params { sq_entries: 1, ..Params::default() };
+        new(&mut params).is_ok() && params.features & FEAT_RECVSEND_BUNDLE != 0
+    })
 }
 
 /// Submits entries of a ring of our own; returns how many. A thread of the kernel that takes them (SQPOLL) is woken.

@@ -28,10 +28,14 @@ const WRITE_FIXED: u8 = 5;
 const TIMEOUT: u8 = 11;
 const READ: u8 = 22;
 const WRITE: u8 = 23;
+const RECV: u8 = 27;
 const PROVIDE_BUFFERS: u8 = 31;
 
+/// A flag: a buffer is taken from a group.
+const BUFFER_SELECT: u8 = 1 << 5;
+
 /// A request: operation, flags, descriptor, address, length, what comes back with the completion.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     operation: u8,
     flags: u8,
@@ -47,23 +51,13 @@ pub struct Request {
     personality: u16,
     /// Flags of the operation, events.
     more: u32,
+    /// Flags of some operations, in the place of a priority.
+    priority: u16,
 }
 
 impl Request {
     pub fn nop(data: u64) -> Self {
-        let (fd, personality) = (-1, 0);
-        Self {
-            operation: NOP,
-            flags: 0,
-            fd,
-            address: 0,
-            length: 0,
-            data,
-            offset: 0,
-            group: 0,
-            personality,
-            more: 0,
-        }
+        Self { operation: NOP, fd: -1, data, ..Self::default() }
     }
 
     /// Of an operation that there is not.
@@ -88,6 +82,11 @@ impl Request {
         Self { operation: OPENAT, fd: libc::AT_FDCWD, address, personality, ..Self::nop(data) }
     }
 
+    /// Into or out of this memory of the program, which stays.
+    pub fn with(self, memory: &Map, at: usize, length: u32) -> Self {
+        Self { address: (memory.address + at) as u64, length, ..self }
+    }
+
     /// Tells of it only if it fails.
     pub fn make_silent(&mut self) {
         const CQE_SKIP_SUCCESS: u8 = 1 << 6;
@@ -100,6 +99,61 @@ impl Request {
         const MULTI: u32 = 1;
         let fd = fd.as_raw_fd();
         Self { operation: POLL_ADD, fd, length: MULTI, more: libc::POLLIN as u32, ..Self::nop(data) }
+    }
+
+    /// Tells once that there is something to read.
+    pub fn poll(fd: BorrowedFd, data: u64) -> Self {
+        Self { length: 0, ..Self::watch(fd, data) }
+    }
+
+    /// The file is the registered one of this index.
+    pub fn of_registered(self, index: i32) -> Self {
+        Self { fd: index, flags: self.flags | FIXED_FILE, ..self }
+    }
+
+    /// With the rights of this number.
+    pub fn as_somebody(self, personality: u16) -> Self {
+        Self { personality, ..self }
+    }
+
+    /// Accepts one connection, or each that comes.
+    pub fn accept(fd: BorrowedFd, is_each: bool, data: u64) -> Self {
+        const ACCEPT: u8 = 13;
+        const MULTISHOT: u16 = 1;
+        let priority = if is_each { MULTISHOT } else { 0 };
+        let more = libc::SOCK_CLOEXEC as u32;
+        Self { operation: ACCEPT, fd: fd.as_raw_fd(), priority, more, ..Self::nop(data) }
+    }
+
+    pub fn send(fd: BorrowedFd, data: u64) -> Self {
+        const SEND: u8 = 26;
+        Self { operation: SEND, fd: fd.as_raw_fd(), ..Self::nop(data) }
+    }
+
+    pub fn receive(fd: BorrowedFd, data: u64) -> Self {
+        Self { operation: RECV, fd: fd.as_raw_fd(), ..Self::nop(data) }
+    }
+
+    /// Receives all that comes, into buffers of a group.
+    pub fn receive_each(fd: i32, group: u16, data: u64) -> Self {
+        const MULTISHOT: u16 = 2;
+        let (flags, priority) = (BUFFER_SELECT, MULTISHOT);
+        Self { operation: RECV, fd, flags, priority, group, ..Self::nop(data) }
+    }
+
+    /// Reads all that comes, into buffers of a group.
+    pub fn read_each(fd: BorrowedFd, group: u16, data: u64) -> Self {
+        const READ_MULTISHOT: u8 = 49;
+        let (fd, flags) = (fd.as_raw_fd(), BUFFER_SELECT);
+        Self { operation: READ_MULTISHOT, fd, flags, group, offset: u64::MAX, ..Self::nop(data) }
+    }
+
+    /// Reads into the pieces that the caller lists.
+    pub fn read_pieces(fd: BorrowedFd, pieces: &'static [libc::iovec], data: u64) -> Self {
+        const READV: u8 = 1;
+        let (address, length) = (pieces.as_ptr() as u64, pieces.len() as u32);
+        let fd = fd.as_raw_fd();
+        Self { operation: READV, fd, address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 
     /// Ends the watch with this data.
@@ -122,7 +176,6 @@ impl Request {
 
     /// Of a file, from its position, into a buffer of a group.
     pub fn read_some(fd: BorrowedFd, length: u32, group: u16) -> Self {
-        const BUFFER_SELECT: u8 = 1 << 5;
         let fd = fd.as_raw_fd();
         Self { operation: READ, flags: BUFFER_SELECT, fd, length, offset: u64::MAX, group, ..Self::nop(0) }
     }
@@ -156,6 +209,13 @@ impl Request {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
         Self { operation, flags: FIXED_FILE, fd: index, address, length, offset: u64::MAX, ..Self::nop(data) }
     }
+}
+
+/// What the kernel has opened for the program, as a completion tells.
+pub fn opened(number: i32) -> OwnedFd {
+    assert!(number >= 0, "{}", std::io::Error::from_raw_os_error(-number));
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 #[derive(Debug)]
@@ -258,6 +318,7 @@ impl Ring {
         let mut words = [0_u64; 8];
         words[0] = u64::from(request.operation)
             | u64::from(request.flags) << 8
+            | u64::from(request.priority) << 16
             | u64::from(request.fd.cast_unsigned()) << 32;
         words[1] = request.offset;
         words[2] = request.address;

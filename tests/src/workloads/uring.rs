@@ -26,8 +26,6 @@ pub const CASES: &[Case] = &[
     case!(ring_of_a_child_goes_on).needs(has_io_uring).peer_cannot(WHY),
     case!(request_that_ends_soon_is_waited_for).needs(has_io_uring).peer_cannot(WHY),
     case!(ring_after_blocking_work_goes_on).restless().needs(has_io_uring).peer_cannot(WHY),
-    case!(request_in_flight_is_refused).refused(&["fd", "io_uring", "in flight", "file: 22"]).needs(has_io_uring)
-        .peer_cannot(WHY),
     case!(ring_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_with_an_eventfd_for_later_ends_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(eventfd_that_is_closed_is_refused).refused(&["fd", "io_uring", "eventfd", "closed"])
@@ -41,10 +39,6 @@ pub const CASES: &[Case] = &[
     case!(registered_files_of_one_name_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(requests_without_a_completion_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(completions_without_a_request_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(request_without_a_completion_in_flight_is_refused).refused(&["fd", "io_uring", "in flight"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(watch_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight", "file: 6"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(clock_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(provided_buffers_are_taken_in_their_order).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -217,17 +211,6 @@ fn ring_after_blocking_work_goes_on(t: &Trial) {
     assert!(kernel_threads().iter().any(|name| name.starts_with("iou-wrk")), "{:?}", kernel_threads());
     t.checkpoint();
     works(&mut ring, 10);
-}
-
-fn request_in_flight_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    ring.push(Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3));
-    assert_eq!(ring.submit(0), 1);
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((3, 1)));
 }
 
 /// Operations of io_uring_register(2).
@@ -422,32 +405,6 @@ fn completions_without_a_request_are_counted(t: &Trial) {
     assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
     t.checkpoint();
     works(&mut ring, 20);
-}
-
-fn request_without_a_completion_in_flight_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
-    request.make_silent();
-    ring.push(request);
-    assert_eq!(ring.submit(0), 1);
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    works(&mut ring, 3);
-}
-
-fn watch_that_has_told_once_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    ring.push(Request::watch(reader.as_fd(), 7));
-    assert_eq!(ring.submit(0), 1);
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
 }
 
 fn clock_that_has_told_once_is_refused(t: &Trial) {

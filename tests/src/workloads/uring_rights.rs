@@ -26,8 +26,6 @@ pub const CASES: &[Case] = &[
     case!(thread_that_has_ended_is_refused)
         .refused(&["fd", "io_uring", "is an io_uring with a thread of the kernel (SQPOLL) that has ended with the process"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(request_in_flight_of_a_thread_is_refused).refused(&["fd", "io_uring", "in flight", "file: 22"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(personalities_keep_their_numbers_and_rights).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(personalities_of_a_ring_with_a_thread_go_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(restrictions_stay_in_force).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -45,7 +43,7 @@ const ENABLE: u32 = 12;
 
 /// Of a ring whose requests are taken by the kernel's thread.
 #[track_caller]
-fn goes(ring: &mut Ring, count: u64) {
+pub(super) fn goes(ring: &mut Ring, count: u64) {
     for data in 0..count {
         ring.push(Request::nop(data + 1));
         ring.hand_over(1);
@@ -250,20 +248,6 @@ fn thread_that_has_ended_is_refused(t: &Trial) {
     t.mark("taken");
     child.succeed();
     t.checkpoint();
-}
-
-fn request_in_flight_of_a_thread_is_refused(t: &Trial) {
-    let mut ring = Ring::polled(8, Poller { idle: 20, ..Poller::default() });
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
-    request.make_silent();
-    ring.push(request);
-    ring.push(Request::nop(4));
-    ring.hand_over(1);
-    assert_eq!(ring.reap(), Some((4, 0)));
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    goes(&mut ring, 3);
 }
 
 fn personalities_keep_their_numbers_and_rights(t: &Trial) {

@@ -4,8 +4,8 @@
 //! process are answered when they ask for what cannot be had, and what the kernel tells its tracing ([`Inner`]).
 //! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
-//! Provided buffers: [`buffers`]. The kernel's thread and personalities: [`identity`].
-//! Refused: requests in flight, after some waiting; rings in the program's own memory; registered files, eventfds and
+//! Provided buffers: [`buffers`]. The kernel's thread and personalities: [`identity`]. Requests that wait: [`armed`].
+//! Refused: other requests in flight, after some waiting; rings in the program's own memory; registered files, eventfds and
 //! rings that nobody has open. Where the kernel tells no types to its tracing, also SQPOLL, IOPOLL, restrictions in use,
 //! provided buffers, and every registered eventfd or ring.
 //! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
@@ -23,10 +23,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
 use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Restrictions, register, ring, setup};
+use armed::{ArmedEntry, Held, Unsure};
 use buffers::RingBuffers;
 use identity::{PersonalityEntry, SqThreadEntry};
 use winding::Rings;
 
+pub mod armed;
 mod buffers;
 mod identity;
 mod winding;
@@ -84,6 +86,8 @@ pub struct IoUringEntry {
     pub personalities: Vec<PersonalityEntry>,
     #[prost(message, optional, tag = "18")]
     pub restrictions: Option<RestrictionsEntry>,
+    #[prost(message, repeated, tag = "19")]
+    pub armed: Vec<ArmedEntry>,
 }
 
 /// What may be asked of it, see [`Restrictions`].
@@ -116,7 +120,7 @@ impl IoUringEntry {
 
     /// Can it take requests only when all is registered with it?
     fn is_wound_late(&self) -> bool {
-        self.sq_thread.is_some() || self.is_restricted()
+        self.sq_thread.is_some() || self.is_restricted() || !self.armed.is_empty()
     }
 
     /// Are there things that it refuses by now?
@@ -305,6 +309,11 @@ pub fn restore(core: &ThreadCoreEntry, ops: &mut TaskOps) -> Result<(), Failure>
     Ok(())
 }
 
+/// What requests hold that wait, to be let go with the program.
+pub fn held(cx: &mut DumpCx) -> Held {
+    std::mem::take(cx.shelf.of())
+}
+
 /// The record of the ring with this inode, if it was seen.
 pub fn by_inode(inode: u64, cx: &mut DumpCx) -> Option<u32> {
     cx.shelf.of::<Known>().0.get(&inode).copied()
@@ -416,7 +425,7 @@ fn groups(probe: &FdProbe, inner: Option<&Inner>, taken: u32) -> Result<Vec<Ring
     let groups = buffers::dump(probe, &groups)?;
     let (before, with) = buffers::requests(&groups);
     if before + with > taken.into() {
-        return refuse(", more than one of which was taken by one request; this is not carried");
+        return refuse(", most of which were taken by requests that still wait; this is not carried");
     }
     for (flag, why) in [(setup::IOPOLL, "polls for completions (IOPOLL)"), (setup::SQPOLL, "has a thread (SQPOLL)")] {
         if inner.setup & flag != 0 && groups.iter().any(|group| group.head() != 0) {
@@ -531,6 +540,46 @@ fn buffers(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<u64>, Failur
     Ok(known.buffers.iter().flat_map(|buffer| buffer.map_or([0, 0], |(address, len)| [address, len])).collect())
 }
 
+impl IoUring {
+    /// The requests that are under way, which have to be such that wait for a file. Where as many ended as were taken there
+    /// are no others, but for those that end more than once; where not, the threads of the tree are counted in the end, if
+    /// the kernel tells its tracing.
+    fn in_flight(
+        &self,
+        probe: &FdProbe,
+        known: &sys::proc::Uring,
+        inner: Option<&Inner>,
+        cx: &mut DumpCx,
+    ) -> Result<Vec<ArmedEntry>, Failure> {
+        let why = || {
+            let (taken, told) = (known.taken, known.told);
+            let mut why = format!("is an io_uring with requests in flight: {taken} were taken, {told} completed");
+            if !known.polls.is_empty() {
+                let polls: Vec<String> = known.polls.iter().map(u32::to_string).collect();
+                why += &format!("; operations that wait for a file: {}", polls.join(", "));
+            }
+            if known.has_overflow {
+                why += "; completions for which there is no room";
+            }
+            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
+            probe.refuse(why).help(advice).passes()
+        };
+        if known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
+            return Err(why());
+        }
+        if known.polls.is_empty() && known.taken == known.told {
+            return Ok(Vec::new());
+        }
+        let inner = inner.ok_or_else(why)?;
+        let armed = match known.polls.is_empty() {
+            true => Vec::new(),
+            false => armed::dump(probe, inner, known.cq_entries, cx)?,
+        };
+        cx.shelf.of::<Unsure>().note(why(), armed.len(), inner);
+        Ok(armed)
+    }
+}
+
 impl FdKind for IoUring {
     type Entry = IoUringEntry;
     const NAME: &'static str = "io_uring";
@@ -555,21 +604,7 @@ impl FdKind for IoUring {
             return Err(probe.refuse(why));
         }
         let sq_thread = thread.map(|thread| identity::dump(probe, id, &known, thread, cx)).transpose()?;
-        if !is_idle(&known, inner.as_ref(), cx) {
-            let mut why = format!(
-                "is an io_uring with requests in flight: {} were taken, {} completed",
-                known.taken, known.told
-            );
-            if !known.polls.is_empty() {
-                let polls: Vec<String> = known.polls.iter().map(u32::to_string).collect();
-                why += &format!("; operations that wait for a file: {}", polls.join(", "));
-            }
-            if known.has_overflow {
-                why += "; completions for which there is no room";
-            }
-            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
-            return Err(probe.refuse(why).help(advice).passes());
-        }
+        let armed = self.in_flight(probe, &known, inner.as_ref(), cx)?;
         if !can_wind(known.taken, known.sq_entries) || !can_differ(known.taken, known.told) {
             let why = format!("is an io_uring that has taken {} requests, too many to do again", known.taken);
             return Err(probe.refuse(why));
@@ -613,12 +648,17 @@ impl FdKind for IoUring {
             buffers: buffers(probe, &known)?,
             eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
             eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
-            groups: groups(probe, inner.as_ref(), known.taken.min(known.told))?,
+            groups: groups(probe, inner.as_ref(), ended(known.taken, known.told, &armed))?,
             told: (known.told != known.taken).then_some(known.told),
             sq_thread,
             personalities: identity::personalities(probe, inner.as_ref())?,
             restrictions: restrictions(probe, inner.as_ref(), &known)?,
+            armed,
         })
+    }
+
+    fn settle(&self, cx: &mut DumpCx) -> Failures {
+        std::mem::take(cx.shelf.of::<Unsure>()).judge(cx)
     }
 
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
@@ -641,9 +681,10 @@ impl FdKind for IoUring {
                 || entry.buffers.len() > 2 * MAX_REGISTERED
                 || !buffers::are_right(&entry.groups)
                 || !identity::is_right(id, entry, entries)
+                || !armed::is_right(entry)
                 || {
                     let (before, with) = buffers::requests(&entry.groups);
-                    before + with > entry.done.min(told).into()
+                    before + with > ended(entry.done, told, &entry.armed).into()
                 }
         };
         let wrong = entries.iter().filter(|(id, entry)| is_wrong(*id, entry));
@@ -671,7 +712,7 @@ impl FdKind for IoUring {
         // What is with the task comes when that is there.
         if !entry.is_wound_late() {
             let wind = |mut ring: Rings| ring.provide().and_then(|()| ring.wind(entry.before_task()));
-            Rings::map(&fd, entry, (0, 0)).and_then(wind).map_err(explain)?;
+            Rings::map(&fd, entry).and_then(wind).map_err(explain)?;
             if entry.setup & setup::R_DISABLED != 0 {
                 entry.restrict(&fd).map_err(explain)?;
             }
@@ -730,24 +771,71 @@ impl FdKind for IoUring {
         if entry.is_restricted() {
             uring::enable(fd).map_err(explain)?;
         }
+        let pid = (cx.first_with)(entry.id);
         let wind = |mut ring: Rings| {
-            ring.be_quiet();
-            if entry.is_wound_late() {
-                ring.provide()?;
+            if !entry.is_wound_late() || ring.is_new() {
+                begin(&mut ring, entry, pid)?;
             }
-            if let Some(pid) = (cx.first_with)(entry.id) {
-                ring.go_on(pid)?;
+            if entry.sq_thread.is_some() {
+                armed::batches(entry).iter().try_for_each(|batch| ring.wait_again(batch))?;
             }
+            ring.settle()?;
             ring.wind((entry.done, entry.completed()))?;
-            ring.fill();
+            ring.fill()?;
+            match (entry.eventfd, pid) {
+                (Some(eventfd), Some(pid)) if ring.has_news() => tell(pid, eventfd),
+                _ => Ok(()),
+            }
+        };
+        Rings::map(fd, entry).and_then(wind).map_err(explain)
+    }
+
+    fn repeats(&self, entry: &IoUringEntry) -> Vec<i32> {
+        armed::batches(entry).iter().filter_map(|batch| batch.first()?.tid).collect()
+    }
+
+    fn repeat(
+        &self,
+        entry: &IoUringEntry,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        let batch = &armed::batches(entry)[nth];
+        let begin = |mut ring: Rings| {
+            if ring.is_new() {
+                begin(&mut ring, entry, (cx.first_with)(entry.id))?;
+            }
+            ring.put(batch);
             Ok(())
         };
-        Rings::map(fd, entry, entry.before_task()).and_then(wind).map_err(explain)
+        Rings::map(fd, entry).and_then(begin).map_err(|error| error.on(object(), "bring it to where it was"))?;
+        let count = batch.len() as u64;
+        let args = [number.into(), count.into(), ZERO, ZERO, ZERO, ZERO];
+        ops.list.label("wait for files again").call(libc::SYS_io_uring_enter, &args, Judge::Equal(count as i64));
+        Ok(())
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
         Some(&entry.fown)
     }
+}
+
+/// What comes before all else when the task is there.
+fn begin(ring: &mut Rings, entry: &IoUringEntry, pid: Option<i32>) -> Result<(), Errno> {
+    ring.be_quiet();
+    if entry.is_wound_late() {
+        ring.provide()?;
+    }
+    pid.map_or(Ok(()), |pid| ring.go_on(pid))
+}
+
+/// Tells an eventfd of a process of completions.
+fn tell(pid: i32, eventfd: i32) -> Result<(), Errno> {
+    let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(pid)?, eventfd)?;
+    sys::fd::write(&fd, &1u64.to_ne_bytes()).map(drop)
 }
 
 /// Flags of how its memory is arranged.
@@ -819,16 +907,9 @@ fn has_large_requests(probe: &FdProbe, sq_entries: u32) -> Result<bool, Errno> {
     Ok(rest.iter().any(|byte| *byte != 0))
 }
 
-/// Is no request under way? Where as many ended as were taken, none is, but for those that end more than once; where not,
-/// the threads of the tree are counted, if the kernel tells its tracing.
-fn is_idle(known: &sys::proc::Uring, inner: Option<&Inner>, cx: &DumpCx) -> bool {
-    let thread = inner.and_then(|inner| inner.sq_thread.as_ref());
-    let of_thread = || thread.map_or(Some(0), |thread| uring::in_flight_of(thread.task));
-    if !known.polls.is_empty() || known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
-        return false;
-    }
-    let in_flight = || cx.tids.iter().map(|tid| uring::in_flight(*tid)).chain([of_thread()]).sum::<Option<i64>>();
-    known.taken == known.told || inner.is_some() && in_flight() == Some(0)
+/// Requests that one can do with as one likes: those that ended, and were told of.
+fn ended(taken: u32, told: u32, armed: &[ArmedEntry]) -> u32 {
+    taken.saturating_sub(armed.len() as u32).min(told)
 }
 
 /// Can as many completions without requests, or requests without completions, be made in less than a minute?

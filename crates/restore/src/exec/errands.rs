@@ -2,10 +2,11 @@
 
 use super::{CLONE_THREAD_FLAGS, Exec, tree_error};
 use crate::created::is_at_work;
+use crate::load::Task;
 use crate::memory;
 use agent::puppet::CloneArgs;
 use agent::{Judge, List};
-use kinds::contract::{AnyFdKind, Errand, TaskOps};
+use kinds::contract::{AnyFdKind, ArmCx, Errand, TaskOps};
 use kinds::task::creds;
 use model::{Errno, Failure, Object};
 use std::any::Any;
@@ -47,6 +48,36 @@ impl Exec<'_> {
             }
         }
         self.wait_all(runs)
+    }
+
+    /// Has threads make the calls that only they can make, as who they are by now.
+    pub(super) fn repeat(&self) -> Result<(), Failure> {
+        let first_with = |id: u32| self.checkpoint.first_with(id);
+        let cx = ArmCx { files: self.open.files, first_with: &first_with };
+        let mut ids: Vec<u32> = self.open.files.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some((kind, entry)) = self.checkpoint.files.get(id) else { continue };
+            for (call, tid) in kind.repeats(entry).into_iter().enumerate() {
+                let nth = |task: &Task| task.tids.iter().position(|its| *its == tid);
+                let number = |task: &Task| {
+                    let table = self.checkpoint.tables.get(&task.ids.files_id)?;
+                    table.iter().find(|entry| entry.id == id).map(|entry| entry.fd as i32)
+                };
+                let mut alive = self.tasks().filter(|(_, task)| !task.is_zombie());
+                let found = alive.find_map(|(at, task)| Some((at, nth(task)?, number(task)?)));
+                let (at, nth, number) = found.ok_or_else(|| {
+                    let why = format!("file {id} needs a thread {tid} that has it open, which is not there");
+                    Failure::corrupt("files.img", None, why)
+                })?;
+                let mut list = List::new();
+                let ops = &mut TaskOps { list: &mut list, area: &self.area };
+                kind.repeat(entry, call, &self.open.files[&id], number, &cx, ops)?;
+                let run = self.area.start(self.slots[at][nth], list).map_err(tree_error)?;
+                self.wait(self.checkpoint.tasks[at].pid, run)?;
+            }
+        }
+        Ok(())
     }
 
     fn run_errand(&self, at: usize, nth: usize, errand: &Errand, file: &File) -> Result<(), Failure> {
