@@ -23,9 +23,7 @@ struct File<'e> {
 impl Exec<'_> {
     /// Runs the errands of all files, and maps what was made.
     pub(super) fn run_errands(&self, sources: &memory::Sources) -> Result<(), Failure> {
-        let mut ids: Vec<u32> = self.open.files.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        for (id, fd) in self.open.files.iter() {
             let Some((kind, entry)) = self.checkpoint.files.get(id) else { continue };
             for (nth, errand) in kind.errands(entry).into_iter().enumerate() {
                 let wanted = errand.pid.or_else(|| self.checkpoint.first_with(id));
@@ -34,8 +32,7 @@ impl Exec<'_> {
                     let why = format!("file {id} needs a process that is not there");
                     Failure::corrupt("files.img", None, why)
                 })?;
-                let file =
-                    File { kind, entry, fd: &self.open.files[&id], number: self.service.exe + at as i32 };
+                let file = File { kind, entry, fd, number: self.service.exe + at as i32 };
                 self.run_errand(at, nth, &errand, &file)?;
             }
         }
@@ -54,9 +51,7 @@ impl Exec<'_> {
     pub(super) fn repeat(&self) -> Result<(), Failure> {
         let first_with = |id: u32| self.checkpoint.first_with(id);
         let cx = ArmCx { files: self.open.files, first_with: &first_with };
-        let mut ids: Vec<u32> = self.open.files.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        for (id, fd) in self.open.files.iter() {
             let Some((kind, entry)) = self.checkpoint.files.get(id) else { continue };
             for (call, tid) in kind.repeats(entry).into_iter().enumerate() {
                 let nth = |task: &Task| task.tids.iter().position(|its| *its == tid);
@@ -72,7 +67,7 @@ impl Exec<'_> {
                 })?;
                 let mut list = List::new();
                 let ops = &mut TaskOps { list: &mut list, area: &self.area };
-                kind.repeat(entry, call, &self.open.files[&id], number, &cx, ops)?;
+                kind.repeat(entry, call, fd, number, &cx, ops)?;
                 let run = self.area.start(self.slots[at][nth], list).map_err(tree_error)?;
                 self.wait(self.checkpoint.tasks[at].pid, run)?;
             }
@@ -96,7 +91,7 @@ impl Exec<'_> {
         let mut list = List::new();
         let ops = &mut TaskOps { list: &mut list, area: &self.area };
         if let Some(with) = errand.with {
-            let fd = self.open.files.get(&with).ok_or_else(|| {
+            let fd = self.open.files.get(with).ok_or_else(|| {
                 Failure::corrupt("files.img", None, format!("file {with} is needed, which is none"))
             })?;
             self.reach().fetch_to(fd.as_raw_fd(), file.number, ops);

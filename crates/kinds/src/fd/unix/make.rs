@@ -11,7 +11,7 @@ use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry,
 use crate::contract::{FileTable, OpenCx, set_new_status, set_status};
 use crate::fd::socket_options;
 use image::{Dir, Reader, SkOptsEntry, SkShutdown, kind};
-use model::{Errno, Failure, Object};
+use model::{Errno, Failure, IdMap, Object};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -95,7 +95,7 @@ impl Spot<'_> {
 struct Maker<'m> {
     files: &'m FileTable,
     /// Files that are no sockets.
-    opened: &'m HashMap<u32, OwnedFd>,
+    opened: &'m IdMap<OwnedFd>,
     entries: BTreeMap<u32, &'m UnixSkEntry>,
     queues: Queues,
     /// By inode.
@@ -119,7 +119,7 @@ type Step<'m> = fn(&mut Maker<'m>, &UnixSkEntry) -> Result<(), Failure>;
 
 fn make_all(
     cx: &mut OpenCx,
-    opened: &HashMap<u32, OwnedFd>,
+    opened: &IdMap<OwnedFd>,
 ) -> Result<HashMap<u32, Result<OwnedFd, Failure>>, Failure> {
     let files = cx.files;
     let mut entries: Vec<&UnixSkEntry> =
@@ -212,7 +212,7 @@ impl<'m> Maker<'m> {
         let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
         ids.map(|id| {
             let own = self.files.entry::<super::Unix>(*id).and_then(|entry| self.fd(entry.ino));
-            let fd = own.or_else(|| self.opened.get(id));
+            let fd = own.or_else(|| self.opened.get(*id));
             fd.map(AsFd::as_fd).ok_or_else(|| {
                 Failure::conflict(Object::Named(format!("file {id}")), "put it into a queue", "it could not be opened")
             })
