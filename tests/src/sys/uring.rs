@@ -204,6 +204,23 @@ impl Request {
         Self { operation: TIMEOUT, address: after.as_ptr() as u64, length: 1, ..Self::nop(data) }
     }
 
+    /// The same at a time of the monotonic clock.
+    pub fn timeout_at(end: &'static [i64; 2], data: u64) -> Self {
+        const ABSOLUTE: u32 = 1;
+        Self { more: ABSOLUTE, ..Self::timeout(end, data) }
+    }
+
+    /// The same, or after so many completions.
+    pub fn timeout_or_after(after: &'static [i64; 2], completions: u64, data: u64) -> Self {
+        Self { offset: completions, ..Self::timeout(after, data) }
+    }
+
+    /// Ends the timeout with this data.
+    pub fn timeout_no_more(timeout: u64, data: u64) -> Self {
+        const TIMEOUT_REMOVE: u8 = 12;
+        Self { operation: TIMEOUT_REMOVE, address: timeout, ..Self::nop(data) }
+    }
+
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };

@@ -178,7 +178,7 @@ fn ring_of_a_child_goes_on(t: &Trial) {
 fn request_that_ends_soon_is_waited_for(t: &Trial) {
     static SOON: [i64; 2] = [0, 150_000_000];
     let mut ring = Ring::new(8, 0);
-    ring.push(Request::timeout(&SOON, 5));
+    ring.push(Request::timeout_or_after(&SOON, 9, 5));
     assert_eq!(ring.submit(0), 1);
     t.checkpoint();
     assert_eq!(ring.submit(1), 0);

@@ -33,6 +33,7 @@ pub const CASES: &[Case] = &[
     case!(receiving_and_accepting_once_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(all_that_comes_is_read).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(echo_server_goes_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(times_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(reading_into_pieces_is_refused)
         .refused(&["fd", "io_uring", "requests in flight: READV (1) waits for pipe:[", "], which is not carried", "cancelled"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -41,6 +42,9 @@ pub const CASES: &[Case] = &[
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(wait_as_somebody_else_is_refused)
         .refused(&["fd", "io_uring", "requests in flight: READ (22) waits for pipe:[", "], which is not carried"])
+        .needs(has_io_uring_and_types).peer_cannot(WHY),
+    case!(time_of_a_ring_with_a_thread_is_refused)
+        .refused(&["fd", "io_uring", "requests in flight: TIMEOUT (11) waits for a time, which is not carried"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(buffers_of_requests_that_wait_are_refused)
         .refused(&["fd", "io_uring", "with provided buffers, most of which were taken by requests that still wait"])
@@ -392,6 +396,39 @@ fn echo_server_goes_on(t: &Trial) {
     let [first, ..] = old;
     first.shutdown(std::net::Shutdown::Write).expect("shutdown");
     server.succeed();
+}
+
+fn times_go_on(t: &Trial) {
+    static SOON: [i64; 2] = [0, 300_000_000];
+    static LONG: [i64; 2] = [3600, 5];
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("clock_gettime");
+    let end = Box::leak(Box::new([now.tv_sec() + 1, 0]));
+    let mut ring = Ring::new(8, 0);
+    works(&mut ring, 3);
+    asks(&mut ring, Request::timeout(&SOON, 5));
+    asks(&mut ring, Request::timeout_at(end, 6));
+    asks(&mut ring, Request::timeout(&LONG, 7));
+    t.checkpoint();
+    let mut ends = [told(&mut ring), told(&mut ring)];
+    ends.sort_unstable();
+    assert_eq!(ends, [(5, -libc::ETIME), (6, -libc::ETIME)]);
+    is_quiet(&mut ring);
+    ring.push(Request::timeout_no_more(7, 8));
+    assert_eq!(ring.submit(2), 1);
+    let mut ends = [ring.reap(), ring.reap()];
+    ends.sort_unstable();
+    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+    works(&mut ring, 3);
+}
+
+fn time_of_a_ring_with_a_thread_is_refused(t: &Trial) {
+    static LONG: [i64; 2] = [3600, 0];
+    let mut ring = Ring::polled(8, Poller { idle: 20, ..Poller::default() });
+    ring.push(Request::timeout(&LONG, 7));
+    ring.hand_over(0);
+    goes(&mut ring, 3);
+    t.checkpoint();
+    goes(&mut ring, 3);
 }
 
 fn reading_into_pieces_is_refused(t: &Trial) {

@@ -564,17 +564,15 @@ impl IoUring {
             let advice = Remedy::Advice("they have to end, or to be cancelled, first");
             probe.refuse(why).help(advice).passes()
         };
-        if known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
+        if known.has_overflow {
             return Err(why());
         }
-        if known.polls.is_empty() && known.taken == known.told {
+        let waits = !known.polls.is_empty() || inner.is_some_and(|inner| inner.has_timeouts);
+        if !waits && known.taken == known.told {
             return Ok(Vec::new());
         }
         let inner = inner.ok_or_else(why)?;
-        let armed = match known.polls.is_empty() {
-            true => Vec::new(),
-            false => armed::dump(probe, inner, known.cq_entries, cx)?,
-        };
+        let armed = if waits { armed::dump(probe, inner, known.cq_entries, cx)? } else { Vec::new() };
         cx.shelf.of::<Unsure>().note(why(), armed.len(), inner);
         Ok(armed)
     }
@@ -803,12 +801,13 @@ impl FdKind for IoUring {
         cx: &ArmCx,
         ops: &mut TaskOps,
     ) -> Result<(), Failure> {
-        let batch = &armed::batches(entry)[nth];
+        let batch: Vec<ArmedEntry> =
+            armed::batches(entry)[nth].iter().map(|armed| armed.in_task(ops)).collect::<Result<_, _>>()?;
         let begin = |mut ring: Rings| {
             if ring.is_new() {
                 begin(&mut ring, entry, (cx.first_with)(entry.id))?;
             }
-            ring.put(batch);
+            ring.put(&batch);
             Ok(())
         };
         Rings::map(fd, entry).and_then(begin).map_err(|error| error.on(object(), "bring it to where it was"))?;

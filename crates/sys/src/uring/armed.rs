@@ -1,16 +1,18 @@
-//! Requests of an io_uring that wait for their files: what the kernel has of each, as the request that it was.
+//! Requests of an io_uring that wait, for their files or for a time: what the kernel has of each, as the request that it was.
 //!
-//! Source: io_uring/poll.c, net.c, rw.c; include/linux/io_uring_types.h, struct io_kiocb.
+//! Source: io_uring/poll.c, net.c, rw.c, timeout.c; include/linux/io_uring_types.h, struct io_kiocb.
 
 use super::{Inner, Request};
 use crate::inside::{Inside, inside, types};
 use std::sync::OnceLock;
 
 const REQUEST: &str = "io_kiocb";
+const TIMEOUT: &str = "io_timeout";
 
 /// Operations.
 pub mod op {
     pub const POLL_ADD: u8 = 6;
+    pub const TIMEOUT: u8 = 11;
     pub const ACCEPT: u8 = 13;
     pub const READ: u8 = 22;
     pub const WRITE: u8 = 23;
@@ -26,12 +28,14 @@ pub const CQE_SKIP_SUCCESS: u8 = 1 << 6;
 /// In the length of POLL_ADD: it tells again and again.
 pub const POLL_MULTI: u32 = 1;
 
-/// A request that waits for its file to become ready.
+/// A request that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Armed {
-    /// The `task_struct` of whoever has asked for it, and the `struct file`.
+    /// The `task_struct` of whoever has asked for it, and the `struct file`; zero for one that waits for a time.
     pub task: u64,
     pub file: u64,
+    /// The time, in nanoseconds: what is left, or when it is.
+    pub time: Option<u64>,
     pub operation: u8,
     /// An event came that was not looked at yet.
     pub is_pending: bool,
@@ -62,8 +66,40 @@ impl Inner {
                 next = inside.long(next)?;
             }
         }
+        let list = inside.at(self.context, "io_ring_ctx", "timeout_list")?;
+        let within = types()?.offset(TIMEOUT, "list")?;
+        let mut next = inside.long(list)?;
+        while next != list && armed.len() <= MANY {
+            armed.push(timeout(inside, next.checked_sub(within)?)?);
+            next = inside.long(next)?;
+        }
         Some(armed)
     }
+}
+
+/// One that waits for a time alone, not for so many completions, nor again and again.
+fn timeout(inside: &Inside, address: u64) -> Option<Armed> {
+    const DATA: &str = "io_timeout_data";
+    const ABSOLUTE: u32 = 1;
+    const BOOTTIME: u32 = 1 << 2;
+    const REALTIME: u32 = 1 << 3;
+    const ETIME_SUCCESS: u32 = 1 << 5;
+    let plain = request(inside, address)?;
+    let data = inside.member(address, REQUEST, "async_data")?;
+    let flags = inside.int(inside.at(data, DATA, "flags")?)?;
+    let timer = inside.at(data, DATA, "timer")?;
+    let end = inside.member(timer, "hrtimer", "_softexpires")?;
+    let clock = match flags & (BOOTTIME | REALTIME) {
+        0 => libc::CLOCK_MONOTONIC,
+        BOOTTIME => libc::CLOCK_BOOTTIME,
+        _ => libc::CLOCK_REALTIME,
+    };
+    let is_plain = flags & !(ABSOLUTE | BOOTTIME | REALTIME | ETIME_SUCCESS) == 0
+        && inside.int(inside.at(address, TIMEOUT, "off")?)? == 0;
+    let waits = Request { len: 1, more: flags, ..common(inside, address, op::TIMEOUT)? };
+    let left = if flags & ABSOLUTE != 0 { end } else { end.saturating_sub(crate::clock::now_ns(clock)) };
+    let request = Some(waits).filter(|_| is_plain && !has_creds(inside, address).unwrap_or(true));
+    Some(Armed { file: 0, time: Some(left), is_pending: false, request, ..plain })
 }
 
 fn request(inside: &Inside, address: u64) -> Option<Armed> {
@@ -74,6 +110,7 @@ fn request(inside: &Inside, address: u64) -> Option<Armed> {
     Some(Armed {
         task: inside.member(context, "io_uring_task", "task")?,
         file: inside.member(address, REQUEST, "file")?,
+        time: None,
         operation,
         is_pending: references & REFERENCES != 0,
         // One that is being cancelled is none.
@@ -86,24 +123,32 @@ fn creds_bit() -> Option<u64> {
     *BIT.get_or_init(|| types()?.enumerator("REQ_F_CREDS_BIT"))
 }
 
-fn rebuilt(inside: &Inside, address: u64, operation: u8) -> Option<Request> {
+/// Has it the credentials of a personality, or was it tried by a thread of the kernel?
+fn has_creds(inside: &Inside, address: u64) -> Option<bool> {
+    Some(inside.member(address, REQUEST, "flags")? >> creds_bit()? & 1 != 0)
+}
+
+/// What all operations have.
+fn common(inside: &Inside, address: u64, operation: u8) -> Option<Request> {
     const KEPT: u8 = FIXED_FILE | BUFFER_SELECT | CQE_SKIP_SUCCESS;
     let result = inside.at(address, REQUEST, "cqe")?;
-    let flags = inside.member(address, REQUEST, "flags")?;
-    // With the credentials of a personality, or tried by a thread of the kernel.
-    if flags >> creds_bit()? & 1 != 0 {
+    Some(Request {
+        operation,
+        flags: inside.member(address, REQUEST, "flags")? as u8 & KEPT,
+        fd: inside.int(inside.at(result, "io_cqe", "fd")?)? as i32,
+        data: inside.member(result, "io_cqe", "user_data")?,
+        ..Request::default()
+    })
+}
+
+fn rebuilt(inside: &Inside, address: u64, operation: u8) -> Option<Request> {
+    if has_creds(inside, address)? {
         return None;
     }
     let own = |structure: &str, member: &str| inside.at(address, structure, member);
     let int = |structure: &str, member: &str| inside.int(own(structure, member)?);
     let half = |structure: &str, member: &str| int(structure, member).map(|word| word as u16);
-    let request = Request {
-        operation,
-        flags: flags as u8 & KEPT,
-        fd: inside.int(inside.at(result, "io_cqe", "fd")?)? as i32,
-        data: inside.member(result, "io_cqe", "user_data")?,
-        ..Request::default()
-    };
+    let request = common(inside, address, operation)?;
     Some(match operation {
         op::POLL_ADD => {
             const ONE_SHOT: u32 = 1 << 30;

@@ -1,13 +1,16 @@
-//! Requests of an io_uring that wait for a file to become ready: polls, and those that are tried again then.
+//! Requests of an io_uring that wait for a file to become ready, polls and those that are tried again then, or for a time.
 //!
 //! Read from: what the kernel tells its tracing of each, which is the request as it was.
 //! Rebuilt by: the thread that has asked for it asks again. A poll that tells again and again has told already that its file
-//! is ready; that it tells so once more is no news, and is counted among the completions of before.
+//! is ready; that it tells so once more is no news, and is counted among the completions of before. Of a time what is left is
+//! waited for: the clock stands during the freeze.
 //! Refused: operations whose arguments may be gone by now (a message, a list of buffers) or were carried out in part; those
-//! with the credentials of a personality; files that their process has closed.
+//! with the credentials of a personality; files that their process has closed; times that come again and again, or end with
+//! so many completions.
 
 use super::IoUringEntry;
-use crate::contract::{DumpCx, FdProbe};
+use crate::contract::{DumpCx, FdProbe, TaskOps};
+use crate::task::words;
 use model::{Errno, Failure, Failures, Remedy};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,12 +30,27 @@ pub struct ArmedEntry {
     /// It has told already that its file is ready.
     #[prost(bool, optional, tag = "3")]
     pub has_told: Option<bool>,
+    /// The time that it waits for, in nanoseconds: how long, or until when, as the request says.
+    #[prost(uint64, optional, tag = "4")]
+    pub time: Option<u64>,
 }
 
 impl ArmedEntry {
     /// What its completions tell.
     pub fn data(&self) -> u64 {
         self.request[32..40].try_into().map_or(0, u64::from_ne_bytes)
+    }
+
+    /// The request for a thread that makes it, with its time in memory where the kernel reads it.
+    pub fn in_task(&self, ops: &TaskOps) -> Result<ArmedEntry, Failure> {
+        const ADDRESS: std::ops::Range<usize> = 16..24;
+        let mut request = self.request.clone();
+        if let Some(time) = self.time {
+            // struct __kernel_timespec.
+            let time = ops.bytes(&words(&[time / 1_000_000_000, time % 1_000_000_000]))?;
+            request[ADDRESS].copy_from_slice(&time.to_ne_bytes());
+        }
+        Ok(ArmedEntry { request, ..self.clone() })
     }
 }
 
@@ -94,6 +112,7 @@ fn name(operation: u8) -> String {
         (op::POLL_ADD, "POLL_ADD"),
         (9, "SENDMSG"),
         (10, "RECVMSG"),
+        (op::TIMEOUT, "TIMEOUT"),
         (op::ACCEPT, "ACCEPT"),
         (16, "CONNECT"),
         (op::READ, "READ"),
@@ -161,6 +180,11 @@ fn record(
         Some(_) => None,
         None => Some(thread_at(armed.task, cx).ok_or_else(|| refuse(format!("{operation} of a thread that has ended, or is not of the tree")))?),
     };
+    if let Some(time) = armed.time {
+        let request = armed.request.filter(|_| tid.is_some());
+        let request = request.ok_or_else(|| refuse(format!("{operation} waits for a time, which is not carried")))?;
+        return Ok(ArmedEntry { request: request.bytes().to_vec(), tid, has_told: None, time: Some(time) });
+    }
     // The descriptors of the kernel's thread are those of its process.
     let owner = tid.unwrap_or(probe.pid);
     let likely = armed.request.as_ref().map_or(-1, |request| request.fd);
@@ -187,7 +211,7 @@ fn record(
         return Err(refuse(why));
     }
     cx.shelf.of::<Held>().0.insert(armed.file, fetched);
-    Ok(ArmedEntry { request: request.bytes().to_vec(), tid, has_told: has_told.then_some(true) })
+    Ok(ArmedEntry { request: request.bytes().to_vec(), tid, has_told: has_told.then_some(true), time: None })
 }
 
 /// Does a poll tell of each change, and has told of the last one?
@@ -207,20 +231,22 @@ fn thread_at(task: u64, cx: &mut DumpCx) -> Option<i32> {
 
 /// Can there be such requests?
 pub fn is_right(entry: &IoUringEntry) -> bool {
-    const KNOWN: [u8; 6] = [op::POLL_ADD, op::ACCEPT, op::READ, op::WRITE, op::RECV, op::READ_MULTISHOT];
+    const KNOWN: [u8; 7] = [op::TIMEOUT, op::POLL_ADD, op::ACCEPT, op::READ, op::WRITE, op::RECV, op::READ_MULTISHOT];
     entry.armed.len() <= entry.cq_entries.min(entry.done) as usize
         && entry.armed.iter().filter(|armed| armed.has_told == Some(true)).count() <= entry.completed() as usize
         && entry.armed.iter().all(|armed| {
             armed.request.len() == 64
                 && KNOWN.contains(&armed.request[0])
                 && armed.tid.is_some() == entry.sq_thread.is_none()
+                && (armed.request[0] == op::TIMEOUT) == armed.time.is_some()
+                && (armed.time.is_none() || armed.tid.is_some())
         })
 }
 
 /// Those of each thread, no more at a time than there is room for in the queue.
-pub fn batches(entry: &IoUringEntry) -> Vec<Vec<&ArmedEntry>> {
-    let mut sorted: Vec<&ArmedEntry> = entry.armed.iter().collect();
+pub fn batches(entry: &IoUringEntry) -> Vec<Vec<ArmedEntry>> {
+    let mut sorted = entry.armed.clone();
     sorted.sort_by_key(|armed| armed.tid);
     let of_threads = sorted.chunk_by(|one, next| one.tid == next.tid);
-    of_threads.flat_map(|all| all.chunks(entry.sq_entries as usize)).map(<[&ArmedEntry]>::to_vec).collect()
+    of_threads.flat_map(|all| all.chunks(entry.sq_entries as usize)).map(<[ArmedEntry]>::to_vec).collect()
 }

@@ -68,7 +68,7 @@ impl<'r> Rings<'r> {
     }
 
     /// Puts requests that wait into the queue; whoever has asked for them is to tell the kernel.
-    pub fn put(&mut self, waiting: &[&ArmedEntry]) {
+    pub fn put(&mut self, waiting: &[ArmedEntry]) {
         for (nth, armed) in (0..).zip(waiting) {
             self.requests.write(self.slot(self.taken.wrapping_add(nth)), &armed.request);
         }
@@ -77,7 +77,7 @@ impl<'r> Rings<'r> {
     }
 
     /// The same, where the kernel's thread has asked for them.
-    pub fn wait_again(&mut self, waiting: &[&ArmedEntry]) -> Result<(), Errno> {
+    pub fn wait_again(&mut self, waiting: &[ArmedEntry]) -> Result<(), Errno> {
         self.put(waiting);
         self.taken = self.be_taken(self.taken.wrapping_add(waiting.len() as u32))?;
         let from = self.taken.wrapping_sub(waiting.len() as u32);
