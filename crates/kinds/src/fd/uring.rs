@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
 use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Restrictions, register, ring, setup};
-use armed::{ArmedEntry, Held, Unsure};
+use armed::{ArmedEntry, Held, UnderWay};
 use buffers::RingBuffers;
 use identity::{PersonalityEntry, SqThreadEntry};
 use winding::Rings;
@@ -541,9 +541,9 @@ fn buffers(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<u64>, Failur
 }
 
 impl IoUring {
-    /// The requests that are under way, which have to be such that wait for a file. Where as many ended as were taken there
-    /// are no others, but for those that end more than once; where not, the threads of the tree are counted in the end, if
-    /// the kernel tells its tracing.
+    /// The requests that are under way, which have to be such that wait. Whether there are others is counted in the end;
+    /// where the kernel tells its tracing nothing, there are none if as many ended as were taken, but for those that end
+    /// more than once.
     fn in_flight(
         &self,
         probe: &FdProbe,
@@ -568,12 +568,10 @@ impl IoUring {
             return Err(why());
         }
         let waits = !known.polls.is_empty() || inner.is_some_and(|inner| inner.has_timeouts);
-        if !waits && known.taken == known.told {
-            return Ok(Vec::new());
-        }
-        let inner = inner.ok_or_else(why)?;
+        let is_even = known.taken == known.told;
+        let Some(inner) = inner else { return if waits || !is_even { Err(why()) } else { Ok(Vec::new()) } };
         let armed = if waits { armed::dump(probe, inner, known.cq_entries, cx)? } else { Vec::new() };
-        cx.shelf.of::<Unsure>().note(why(), armed.len(), inner);
+        cx.shelf.of::<UnderWay>().note(why(), waits || !is_even, armed.len(), inner);
         Ok(armed)
     }
 }
@@ -656,7 +654,7 @@ impl FdKind for IoUring {
     }
 
     fn settle(&self, cx: &mut DumpCx) -> Failures {
-        std::mem::take(cx.shelf.of::<Unsure>()).judge(cx)
+        std::mem::take(cx.shelf.of::<UnderWay>()).judge(cx)
     }
 
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {

@@ -75,19 +75,21 @@ impl Held {
     }
 }
 
-/// Rings of which it is not known by their counters whether all requests are known, and the number of those that are.
+/// What the requests of the tree that are under way are compared with.
 #[derive(Debug, Default)]
-pub struct Unsure {
-    rings: Failures,
+pub struct UnderWay {
+    /// Why each ring is refused if there are others than those that are known; and is it likely to be the one?
+    rings: Vec<(bool, Failure)>,
     known: usize,
     /// Threads of the kernel: their `task_struct`.
     threads: Vec<u64>,
 }
 
-impl Unsure {
-    /// Notes a ring, and why it is refused if there are others.
-    pub fn note(&mut self, why: Failure, known: usize, inner: &Inner) {
-        self.rings.push(why);
+impl UnderWay {
+    /// Notes a ring, of whose requests so many are known. One that does not have as many completions as requests `is_likely`
+    /// to have more.
+    pub fn note(&mut self, why: Failure, is_likely: bool, known: usize, inner: &Inner) {
+        self.rings.push((is_likely, why));
         self.known += known;
         self.threads.extend(inner.sq_thread.as_ref().map(|thread| thread.task));
     }
@@ -101,7 +103,13 @@ impl Unsure {
         self.threads.dedup();
         let threads = self.threads.iter().map(|task| uring::in_flight_of(*task));
         let under_way = cx.tids.iter().map(|tid| uring::in_flight(*tid)).chain(threads).sum::<Option<i64>>();
-        if under_way == Some(self.known as i64) { Failures::new() } else { self.rings }
+        let is_one_likely = self.rings.iter().any(|(is_likely, _)| *is_likely);
+        let is_it = |is_likely: bool| match under_way {
+            Some(count) if count == self.known as i64 => false,
+            Some(_) => is_likely || !is_one_likely,
+            None => is_likely,
+        };
+        self.rings.into_iter().filter(|(is_likely, _)| is_it(*is_likely)).map(|(_, why)| why).collect()
     }
 }
 
