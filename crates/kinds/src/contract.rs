@@ -639,18 +639,19 @@ type File = (&'static dyn AnyFdKind, AnyEntry);
 /// Records that are decoded on all processors.
 const MANY: usize = 512;
 
-fn decode_file((index, entry): &(usize, FileEntry)) -> Result<File, Failure> {
-    let corrupt = |why: String| Failure::corrupt("files.img", Some(*index), why);
+fn decode_file(index: usize, body: &[u8]) -> Result<(u32, File), Failure> {
+    let corrupt = |why: String| Failure::corrupt("files.img", Some(index), why);
+    let entry = FileEntry::decode(body).map_err(|error| corrupt(error.to_string()))?;
     let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {
         let name = image::FdTypes::try_from(entry.kind)
             .map_or("unknown".into(), |kind| format!("{kind:?}").to_lowercase());
-        let object = Object::Image { file: "files.img".into(), entry: Some(*index) };
+        let object = Object::Image { file: "files.img".into(), entry: Some(index) };
         let why = format!("a file of type {} ({name}) is not carried yet", entry.kind);
         return Err(Failure::unsupported(object, why));
     };
     match &entry.body {
         Some((tag, body)) if *tag == kind.tag() => {
-            kind.decode(body).map(|decoded| (*kind, decoded)).map_err(corrupt)
+            kind.decode(body).map(|decoded| (entry.id, (*kind, decoded))).map_err(corrupt)
         }
         _ => Err(corrupt(format!("has no body of a {}", kind.name()))),
     }
@@ -674,25 +675,25 @@ impl std::fmt::Debug for FileTable {
 }
 
 impl FileTable {
-    /// Sorts the records of `files.img` by kind, those of `remap-fpath.img` by file, and those of `tty-info.img`.
+    /// Decodes the records of `files.img` and sorts them by kind, those of `remap-fpath.img` by file, and those of `tty-info.img`.
     ///
     /// # Errors
     /// Every record of a kind that is not carried, and every one that is no record of its kind.
     pub fn new(
-        entries: Vec<FileEntry>,
+        entries: &[&[u8]],
         remaps: Vec<RemapFilePathEntry>,
         terminals: Vec<TtyInfoEntry>,
     ) -> Result<FileTable, Failures> {
         let mut failures = Failures::new();
         let terminals = terminals.into_iter().map(|info| (info.id, info)).collect();
         let mut table = FileTable { terminals, ..FileTable::default() };
-        let entries: Vec<(usize, FileEntry)> = entries.into_iter().enumerate().collect();
-        let decode = |share: &[(usize, FileEntry)]| {
+        let entries: Vec<(usize, &[u8])> = entries.iter().copied().enumerate().collect();
+        let decode = |share: &[(usize, &[u8])]| {
             // A failure is many times as large as a file, and rare.
             let (mut files, mut failures) = (Vec::with_capacity(share.len()), Vec::new());
-            for entry in share {
-                match decode_file(entry) {
-                    Ok(file) => files.push((entry.1.id, file)),
+            for (index, body) in share {
+                match decode_file(*index, body) {
+                    Ok(file) => files.push(file),
                     Err(failure) => failures.push(failure),
                 }
             }
@@ -704,9 +705,12 @@ impl FileTable {
         });
         if !table.files.add(sound).is_empty() {
             let mut seen = HashSet::new();
-            for (index, entry) in entries.iter().filter(|(_, entry)| !seen.insert(entry.id)) {
-                let why = format!("the id {} is taken", entry.id);
-                failures.push(Failure::corrupt("files.img", Some(*index), why));
+            for (index, body) in &entries {
+                let Ok(FileEntry { id, .. }) = FileEntry::decode(*body) else { continue };
+                if !seen.insert(id) {
+                    let why = format!("the id {id} is taken");
+                    failures.push(Failure::corrupt("files.img", Some(*index), why));
+                }
             }
         }
         for (id, (kind, _)) in table.files.iter() {
