@@ -12,7 +12,7 @@ use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
 use kinds::fd::ghost::{self, Links};
-use kinds::fd::{secret, tty};
+use kinds::fd::{secret, tty, uring};
 use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
@@ -196,6 +196,7 @@ fn dump(
     // As late as can be: what it takes is missing in the tree until that goes on.
     let queues = tty::write(&mut census.cx)?;
     let segments = sysv::ids(&mut census.cx);
+    let held = uring::held(&mut census.cx);
     write_images(&encode::encode(census), dir)?;
     dir.finish(&encode::inventory(&past.run_id))?;
     let state = match options {
@@ -233,6 +234,7 @@ fn dump(
     let is_gone = matches!(state, FinalState::Killed);
     tree.finish(state);
     if is_gone {
+        held.await_end();
         sysv::remove(&segments);
     }
     taking.report(freezing_us, frozen_us, scanned);

@@ -5,7 +5,7 @@ use agent::inject::{Context, Door, Host};
 use agent::{Watch, arch};
 use kinds::task::seccomp;
 use model::{Errno, Failure, Object, Remedy};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Instant;
 use sys::proc::Stat;
@@ -25,7 +25,7 @@ pub struct Thread {
 pub struct Part {
     pub pid: i32,
     pub threads: Vec<Thread>,
-    /// Threads of the kernel, which are not held; see [`is_of_kernel`].
+    /// Threads of the kernel, which are not held; see [`workers`].
     workers: Vec<i32>,
 }
 
@@ -140,7 +140,12 @@ impl Tracer {
                     && !part.workers.contains(tid)
                     && part.threads.iter().all(|thread| thread.tid != *tid)
             };
-            let new: Vec<i32> = tids.into_iter().filter(is_new).collect();
+            let is_many = tids.len() >= sys::threads::MANY;
+            let mut new: Vec<i32> = tids.into_iter().filter(is_new).collect();
+            // To attach to one would wake it, and what it waits for may be there in a moment.
+            let workers = workers(pid, &new, is_many);
+            new.retain(|tid| !workers.contains(tid));
+            part.workers.extend(workers);
             if new.is_empty() {
                 let tids = part.threads[before..].iter().map(|thread| thread.tid).collect();
                 return Ok(Seized::Threads { tids, stop });
@@ -155,9 +160,6 @@ impl Tracer {
                         stopping.push(running);
                     }
                     Err(error) if error.code == libc::ESRCH => {}
-                    Err(error) if error.code == libc::EPERM && is_of_kernel(pid, tid) => {
-                        part.workers.push(tid);
-                    }
                     // It will be missing the next time.
                     Err(_) if tid != pid && is_ending(pid, tid) && Instant::now() < deadline => {}
                     Err(error) => {
@@ -197,14 +199,18 @@ impl Tracer {
     }
 }
 
-/// Is this a thread of the kernel that works for the process, on its io_uring requests? It runs no code of the
-/// process. Some kernels let nobody attach to it.
-fn is_of_kernel(pid: i32, tid: i32) -> bool {
-    const PF_IO_WORKER: u32 = 0x10;
-    const PF_USER_WORKER: u32 = 0x4000;
-    let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/stat")).ok();
-    let stat = text.and_then(|text| sys::proc::parse_stat(&text));
-    stat.is_some_and(|stat| stat.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0)
+/// Those of these threads that are the kernel's, see [`sys::threads::is_of_kernel`].
+fn workers(pid: i32, tids: &[i32], is_many: bool) -> HashSet<i32> {
+    let told = if is_many { sys::threads::of(pid) } else { None };
+    let told: HashMap<i32, bool> =
+        told.into_iter().flatten().map(|told| (told.tid, told.is_of_kernel)).collect();
+    let says = |tid: i32| {
+        let text = sys::fd::text(&format!("/proc/{pid}/task/{tid}/stat")).ok();
+        let stat = text.and_then(|text| sys::proc::parse_stat(&text));
+        stat.is_some_and(|stat| sys::threads::is_of_kernel(stat.flags))
+    };
+    let is_one = |tid: &i32| *tid != pid && told.get(tid).copied().unwrap_or_else(|| says(*tid));
+    tids.iter().copied().filter(is_one).collect()
 }
 
 /// Has this thread come to its end, or is it gone, with nobody who waits for it? The kernel lets nobody attach to it any
@@ -297,11 +303,6 @@ impl Part {
                 continue;
             }
             match Context::read(&stopped) {
-                // Whoever never was outside of the kernel has no place to go on there.
-                Ok(context) if context.registers.ip == 0 && is_of_kernel(pid, tid) => {
-                    let _ = stopped.detach();
-                    self.workers.push(tid);
-                }
                 Ok(context) => self.threads.push(Thread { tid, context, stopped: Some(stopped) }),
                 Err(error) if error.code == libc::ENOSYS => {
                     let _ = stopped.detach();

@@ -15,11 +15,15 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] = &[
+    "ArmedEntry",
     "InotifyEventEntry",
     "IoUringEntry",
+    "PersonalityEntry",
     "RegisteredRing",
+    "RestrictionsEntry",
     "RingBuffers",
     "SecretEntry",
+    "SqThreadEntry",
     "UnixCredEntry",
     "WorkingSetEntry",
     "XstateComponent",

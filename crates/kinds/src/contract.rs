@@ -7,7 +7,7 @@ use crate::fd::socket_options;
 use crate::fd::tty::{Control, Person, TtyInfoEntry};
 use agent::crew::in_parallel;
 use agent::{Area, List};
-use image::{Dir, FileEntry, FownEntry, Message, SkOptsEntry, Writer};
+use image::{CredsEntry, Dir, FileEntry, FownEntry, Message, SkOptsEntry, Writer};
 use model::{Errno, Failure, Failures, IdMap, Object, Options};
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -394,6 +394,24 @@ pub trait FdKind: Sync {
         false
     }
 
+    /// What is done for it by threads with other credentials, in this order.
+    fn errands<'e>(&self, _entry: &'e Self::Entry) -> Vec<Errand<'e>> {
+        Vec::new()
+    }
+
+    /// Adds the calls of errand `nth`; `fd` is ours, `at_hand` the number of what the thread has for it. Returns the call
+    /// that makes the file, if it does.
+    fn run_errand(
+        &self,
+        _entry: &Self::Entry,
+        _nth: usize,
+        _fd: &OwnedFd,
+        _at_hand: i32,
+        _ops: &mut TaskOps,
+    ) -> Result<Option<usize>, Failure> {
+        Ok(None)
+    }
+
     /// What has to wait until the descriptors of a task are in place, or is bound to the task: links
     /// that may be circular, signals. `number` is the descriptor in the first task that has it.
     fn finish(&self, _entry: &Self::Entry, _number: i32, _ops: &mut TaskOps) -> Result<(), Failure> {
@@ -405,10 +423,42 @@ pub trait FdKind: Sync {
         None
     }
 
+    /// Threads that make a call of their own for it, in this order, when each is what it was.
+    fn repeats(&self, _entry: &Self::Entry) -> Vec<i32> {
+        Vec::new()
+    }
+
+    /// Adds call `nth` of those; what is ours to do before is done at once. `number` is the descriptor in the process of
+    /// the thread.
+    fn repeat(
+        &self,
+        _entry: &Self::Entry,
+        _nth: usize,
+        _fd: &OwnedFd,
+        _number: i32,
+        _cx: &ArmCx,
+        _ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Sets going what must not run before everything is there.
     fn arm(&self, _entry: &Self::Entry, _fd: &OwnedFd, _cx: &ArmCx) -> Result<(), Failure> {
         Ok(())
     }
+}
+
+/// What a thread of a process does for a file, with credentials that it takes for this alone: when all threads of the tree
+/// are there, so that no id is taken that one of them needs, and none has a descriptor of its own.
+#[derive(Debug)]
+pub struct Errand<'e> {
+    /// The process; none for the first that has the file.
+    pub pid: Option<i32>,
+    pub creds: &'e CredsEntry,
+    /// A file that it has at hand for it.
+    pub with: Option<u32>,
+    /// Does it make the file? What was opened before only stands for it.
+    pub makes: bool,
 }
 
 /// What is there at the end.
@@ -440,9 +490,28 @@ pub trait AnyFdKind: Sync {
     fn is_late(&self, entry: &dyn Any, files: &FileTable, tids: &HashSet<i32>) -> bool;
     fn holds(&self, images: &Dir) -> Result<Vec<u32>, Failure>;
     fn open(&self, entry: &dyn Any, cx: &mut OpenCx) -> Result<OwnedFd, Failure>;
+    fn errands<'e>(&self, entry: &'e dyn Any) -> Vec<Errand<'e>>;
+    fn run_errand(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        at_hand: i32,
+        ops: &mut TaskOps,
+    ) -> Result<Option<usize>, Failure>;
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure>;
     fn owner<'e>(&self, entry: &'e dyn Any) -> Option<&'e FownEntry>;
     fn needs(&self, entry: &dyn Any) -> Vec<u32>;
+    fn repeats(&self, entry: &dyn Any) -> Vec<i32>;
+    fn repeat(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure>;
     fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure>;
 }
 
@@ -516,6 +585,21 @@ impl<K: FdKind> AnyFdKind for K {
         FdKind::open(self, typed::<K>(entry), cx)
     }
 
+    fn errands<'e>(&self, entry: &'e dyn Any) -> Vec<Errand<'e>> {
+        FdKind::errands(self, typed::<K>(entry))
+    }
+
+    fn run_errand(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        at_hand: i32,
+        ops: &mut TaskOps,
+    ) -> Result<Option<usize>, Failure> {
+        FdKind::run_errand(self, typed::<K>(entry), nth, fd, at_hand, ops)
+    }
+
     fn finish(&self, entry: &dyn Any, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
         FdKind::finish(self, typed::<K>(entry), number, ops)
     }
@@ -526,6 +610,22 @@ impl<K: FdKind> AnyFdKind for K {
 
     fn needs(&self, entry: &dyn Any) -> Vec<u32> {
         FdKind::needs(self, typed::<K>(entry))
+    }
+
+    fn repeats(&self, entry: &dyn Any) -> Vec<i32> {
+        FdKind::repeats(self, typed::<K>(entry))
+    }
+
+    fn repeat(
+        &self,
+        entry: &dyn Any,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        FdKind::repeat(self, typed::<K>(entry), nth, fd, number, cx, ops)
     }
 
     fn arm(&self, entry: &dyn Any, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
@@ -682,6 +782,11 @@ impl FileTable {
         self.files
             .iter()
             .flat_map(|(id, (kind, entry))| kind.needs(&**entry).into_iter().map(move |needed| (id, needed)))
+    }
+
+    /// Is it made by a process itself, see [`Errand`]?
+    pub fn is_made_by_task(&self, id: u32) -> bool {
+        self.get(id).is_some_and(|(kind, entry)| kind.errands(entry).iter().any(|errand| errand.makes))
     }
 
     /// The record of a file that must be of one kind.

@@ -5,6 +5,7 @@
 //! has of its own, wave four starts what must not run before. Then every thread is stopped, the agent
 //! unmapped, registers set, and all are let go. Whatever fails before that: every process is killed.
 
+mod errands;
 mod own;
 mod table;
 
@@ -187,22 +188,48 @@ impl<'r> Exec<'r> {
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created = Created { root: root.pid, is_kept: false };
         let mut stage = Stage::begin();
+        self.close_inherited()?;
+        let files = |id: u32, mode: u32| {
+            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(id));
+            fd.map(AsRawFd::as_raw_fd)
+        };
+        let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
+        let is_made_later = |id: u32| self.checkpoint.files.is_made_by_task(id);
+        let sources = memory::Sources {
+            files: &files,
+            is_made_later: &is_made_later,
+            pages: &pages,
+            contents: &self.contents,
+            own: &own_vdso,
+            hole: &self.plan.hole,
+            segments: &self.checkpoint.segments,
+            reach: self.reach(),
+            many: if self.lazy.is_some() { 1 } else { memory::MANY },
+            makes_huge: self.lazy.is_none(),
+        };
         let (checkpoint, files) = (&*self.checkpoint, self.open.files);
+        let mut kinds = files.iter().filter_map(|(id, _)| checkpoint.files.get(id));
+        let has_errands = kinds.any(|(kind, entry)| !kind.errands(entry).is_empty());
         let (open, sent) = std::thread::scope(|scope| {
             // Unless some are still to be exchanged, many descriptors are on their way meanwhile.
-            let is_early = open_late.is_none() && table::is_large(checkpoint);
+            let is_early = open_late.is_none() && !has_errands && table::is_large(checkpoint);
             let sending = is_early.then(|| scope.spawn(|| table::send(checkpoint, files)));
-            let open = self.make_processes(&own_vdso)?;
+            let open = self.make_processes(&sources)?;
             let sent = sending.map(|sending| sending.join().expect("a worker does not panic")).transpose()?;
             Ok::<_, Failure>((open, sent))
         })?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
         self.aio_contexts()?;
-        let has_threads = open_late.is_some();
-        if let Some(open_late) = open_late {
+        let has_threads = open_late.is_some() || has_errands;
+        if has_threads {
             self.make_threads()?;
+        }
+        if let Some(open_late) = open_late {
             open_late()?;
+        }
+        if has_errands {
+            self.run_errands(&sources)?;
         }
         let sent = sent.map_or_else(|| table::send(checkpoint, files), Ok)?;
         self.place(&open, &sent, has_threads)?;
@@ -218,6 +245,7 @@ impl<'r> Exec<'r> {
                 }
             }
         }
+        self.repeat()?;
         self.start_timers()?;
         arm()?;
         self.become_tasks(threads)?;
@@ -353,24 +381,7 @@ impl<'r> Exec<'r> {
     }
 
     /// Returns the mappings of each task that are still writable though they must not be.
-    fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
-        self.close_inherited()?;
-        let files = |id: u32, mode: u32| {
-            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(id));
-            fd.map(AsRawFd::as_raw_fd)
-        };
-        let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
-        let sources = memory::Sources {
-            files: &files,
-            pages: &pages,
-            contents: &self.contents,
-            own: own_vdso,
-            hole: &self.plan.hole,
-            segments: &self.checkpoint.segments,
-            reach: self.reach(),
-            many: if self.lazy.is_some() { 1 } else { memory::MANY },
-            makes_huge: self.lazy.is_none(),
-        };
+    fn make_processes(&self, sources: &memory::Sources) -> Result<Vec<HashSet<u64>>, Failure> {
         let mut lists = Vec::with_capacity(self.checkpoint.tasks.len());
         let mut fillings = HashMap::new();
         let mut open = vec![HashSet::new(); self.checkpoint.tasks.len()];
@@ -400,7 +411,7 @@ impl<'r> Exec<'r> {
                 self.clone_children(at, Birth::Empty, ops)?;
                 let found = self.plan.finds_memory_of(&self.checkpoint.tasks, at);
                 let found = found.map(|found| (&self.checkpoint.tasks[found], &open[found]));
-                let mut filling = memory::build(task, found, &sources, ops)?;
+                let mut filling = memory::build(task, found, sources, ops)?;
                 open[at] = std::mem::take(&mut filling.open);
                 let counts = self.counts.get();
                 let pages_compared = counts.pages_compared + filling.compared;
@@ -408,7 +419,7 @@ impl<'r> Exec<'r> {
                 self.count(&[], filling.kept);
                 if filling.copy.is_empty() && filling.huge.is_empty() {
                     self.count(&filling.read, 0);
-                    memory::read(task, &mut filling.read, &sources, ops)?;
+                    memory::read(task, &mut filling.read, sources, ops)?;
                     self.clone_heirs(at, ops)?;
                 } else {
                     let flags = match self.comes_later(at) {
@@ -438,7 +449,7 @@ impl<'r> Exec<'r> {
             if let Some(at) = at
                 && let Some((op, filling)) = fillings.remove(&at)
             {
-                self.fill(at, List::result(&executed, op), filling, &sources)?;
+                self.fill(at, List::result(&executed, op), filling, sources)?;
             }
         }
         Ok(open)

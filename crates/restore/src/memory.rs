@@ -276,6 +276,8 @@ impl Reach {
 pub struct Sources<'r> {
     /// The coordinator's descriptor of a file by its id, open in an access mode.
     pub files: &'r dyn Fn(u32, u32) -> Option<i32>,
+    /// Is this one that is made only when all threads are there?
+    pub is_made_later: &'r dyn Fn(u32) -> bool,
     /// And of a pages file by its id.
     pub pages: &'r dyn Fn(PagesFile) -> Option<i32>,
     pub contents: &'r Contents,
@@ -342,7 +344,9 @@ pub fn build(
         map_vdso(task, whole, code, sources, ops)?;
     }
     let kept = task.mm.vmas.iter().filter(|entry| inherited(entry)).map(|entry| entry.start..entry.end);
-    map_rings(task, kept.chain(vdso_range(task).map(|(whole, _)| whole)).collect(), sources, ops)?;
+    let is_there = |entry: &VmaEntry| !is_made_later(entry, sources);
+    keep_for_rings(task, sources, ops);
+    map_rings(task, kept.chain(vdso_range(task).map(|(whole, _)| whole)).collect(), &is_there, sources, ops)?;
     ops.list.label("map the memory");
     let mut difference = Difference::default();
     sysv::attach(&task.mm.vmas, sources.segments, &inherited, ops)?;
@@ -530,17 +534,46 @@ pub fn read(task: &Task, runs: &mut [Run], sources: &Sources, ops: &mut TaskOps)
     Ok(())
 }
 
-/// Maps the rings of io_urings where they were. The kernel takes no wish for their addresses, so everything else is
-/// taken for a moment, and it has no choice. `taken` is what is mapped besides the agent.
+/// Is this the ring of an io_uring that is not there when memory is mapped?
+fn is_made_later(entry: &VmaEntry, sources: &Sources) -> bool {
+    vma::is_ring(entry) && vma::file_id(entry).is_some_and(sources.is_made_later)
+}
+
+/// Maps nothing, where nothing else is.
+fn take(range: &Range<u64>, ops: &mut TaskOps) -> usize {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let (start, len) = (range.start.into(), (range.end - range.start).into());
+    let args = [start, len, libc::PROT_NONE.into(), flags.into(), Arg::Value(u64::MAX), Arg::Value(0)];
+    ops.list.call(libc::SYS_mmap, &args, agent::Judge::OkOr(libc::EEXIST))
+}
+
+/// Keeps the places of rings free that are made later.
+fn keep_for_rings(task: &Task, sources: &Sources, ops: &mut TaskOps) {
+    for entry in task.mm.vmas.iter().filter(|entry| is_made_later(entry, sources)) {
+        take(&(entry.start..entry.end), ops);
+    }
+}
+
+/// Maps those.
+pub fn map_made_rings(task: &Task, sources: &Sources, ops: &mut TaskOps) -> Result<(), Failure> {
+    let taken = task.mm.vmas.iter().map(|entry| entry.start..entry.end);
+    let is_made = |entry: &VmaEntry| is_made_later(entry, sources);
+    map_rings(task, taken.chain(vdso_range(task).map(|(whole, _)| whole)).collect(), &is_made, sources, ops)
+}
+
+/// Maps the rings of io_urings where they were, those that are `wanted`. The kernel takes no wish for their addresses, so
+/// everything else is taken for a moment, and it has no choice. `taken` is what is mapped besides the agent.
 fn map_rings(
     task: &Task,
     mut taken: Vec<Range<u64>>,
+    wanted: &dyn Fn(&VmaEntry) -> bool,
     sources: &Sources,
     ops: &mut TaskOps,
 ) -> Result<(), Failure> {
     /// Nothing is mapped above without being told to.
     const TOP: u64 = (1 << 47) - PAGE;
-    let rings: Vec<&VmaEntry> = task.mm.vmas.iter().filter(|entry| vma::is_ring(entry)).collect();
+    let is_ring = |entry: &&VmaEntry| vma::is_ring(entry);
+    let rings: Vec<&VmaEntry> = task.mm.vmas.iter().filter(is_ring).filter(|entry| wanted(entry)).collect();
     if rings.is_empty() {
         return Ok(());
     }
@@ -551,7 +584,7 @@ fn map_rings(
     let redirected = redirected..redirected + sources.own.len();
     taken.extend([hole.start..hole.start + PAGE, hole.start + agent::puppet::PAGES..hole.end]);
     taken.extend([redirected.clone(), TOP..u64::MAX]);
-    taken.extend(rings.iter().map(|entry| entry.start..entry.end));
+    taken.extend(task.mm.vmas.iter().filter(is_ring).map(|entry| entry.start..entry.end));
     taken.sort_unstable_by_key(|range| (range.start, range.end));
     let mut free = vec![redirected];
     let mut at = PAGE;
@@ -561,12 +594,6 @@ fn map_rings(
         }
         at = at.max(range.end);
     }
-    let take = |range: &Range<u64>, ops: &mut TaskOps| {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-        let (start, len) = (range.start.into(), (range.end - range.start).into());
-        let args = [start, len, libc::PROT_NONE.into(), flags.into(), Arg::Value(u64::MAX), Arg::Value(0)];
-        ops.list.call(libc::SYS_mmap, &args, agent::Judge::OkOr(libc::EEXIST))
-    };
     let filled: Vec<(usize, u64)> =
         free.iter().map(|range| (take(range, ops), range.end - range.start)).collect();
     for entry in &rings {

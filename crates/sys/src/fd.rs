@@ -461,6 +461,13 @@ pub fn poll(fds: &[BorrowedFd], timeout_ms: i32) -> Result<Vec<bool>, Errno> {
     }
 }
 
+/// Is one of these events (POLLIN, ...) there, or the end or an error of it? Source: poll(2).
+pub fn is_ready(fd: impl AsFd, events: i16) -> Result<bool, Errno> {
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd on this stack.
+    check("poll", unsafe { libc::poll(&mut poll, 1, 0) }.into()).map(|count| count == 1)
+}
+
 /// Makes a hole in a file, whose length stays. Source: fallocate(2) FALLOC_FL_PUNCH_HOLE.
 pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> Result<(), Errno> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;

@@ -12,7 +12,7 @@ use model::Errno;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, OnceLock};
 
 const PROG_LOAD: i32 = 5;
@@ -127,6 +127,18 @@ impl Types {
                 known.insert((kind, name.to_owned()), (number, at));
             }
         }
+    }
+
+    /// The value of an enumerator, whatever its type is called; none where there is none, or a negative one.
+    pub fn enumerator(&self, name: &str) -> Option<u64> {
+        const ENUM: u32 = 6;
+        let values = |at: usize| {
+            let count = (word(self.text(), at + 4).unwrap_or(0) & 0xffff) as usize;
+            (0..count).map(move |nth| at + 12 + nth * 8)
+        };
+        let mut all = self.all().filter(|at| self.kind(*at) == ENUM).flat_map(values);
+        let found = all.find(|at| word(self.text(), *at).is_some_and(|named| self.is(named, name)))?;
+        word(self.text(), found + 4).map(u64::from)
     }
 
     /// Of a structure, in bytes.
@@ -533,6 +545,16 @@ impl Inside {
         Some(word(8)?.wrapping_sub(for_all))
     }
 
+    /// Has nobody but us an open file, of which we have one descriptor? Source: include/linux/file_ref.h, which counts from
+    /// zero; before Linux 6.13 the count was a plain one.
+    pub fn is_ours_alone(&self, fd: impl AsFd) -> Option<bool> {
+        let file = self.file(crate::process::own_pid(), fd.as_fd().as_raw_fd())?;
+        match self.types.offset("file", "f_ref") {
+            Some(_) => Some(self.member(file, "file", "f_ref")? == 0),
+            None => Some(self.member(file, "file", "f_count")? == 1),
+        }
+    }
+
     /// The open file behind a descriptor of a thread: its `struct file`.
     pub fn file(&self, tid: i32, number: i32) -> Option<u64> {
         let files = self.member(self.task(tid)?, "task_struct", "files")?;
@@ -545,13 +567,19 @@ impl Inside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn nonsense_describes_no_types() {
         for text in [&[][..], &[0xff; 64], &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]] {
             assert!(Types::new(Text::Read(text.to_vec())).is_none());
         }
+    }
+
+    #[test]
+    fn enumerators_are_found() {
+        let Some(types) = types() else { return println!("SKIP: no types here") };
+        assert_eq!(types.enumerator("PIDTYPE_TGID"), Some(1));
+        assert_eq!(types.enumerator("PIDTYPE_NONE"), None);
     }
 
     #[test]
@@ -565,6 +593,7 @@ mod tests {
         let address = |file: &File| inside.file(me, file.as_raw_fd()).expect("an address");
         assert_eq!(address(&file), address(&same));
         assert_ne!(address(&file), address(&other));
+        assert_eq!([&file, &other].map(|file| inside.is_ours_alone(file)), [Some(false), Some(true)]);
         assert_eq!(inside.long(8), None);
     }
 

@@ -8,6 +8,7 @@ pub mod apart;
 pub mod bpf;
 mod call;
 pub mod clock;
+pub mod cred;
 pub mod each;
 pub mod fanotify;
 pub mod fd;

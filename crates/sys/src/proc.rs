@@ -573,6 +573,8 @@ pub struct Uring {
     pub told: u32,
     /// -1 where no thread of the kernel looks for requests.
     pub sq_thread: i32,
+    /// The processor that it is on.
+    pub sq_cpu: i32,
     /// Lines of requests and completions that are in the rings, and whether the latter have more words.
     pub has_sqe_lines: bool,
     pub has_cqe_lines: bool,
@@ -599,6 +601,7 @@ pub fn parse_uring(text: &[u8]) -> Option<Uring> {
         taken: number("CachedSqHead")?,
         told: number("CachedCqTail")?,
         sq_thread: decimal(fdinfo(text, "SqThread")?)?,
+        sq_cpu: fdinfo(text, "SqThreadCpu").and_then(decimal).unwrap_or(-1),
         file_count: number("UserFiles")?,
         ..Uring::default()
     };

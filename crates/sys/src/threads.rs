@@ -30,6 +30,8 @@ pub struct Told {
     pub has_pending: bool,
     /// Has it children of its own?
     pub has_children: bool,
+    /// Is it one of the kernel's, see [`is_of_kernel`]?
+    pub is_of_kernel: bool,
     /// What is the same for threads that have the same ids, groups, capabilities, rights to gain new ones, and system call filters.
     pub identity: [u64; 3],
     /// What is the same for threads that have these in common: memory, descriptors, handlers of signals, and folders.
@@ -45,6 +47,12 @@ pub struct Told {
     pub cwd: [u64; 2],
 }
 
+/// Is a thread with these flags one of the kernel that works for the process, on its io_uring requests? It runs no code of
+/// the process. Source: include/linux/sched.h, PF_IO_WORKER and PF_USER_WORKER.
+pub fn is_of_kernel(flags: u32) -> bool {
+    flags & (0x10 | 0x4000) != 0
+}
+
 /// Bits of a thread's flags that are not told elsewhere: no_new_privs. Source: include/linux/sched.h, PFA_NO_NEW_PRIVS.
 const NO_NEW_PRIVS: u64 = 1;
 /// Namespaces of pids that may lie around ours.
@@ -52,7 +60,7 @@ const LEVELS: usize = 4;
 /// Bytes of a `struct upid`: number, and address of the namespace.
 const UPID: u64 = 16;
 /// Of a `struct pid` the number and namespace at each level, and then all else.
-const WORDS: usize = 2 * LEVELS + 28;
+const WORDS: usize = 2 * LEVELS + 29;
 
 fn each() -> Option<&'static Each> {
     static EACH: OnceLock<Option<Each>> = OnceLock::new();
@@ -80,6 +88,7 @@ fn each() -> Option<&'static Each> {
             "fs",
             "nsproxy",
             "children",
+            "flags",
         ]
         .map(task);
         let (comm, pending, policy) = (task("comm"), task("pending"), task("mempolicy"));
@@ -111,7 +120,7 @@ fn own_level() -> Option<usize> {
     *LEVEL.get_or_init(read)
 }
 
-/// Of each thread of a process that stands still; none where this kernel does not tell.
+/// Of each thread of a process; some may be missing unless it stands still. None where this kernel does not tell.
 pub fn of(pid: i32) -> Option<Vec<Told>> {
     let level = own_level()?;
     let words = each()?.of(pid)?;
@@ -129,7 +138,7 @@ fn told(words: &[u64; WORDS], level: usize, children_at: u64) -> Told {
     let (death_signal, clear_tid, timer_slack) = (next() as u32, next(), next());
     let identity = [next(), next() & NO_NEW_PRIVS, next()];
     let (memory, files, handlers, folders) = (next(), next(), next(), next());
-    let (nsproxy, children) = (next(), next());
+    let (nsproxy, children, flags) = (next(), next(), next() as u32);
     let (secure_bits, users, exe) = (next() as u32, next(), next());
     let comm: Vec<u8> = [next(), next()].into_iter().flat_map(u64::to_ne_bytes).collect();
     let (root, cwd) = ([next(), next()], [next(), next()]);
@@ -147,6 +156,7 @@ fn told(words: &[u64; WORDS], level: usize, children_at: u64) -> Told {
         has_pending: pending != 0,
         // A list without entries points to itself.
         has_children: children != address.wrapping_add(children_at),
+        is_of_kernel: is_of_kernel(flags),
         identity,
         memory,
         files,
@@ -193,6 +203,7 @@ mod tests {
                 assert_eq!((told.stack.0, told.stack.1), (stack.ss_sp as u64, stack.ss_size as u64));
                 assert_eq!((slack, told.timer_slack), (12_345, 12_345));
                 assert_eq!((told.death_signal, told.has_policy, told.has_pending), (0, false, false));
+                assert!(!told.is_of_kernel);
                 assert_ne!(told.clear_tid, 0);
                 assert_eq!((told.identity, told.files, told.folders), (own.identity, own.files, own.folders));
             };

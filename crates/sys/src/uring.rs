@@ -1,16 +1,21 @@
 //! io_uring: setup, registration, and what a ring looks like in memory.
 
 use crate::call::check;
-use crate::inside::{inside, types};
+use crate::inside::{Inside, inside, types};
 use crate::memory::{PAGE, SharedMap, memfd};
 use model::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
+pub mod armed;
+
 /// Flags of io_uring_setup(2). Source: include/uapi/linux/io_uring.h.
 pub mod setup {
     pub const IOPOLL: u32 = 1;
+    pub const SQPOLL: u32 = 1 << 1;
+    pub const SQ_AFF: u32 = 1 << 2;
     pub const CQSIZE: u32 = 1 << 3;
+    pub const ATTACH_WQ: u32 = 1 << 5;
     pub const R_DISABLED: u32 = 1 << 6;
     pub const SUBMIT_ALL: u32 = 1 << 7;
     pub const COOP_TASKRUN: u32 = 1 << 8;
@@ -30,7 +35,10 @@ pub mod register {
     pub const FILES: u32 = 2;
     pub const EVENTFD: u32 = 4;
     pub const EVENTFD_ASYNC: u32 = 7;
+    pub const PERSONALITY: u32 = 9;
+    pub const UNREGISTER_PERSONALITY: u32 = 10;
     pub const RESTRICTIONS: u32 = 11;
+    pub const ENABLE_RINGS: u32 = 12;
     pub const RING_FDS: u32 = 20;
     pub const PBUF_RING: u32 = 22;
     pub const PBUF_STATUS: u32 = 26;
@@ -44,6 +52,9 @@ pub mod ring {
     pub const CQ_HEAD: usize = 8;
     pub const CQ_TAIL: usize = 12;
     pub const SQ_DROPPED: usize = 32;
+    pub const SQ_FLAGS: usize = 36;
+    /// Of those: the thread that looks for requests has to be woken.
+    pub const NEED_WAKEUP: u32 = 1;
     pub const CQ_FLAGS: usize = 40;
     pub const CQ_OVERFLOW: usize = 44;
     pub const CQES: usize = 64;
@@ -59,26 +70,38 @@ pub fn group_at(group: u16) -> u64 {
 }
 
 /// A request: `struct io_uring_sqe`, the first half of it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request {
     pub operation: u8,
     pub flags: u8,
+    /// Flags of some operations, in the place of a priority.
+    pub priority: u16,
     pub fd: i32,
     pub offset: u64,
     pub address: u64,
     pub len: u32,
+    /// Flags of most operations, or events.
+    pub more: u32,
+    /// What its completions tell.
+    pub data: u64,
     pub group: u16,
+    /// Where among the registered files a new one is put.
+    pub file_index: u32,
 }
 
 impl Request {
     pub fn bytes(&self) -> [u8; 64] {
         let mut bytes = [0; 64];
         bytes[..2].copy_from_slice(&[self.operation, self.flags]);
+        bytes[2..4].copy_from_slice(&self.priority.to_ne_bytes());
         bytes[4..8].copy_from_slice(&self.fd.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.offset.to_ne_bytes());
         bytes[16..24].copy_from_slice(&self.address.to_ne_bytes());
         bytes[24..28].copy_from_slice(&self.len.to_ne_bytes());
+        bytes[28..32].copy_from_slice(&self.more.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&self.data.to_ne_bytes());
         bytes[40..42].copy_from_slice(&self.group.to_ne_bytes());
+        bytes[44..48].copy_from_slice(&self.file_index.to_ne_bytes());
         bytes
     }
 }
@@ -101,6 +124,23 @@ pub struct Params {
     pub cq_off: [u32; 10],
 }
 
+impl Params {
+    /// As they lie in memory.
+    pub fn bytes(&self) -> Vec<u8> {
+        let words = [
+            self.sq_entries,
+            self.cq_entries,
+            self.flags,
+            self.sq_thread_cpu,
+            self.sq_thread_idle,
+            self.features,
+            self.wq_fd,
+        ];
+        let words = words.iter().chain(&self.resv).chain(&self.sq_off).chain(&self.cq_off);
+        words.flat_map(|word| word.to_ne_bytes()).collect()
+    }
+}
+
 const _: () = assert!(size_of::<Params>() == 120 && std::mem::offset_of!(Params, cq_off) == 80);
 
 /// Makes a ring.
@@ -120,12 +160,37 @@ pub fn new(params: &mut Params) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Submits entries of a ring of our own; returns how many. Source: io_uring_enter(2).
+/// Can one request take many buffers at a time? Linux 6.10.
+pub fn has_bundles() -> bool {
+    const FEAT_RECVSEND_BUNDLE: u32 = 1 << 14;
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let mut params = Params { sq_entries: 1, ..Params::default() };
+        new(&mut params).is_ok() && params.features & FEAT_RECVSEND_BUNDLE != 0
+    })
+}
+
+/// Submits entries of a ring of our own; returns how many. A thread of the kernel that takes them (SQPOLL) is woken.
+///
+/// # Errors
+/// `EBADFD` when the ring is not enabled yet; `EOWNERDEAD` when that thread is no more.
+///
+/// Source: io_uring_enter(2).
 pub fn submit(ring: impl AsFd, count: u32) -> Result<u32, Errno> {
+    const SQ_WAKEUP: u32 = 1 << 1;
+    enter(ring, count, SQ_WAKEUP)
+}
+
+fn enter(ring: impl AsFd, count: u32, flags: u32) -> Result<u32, Errno> {
     let ring = ring.as_fd().as_raw_fd();
     // SAFETY: integers and a null pointer; the entries are the caller's own, and name no memory.
-    let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, count, 0, 0, 0usize, 0) };
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, count, 0, flags, 0usize, 0) };
     check("io_uring_enter", done).map(|done| done as u32)
+}
+
+/// Is it not enabled yet? Nothing is submitted, and nobody woken.
+pub fn is_disabled(ring: impl AsFd) -> bool {
+    enter(ring, 0, 0).is_err_and(|error| error.code == libc::EBADFD)
 }
 
 /// The error of a registration whose argument lies nowhere: `EFAULT` when everything else was right.
@@ -135,6 +200,44 @@ pub fn refusal(ring: impl AsFd, operation: u32) -> i32 {
     // SAFETY: the kernel can read nothing at this address, so that nothing is registered.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, NOWHERE, 1) };
     check("io_uring_register", result).err().map_or(0, |error| error.code)
+}
+
+/// Makes a registration of which the kernel reads `count` records; returns what it says.
+///
+/// # Errors
+/// Those of the operation.
+///
+/// Source: io_uring_register(2).
+fn register(ring: impl AsFd, operation: u32, records: &[u8], count: usize) -> Result<i64, Errno> {
+    let ring = ring.as_fd().as_raw_fd();
+    let argument = if records.is_empty() { std::ptr::null() } else { records.as_ptr() };
+    // SAFETY: the kernel reads as many records as there are in memory of the caller's, and keeps no address.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, argument, count) };
+    check("io_uring_register", result)
+}
+
+/// Has a ring that is not enabled yet allow these things alone, from then on.
+///
+/// # Errors
+/// `EBADFD` for one that is enabled.
+pub fn restrict(ring: impl AsFd, restrictions: &Restrictions) -> Result<(), Errno> {
+    let records = restrictions.records();
+    register(ring, register::RESTRICTIONS, &records.concat(), records.len()).map(drop)
+}
+
+/// Enables a ring that was made without.
+pub fn enable(ring: impl AsFd) -> Result<(), Errno> {
+    register(ring, register::ENABLE_RINGS, &[], 0).map(drop)
+}
+
+/// Registers the credentials of the calling thread; returns their number, the next that is free.
+pub fn register_personality(ring: impl AsFd) -> Result<u32, Errno> {
+    register(ring, register::PERSONALITY, &[], 0).map(|number| number as u32)
+}
+
+/// Forgets one.
+pub fn forget_personality(ring: impl AsFd, number: u32) -> Result<(), Errno> {
+    register(ring, register::UNREGISTER_PERSONALITY, &[], number as usize).map(drop)
 }
 
 /// Is there a ring of provided buffers with this number? Source: io_uring_register(2), Linux 6.8.
@@ -186,10 +289,105 @@ pub struct Inner {
     pub eventfd: Option<(u32, bool)>,
     pub has_buffer_groups: bool,
     pub has_personalities: bool,
-    pub has_restrictions: bool,
+    /// What is allowed, or will be when it is enabled.
+    pub restrictions: Option<Restrictions>,
     /// Requests that wait for a time, which may come again and again.
     pub has_timeouts: bool,
+    /// The thread of the kernel that looks for requests.
+    pub sq_thread: Option<SqThread>,
     context: u64,
+}
+
+/// What may be asked of a ring. Source: io_uring_register(2) IORING_REGISTER_RESTRICTIONS.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Bit n: registration n, or operation n, is allowed.
+    pub registrations: u64,
+    pub operations: u64,
+    /// Flags that a request may have, and must have.
+    pub flags_allowed: u8,
+    pub flags_required: u8,
+}
+
+impl Restrictions {
+    /// None inside where there are none; none at all where there are more than is known.
+    fn of(inside: &Inside, address: u64) -> Option<Option<Restrictions>> {
+        const RESTRICTION: &str = "io_restriction";
+        let at = |member: &str| inside.at(address, RESTRICTION, member);
+        let word = |member: &str| inside.long(at(member)?);
+        let byte = |member: &str| inside.int(at(member)?).map(|word| word as u8);
+        let is_known = [("register_op", "sqe_op"), ("sqe_op", "sqe_flags_allowed")]
+            .iter()
+            .all(|(one, next)| at(one).zip(at(next)).is_some_and(|(one, next)| next - one == 8));
+        if byte("registered")? == 0 {
+            return Some(None);
+        }
+        is_known.then_some(())?;
+        Some(Some(Restrictions {
+            registrations: word("register_op")?,
+            operations: word("sqe_op")?,
+            flags_allowed: byte("sqe_flags_allowed")?,
+            flags_required: byte("sqe_flags_required")?,
+        }))
+    }
+
+    /// An array of `struct io_uring_restriction`: what, which, reserved.
+    pub fn records(&self) -> Vec<[u8; 16]> {
+        const REGISTER_OP: u16 = 0;
+        const SQE_OP: u16 = 1;
+        const FLAGS_ALLOWED: u16 = 2;
+        const FLAGS_REQUIRED: u16 = 3;
+        let record = |what: u16, which: u8| {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&what.to_ne_bytes());
+            bytes[2] = which;
+            bytes
+        };
+        let each = |what: u16, bits: u64| {
+            (0..64).filter(move |bit| bits >> bit & 1 != 0).map(move |bit| record(what, bit))
+        };
+        let flags = [record(FLAGS_ALLOWED, self.flags_allowed), record(FLAGS_REQUIRED, self.flags_required)];
+        each(REGISTER_OP, self.registrations).chain(each(SQE_OP, self.operations)).chain(flags).collect()
+    }
+}
+
+/// A thread of the kernel that looks for requests (SQPOLL), and what it has for one ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqThread {
+    /// What rings have in common that share it.
+    pub data: u64,
+    /// The `task_struct` of the thread, zero when it has ended, and that of the leader of its process.
+    pub task: u64,
+    pub leader: u64,
+    /// How long it looks before it sleeps, in milliseconds.
+    pub idle_ms: u32,
+    /// Does it run on one processor alone (SQ_AFF)?
+    pub is_bound: bool,
+    /// Where the kernel has the credentials (`struct cred`) of the ring's requests.
+    pub cred: u64,
+}
+
+impl SqThread {
+    fn of(inside: &Inside, context: u64, setup: u32) -> Option<SqThread> {
+        const CONTEXT: &str = "io_ring_ctx";
+        let data = inside.member(context, CONTEXT, "sq_data")?;
+        let task = inside.member(data, "io_sq_data", "thread")?;
+        let idle = inside.int(inside.at(context, CONTEXT, "sq_thread_idle")?)?;
+        Some(SqThread {
+            data,
+            task,
+            leader: if task == 0 { 0 } else { inside.member(task, "task_struct", "group_leader")? },
+            idle_ms: crate::clock::ticks_to_ms(idle),
+            is_bound: setup & setup::SQ_AFF != 0,
+            cred: inside.member(context, CONTEXT, "sq_creds")?,
+        })
+    }
+
+    /// Does it sleep until it is woken?
+    pub fn sleeps(&self) -> Option<bool> {
+        let inside = inside()?;
+        Some(inside.int(inside.at(self.task, "task_struct", "on_rq")?)? == 0)
+    }
 }
 
 impl Inner {
@@ -214,16 +412,20 @@ impl Inner {
             }
         };
         let timeouts = inside.at(context, CONTEXT, "timeout_list");
+        let setup = int("flags")?;
         let restrictions = inside.at(context, CONTEXT, "restrictions")?;
-        let is_restricted = inside.at(restrictions, "io_restriction", "registered")?;
         Some(Inner {
-            setup: int("flags")?,
+            setup,
             eventfd,
             has_buffer_groups: is_there("io_bl_xa")?,
             has_personalities: is_there("personalities")?,
-            has_restrictions: inside.int(is_restricted)? & 0xff != 0,
+            restrictions: Restrictions::of(inside, restrictions)?,
             // An empty list leads to itself.
             has_timeouts: timeouts.is_some_and(|list| inside.long(list) != Some(list)),
+            sq_thread: match setup & setup::SQPOLL {
+                0 => None,
+                _ => Some(SqThread::of(inside, context, setup)?),
+            },
             context,
         })
     }
@@ -264,6 +466,12 @@ impl Inner {
         groups.into_iter().map(|(_, address)| group(address)).collect()
     }
 
+    /// The registered personalities: number, and where the kernel has the credentials (`struct cred`).
+    pub fn personalities(&self) -> Option<Vec<(u64, u64)>> {
+        let inside = inside()?;
+        inside.entries(inside.at(self.context, "io_ring_ctx", "personalities")?)
+    }
+
     /// The `struct file` of each registered file, zero for none.
     pub fn files(&self) -> Option<Vec<u64>> {
         /// What is kept in the lowest bits. Source: io_uring/filetable.h.
@@ -297,10 +505,15 @@ pub fn registered_rings(tid: i32) -> Option<[u64; RINGFD_REG_MAX as usize]> {
 
 /// How many requests of a thread, which stands still, are under way, in whatever rings.
 pub fn in_flight(tid: i32) -> Option<i64> {
+    in_flight_of(inside()?.task(tid)?)
+}
+
+/// The same by its `task_struct`.
+pub fn in_flight_of(task: u64) -> Option<i64> {
     const TASK: &str = "io_uring_task";
     const COUNTER: &str = "percpu_counter";
     let inside = inside()?;
-    let own = inside.member(inside.task(tid)?, "task_struct", "io_uring")?;
+    let own = inside.member(task, "task_struct", "io_uring")?;
     if own == 0 {
         return Some(0);
     }

@@ -1,5 +1,7 @@
 //! Making children and waiting for them.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
@@ -43,6 +45,17 @@ pub fn clone_sharing(flags: i32, body: impl FnOnce()) -> Child {
 }
 
 impl Child {
+    /// The open file behind a descriptor of the child.
+    #[track_caller]
+    pub fn take_descriptor(&self, number: i32) -> OwnedFd {
+        // SAFETY: integers alone.
+        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid.as_raw(), 0) };
+        let process = owned(super::call::check("pidfd_open", process));
+        // SAFETY: integers alone.
+        let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+        owned(super::call::check("pidfd_getfd", taken))
+    }
+
     #[track_caller]
     pub fn wait(&self) -> WaitStatus {
         waitpid(self.pid, Some(WaitPidFlag::__WALL)).expect("waitpid")
@@ -79,4 +92,9 @@ pub fn clone_with_exit_signal(signal: nix::sys::signal::Signal, body: impl FnOnc
         }
         pid => Child { pid: Pid::from_raw(i32::try_from(pid).expect("a pid")) },
     }
+}
+
+fn owned(number: i64) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
 }

@@ -8,6 +8,8 @@ use super::memory::{Map, PAGE};
 
 pub const IOPOLL: u32 = 1;
 pub const SQPOLL: u32 = 1 << 1;
+pub const SQ_AFF: u32 = 1 << 2;
+pub const ATTACH_WQ: u32 = 1 << 5;
 pub const R_DISABLED: u32 = 1 << 6;
 pub const SUBMIT_ALL: u32 = 1 << 7;
 pub const COOP_TASKRUN: u32 = 1 << 8;
@@ -26,10 +28,14 @@ const WRITE_FIXED: u8 = 5;
 const TIMEOUT: u8 = 11;
 const READ: u8 = 22;
 const WRITE: u8 = 23;
+const RECV: u8 = 27;
 const PROVIDE_BUFFERS: u8 = 31;
 
+/// A flag: a buffer is taken from a group.
+const BUFFER_SELECT: u8 = 1 << 5;
+
 /// A request: operation, flags, descriptor, address, length, what comes back with the completion.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     operation: u8,
     flags: u8,
@@ -41,13 +47,17 @@ pub struct Request {
     offset: u64,
     /// The group of buffers to take one from, or to give some to.
     group: u16,
+    /// Whose rights it has, if not those of whoever asks.
+    personality: u16,
     /// Flags of the operation, events.
     more: u32,
+    /// Flags of some operations, in the place of a priority.
+    priority: u16,
 }
 
 impl Request {
     pub fn nop(data: u64) -> Self {
-        Self { operation: NOP, flags: 0, fd: -1, address: 0, length: 0, data, offset: 0, group: 0, more: 0 }
+        Self { operation: NOP, fd: -1, data, ..Self::default() }
     }
 
     /// Of an operation that there is not.
@@ -65,6 +75,18 @@ impl Request {
         Self { operation: READ, fd: fd.as_raw_fd(), address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 
+    /// Opens a file for reading, with the rights of this number.
+    pub fn open(path: &'static std::ffi::CStr, personality: u16, data: u64) -> Self {
+        const OPENAT: u8 = 18;
+        let address = path.as_ptr() as u64;
+        Self { operation: OPENAT, fd: libc::AT_FDCWD, address, personality, ..Self::nop(data) }
+    }
+
+    /// Into or out of this memory of the program, which stays.
+    pub fn with(self, memory: &Map, at: usize, length: u32) -> Self {
+        Self { address: (memory.address + at) as u64, length, ..self }
+    }
+
     /// Tells of it only if it fails.
     pub fn make_silent(&mut self) {
         const CQE_SKIP_SUCCESS: u8 = 1 << 6;
@@ -77,6 +99,61 @@ impl Request {
         const MULTI: u32 = 1;
         let fd = fd.as_raw_fd();
         Self { operation: POLL_ADD, fd, length: MULTI, more: libc::POLLIN as u32, ..Self::nop(data) }
+    }
+
+    /// Tells once that there is something to read.
+    pub fn poll(fd: BorrowedFd, data: u64) -> Self {
+        Self { length: 0, ..Self::watch(fd, data) }
+    }
+
+    /// The file is the registered one of this index.
+    pub fn of_registered(self, index: i32) -> Self {
+        Self { fd: index, flags: self.flags | FIXED_FILE, ..self }
+    }
+
+    /// With the rights of this number.
+    pub fn as_somebody(self, personality: u16) -> Self {
+        Self { personality, ..self }
+    }
+
+    /// Accepts one connection, or each that comes.
+    pub fn accept(fd: BorrowedFd, is_each: bool, data: u64) -> Self {
+        const ACCEPT: u8 = 13;
+        const MULTISHOT: u16 = 1;
+        let priority = if is_each { MULTISHOT } else { 0 };
+        let more = libc::SOCK_CLOEXEC as u32;
+        Self { operation: ACCEPT, fd: fd.as_raw_fd(), priority, more, ..Self::nop(data) }
+    }
+
+    pub fn send(fd: BorrowedFd, data: u64) -> Self {
+        const SEND: u8 = 26;
+        Self { operation: SEND, fd: fd.as_raw_fd(), ..Self::nop(data) }
+    }
+
+    pub fn receive(fd: BorrowedFd, data: u64) -> Self {
+        Self { operation: RECV, fd: fd.as_raw_fd(), ..Self::nop(data) }
+    }
+
+    /// Receives all that comes, into buffers of a group.
+    pub fn receive_each(fd: i32, group: u16, data: u64) -> Self {
+        const MULTISHOT: u16 = 2;
+        let (flags, priority) = (BUFFER_SELECT, MULTISHOT);
+        Self { operation: RECV, fd, flags, priority, group, ..Self::nop(data) }
+    }
+
+    /// Reads all that comes, into buffers of a group.
+    pub fn read_each(fd: BorrowedFd, group: u16, data: u64) -> Self {
+        const READ_MULTISHOT: u8 = 49;
+        let (fd, flags) = (fd.as_raw_fd(), BUFFER_SELECT);
+        Self { operation: READ_MULTISHOT, fd, flags, group, offset: u64::MAX, ..Self::nop(data) }
+    }
+
+    /// Reads into the pieces that the caller lists.
+    pub fn read_pieces(fd: BorrowedFd, pieces: &'static [libc::iovec], data: u64) -> Self {
+        const READV: u8 = 1;
+        let (address, length) = (pieces.as_ptr() as u64, pieces.len() as u32);
+        let fd = fd.as_raw_fd();
+        Self { operation: READV, fd, address, length, offset: u64::MAX, ..Self::nop(data) }
     }
 
     /// Ends the watch with this data.
@@ -99,7 +176,6 @@ impl Request {
 
     /// Of a file, from its position, into a buffer of a group.
     pub fn read_some(fd: BorrowedFd, length: u32, group: u16) -> Self {
-        const BUFFER_SELECT: u8 = 1 << 5;
         let fd = fd.as_raw_fd();
         Self { operation: READ, flags: BUFFER_SELECT, fd, length, offset: u64::MAX, group, ..Self::nop(0) }
     }
@@ -128,11 +204,35 @@ impl Request {
         Self { operation: TIMEOUT, address: after.as_ptr() as u64, length: 1, ..Self::nop(data) }
     }
 
+    /// The same at a time of the monotonic clock.
+    pub fn timeout_at(end: &'static [i64; 2], data: u64) -> Self {
+        const ABSOLUTE: u32 = 1;
+        Self { more: ABSOLUTE, ..Self::timeout(end, data) }
+    }
+
+    /// The same, or after so many completions.
+    pub fn timeout_or_after(after: &'static [i64; 2], completions: u64, data: u64) -> Self {
+        Self { offset: completions, ..Self::timeout(after, data) }
+    }
+
+    /// Ends the timeout with this data.
+    pub fn timeout_no_more(timeout: u64, data: u64) -> Self {
+        const TIMEOUT_REMOVE: u8 = 12;
+        Self { operation: TIMEOUT_REMOVE, address: timeout, ..Self::nop(data) }
+    }
+
     /// Of registered file `index`, from or to registered buffer 0 at `address`.
     pub fn fixed(is_write: bool, index: i32, address: u64, length: u32, data: u64) -> Self {
         let operation = if is_write { WRITE_FIXED } else { READ_FIXED };
         Self { operation, flags: FIXED_FILE, fd: index, address, length, offset: u64::MAX, ..Self::nop(data) }
     }
+}
+
+/// What the kernel has opened for the program, as a completion tells.
+pub fn opened(number: i32) -> OwnedFd {
+    assert!(number >= 0, "{}", std::io::Error::from_raw_os_error(-number));
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 #[derive(Debug)]
@@ -154,11 +254,42 @@ unsafe impl Send for Ring {}
 // SAFETY: as for Send; words that others change are atomics.
 unsafe impl Sync for Ring {}
 
+/// How the kernel's thread of a ring is to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Poller {
+    /// How long it looks for requests before it sleeps, in milliseconds.
+    pub idle: u32,
+    pub cpu: Option<u32>,
+    /// That of this ring.
+    pub of: Option<i32>,
+}
+
 impl Ring {
     #[track_caller]
     pub fn new(entries: u32, flags: u32) -> Self {
+        Self::made(entries, flags, Poller::default())
+    }
+
+    /// One with a thread of the kernel.
+    #[track_caller]
+    pub fn polled(entries: u32, poller: Poller) -> Self {
+        let bound = poller.cpu.map_or(0, |_| SQ_AFF);
+        Self::made(entries, SQPOLL | bound | poller.of.map_or(0, |_| ATTACH_WQ), poller)
+    }
+
+    /// One whose requests its thread does not take yet.
+    #[track_caller]
+    pub fn polled_but_disabled(entries: u32, poller: Poller) -> Self {
+        Self::made(entries, SQPOLL | R_DISABLED, poller)
+    }
+
+    #[track_caller]
+    fn made(entries: u32, flags: u32, poller: Poller) -> Self {
         let mut params = [0_u32; 30];
         params[2] = flags;
+        params[3] = poller.cpu.unwrap_or(0);
+        params[4] = poller.idle;
+        params[6] = poller.of.map_or(0, i32::cast_unsigned);
         // SAFETY: the kernel reads and writes 120 bytes of a live local during the call.
         let fd = check("io_uring_setup", unsafe {
             libc::syscall(libc::SYS_io_uring_setup, entries, &raw mut params)
@@ -204,12 +335,13 @@ impl Ring {
         let mut words = [0_u64; 8];
         words[0] = u64::from(request.operation)
             | u64::from(request.flags) << 8
+            | u64::from(request.priority) << 16
             | u64::from(request.fd.cast_unsigned()) << 32;
         words[1] = request.offset;
         words[2] = request.address;
         words[3] = u64::from(request.length) | u64::from(request.more) << 32;
         words[4] = request.data;
-        words[5] = request.group.into();
+        words[5] = u64::from(request.group) | u64::from(request.personality) << 16;
         // SAFETY: the entry is inside the mapping and belongs to the program until the tail passes it.
         unsafe { self.requests.add(index as usize * size).cast::<[u64; 8]>().write(words) };
         if size > 64 {
@@ -220,6 +352,47 @@ impl Ring {
             self.word(self.array + index as usize * 4).store(index, Ordering::Relaxed);
         }
         self.sq_tail = self.sq_tail.wrapping_add(1);
+    }
+
+    /// Puts all requests where the kernel's thread finds them, once it looks.
+    pub fn tell(&self) {
+        self.word(4).store(self.sq_tail, Ordering::SeqCst);
+    }
+
+    /// Does the kernel's thread sleep until it is woken?
+    pub fn is_asleep(&self) -> bool {
+        self.word(36).load(Ordering::SeqCst) & 1 != 0
+    }
+
+    /// Hands all requests to the kernel's thread, wakes it if it asks for that, and waits for as many completions.
+    #[track_caller]
+    pub fn hand_over(&self, wait: u32) {
+        const GETEVENTS: u32 = 1;
+        const WAKE: u32 = 1 << 1;
+        self.tell();
+        let flags = GETEVENTS | if self.is_asleep() { WAKE } else { 0 };
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: integers and a null pointer; memory that requests name lives for ever.
+        let done =
+            unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 0, wait, flags, std::ptr::null::<u8>(), 0) };
+        check("io_uring_enter", done);
+    }
+
+    /// Registers the rights of the calling thread; returns their number.
+    #[track_caller]
+    pub fn register_personality(&self) -> u16 {
+        const PERSONALITY: u32 = 9;
+        u16::try_from(self.register::<u8>(PERSONALITY, &[])).expect("a number")
+    }
+
+    #[track_caller]
+    pub fn forget_personality(&self, number: u16) {
+        const FORGET: u32 = 10;
+        let (fd, nothing) = (self.fd.as_raw_fd(), std::ptr::null::<u8>());
+        // SAFETY: integers and a null pointer.
+        check("io_uring_register", unsafe {
+            libc::syscall(libc::SYS_io_uring_register, fd, FORGET, nothing, u32::from(number))
+        });
     }
 
     /// Tells the kernel of all requests; waits for as many completions.
@@ -279,12 +452,19 @@ impl Ring {
     /// Records of the operation; none is a null pointer.
     #[track_caller]
     pub fn register<T>(&self, operation: u32, argument: &[T]) -> i64 {
+        self.try_register(operation, argument).expect("io_uring_register")
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn try_register<T>(&self, operation: u32, argument: &[T]) -> std::io::Result<i64> {
         let (fd, count) = (self.fd.as_raw_fd(), argument.len());
         let argument = if count == 0 { std::ptr::null() } else { argument.as_ptr() };
         // SAFETY: the kernel reads as many records as there are; the caller's are those of the operation.
-        check("io_uring_register", unsafe {
-            libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count)
-        })
+        let done = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count) };
+        if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(done) }
     }
 }
 

@@ -10,7 +10,7 @@ macro_rules! areas {
     };
 }
 
-areas! { aio, basic, bpf, events, fanotify, file_systems, files, ghosts, hugetlb, locks, mapped_files, memory, numa, pidfds, pipes, process, procfiles, refusals, registers, relatives, secrets, security, segments, signals, sockets, terminals, threads, tracking, tun, unix, unix_ends, unix_peers, unix_queues, uring, validation, watches }
+areas! { aio, basic, bpf, events, fanotify, file_systems, files, ghosts, hugetlb, locks, mapped_files, memory, numa, pidfds, pipes, process, procfiles, refusals, registers, relatives, secrets, security, segments, signals, sockets, terminals, threads, tracking, tun, unix, unix_ends, unix_peers, unix_queues, uring, uring_rights, uring_waiting, validation, watches }
 
 /// Pages that a workload touches, in order.
 pub use memory::TOUCHED;

@@ -181,12 +181,7 @@ fn descriptor_taken_from_another_process_stays_shared(t: &Trial) {
     });
     t.await_mark("child");
     let number: i32 = std::fs::read_to_string(t.path("number")).expect("read").parse().expect("a number");
-    let pidfd = open(child.pid.as_raw(), 0);
-    // SAFETY: takes integers.
-    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
-    let taken = Errno::result(taken).expect("pidfd_getfd");
-    // SAFETY: the kernel has just made it for this process.
-    let mut file = unsafe { std::fs::File::from_raw_fd(i32::try_from(taken).expect("a descriptor")) };
+    let mut file = std::fs::File::from(child.take_descriptor(number));
     t.checkpoint();
     assert_eq!(file.stream_position().expect("position"), 10);
     file.seek(SeekFrom::Start(3)).expect("seek");

@@ -11,10 +11,10 @@ use crate::case::{Case, Trial};
 use crate::sys::process::fork;
 use crate::sys::strange::{has_io_uring, has_io_uring_and_types};
 use crate::sys::uring::{
-    Buffers, COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SQPOLL, SUBMIT_ALL,
+    Buffers, COOP_TASKRUN, CQE32, DEFER_TASKRUN, IOPOLL, NO_SQARRAY, R_DISABLED, Request, Ring, SINGLE_ISSUER, SQE128, SUBMIT_ALL,
 };
 
-const WHY: &str = "it refuses every ring";
+pub(super) const WHY: &str = "it refuses every ring";
 
 pub const CASES: &[Case] = &[
     case!(ring_goes_on_with_its_counters).needs(has_io_uring).peer_cannot(WHY),
@@ -26,10 +26,6 @@ pub const CASES: &[Case] = &[
     case!(ring_of_a_child_goes_on).needs(has_io_uring).peer_cannot(WHY),
     case!(request_that_ends_soon_is_waited_for).needs(has_io_uring).peer_cannot(WHY),
     case!(ring_after_blocking_work_goes_on).restless().needs(has_io_uring).peer_cannot(WHY),
-    case!(request_in_flight_is_refused).refused(&["fd", "io_uring", "in flight", "file: 22"]).needs(has_io_uring)
-        .peer_cannot(WHY),
-    case!(ring_with_a_thread_of_the_kernel_is_refused).refused(&["fd", "io_uring", "SQPOLL"]).needs(has_io_uring)
-        .peer_cannot(WHY),
     case!(ring_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_with_an_eventfd_for_later_ends_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(eventfd_that_is_closed_is_refused).refused(&["fd", "io_uring", "eventfd", "closed"])
@@ -43,10 +39,6 @@ pub const CASES: &[Case] = &[
     case!(registered_files_of_one_name_go_on).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(requests_without_a_completion_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(completions_without_a_request_are_counted).needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(request_without_a_completion_in_flight_is_refused).refused(&["fd", "io_uring", "in flight"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(watch_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight", "file: 6"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(clock_that_has_told_once_is_refused).refused(&["fd", "io_uring", "in flight"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(provided_buffers_are_taken_in_their_order).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
@@ -54,17 +46,13 @@ pub const CASES: &[Case] = &[
     case!(ring_of_buffers_beyond_a_round_goes_on).restless().needs(has_io_uring_and_types).peer_cannot(WHY),
     case!(ring_of_buffers_that_is_unmapped_is_refused).refused(&["fd", "io_uring", "provided buffers (40000)", "unmapped"])
         .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(personalities_are_refused).refused(&["fd", "io_uring", "personalities"])
-        .needs(has_io_uring_and_types).peer_cannot(WHY),
-    case!(restrictions_are_refused).refused(&["fd", "io_uring", "restrictions"])
-        .needs(has_io_uring).peer_cannot(WHY),
     case!(registered_file_that_is_closed_is_refused).refused(&["fd", "io_uring", "registered file 0"])
         .needs(has_io_uring).peer_cannot(WHY),
     case!(ring_of_one_thread_with_an_eventfd_goes_on).needs(has_io_uring_and_types).peer_cannot(WHY),
 ];
 
 #[track_caller]
-fn works(ring: &mut Ring, count: u64) {
+pub(super) fn works(ring: &mut Ring, count: u64) {
     for data in 0..count {
         ring.push(Request::nop(data + 1));
         assert_eq!(ring.submit(1), 1);
@@ -190,7 +178,7 @@ fn ring_of_a_child_goes_on(t: &Trial) {
 fn request_that_ends_soon_is_waited_for(t: &Trial) {
     static SOON: [i64; 2] = [0, 150_000_000];
     let mut ring = Ring::new(8, 0);
-    ring.push(Request::timeout(&SOON, 5));
+    ring.push(Request::timeout_or_after(&SOON, 9, 5));
     assert_eq!(ring.submit(0), 1);
     t.checkpoint();
     assert_eq!(ring.submit(1), 0);
@@ -199,7 +187,7 @@ fn request_that_ends_soon_is_waited_for(t: &Trial) {
 }
 
 /// Names of the threads, among them those of the kernel.
-fn kernel_threads() -> Vec<String> {
+pub(super) fn kernel_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
     tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()).collect()
 }
@@ -225,31 +213,10 @@ fn ring_after_blocking_work_goes_on(t: &Trial) {
     works(&mut ring, 10);
 }
 
-fn request_in_flight_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    ring.push(Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3));
-    assert_eq!(ring.submit(0), 1);
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((3, 1)));
-}
-
-fn ring_with_a_thread_of_the_kernel_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, SQPOLL);
-    crate::case::until("the name of its thread", || kernel_threads().iter().any(|name| name.starts_with("iou-sqp")));
-    t.checkpoint();
-    ring.push(Request::nop(1));
-    ring.submit(1);
-}
-
 /// Operations of io_uring_register(2).
 const FILES: u32 = 2;
 const EVENTFD: u32 = 4;
 const EVENTFD_ASYNC: u32 = 7;
-const PERSONALITY: u32 = 9;
-const RESTRICTIONS: u32 = 11;
 const ENABLE: u32 = 12;
 const RING_FDS: u32 = 20;
 const BUFFER_RING: u32 = 22;
@@ -440,32 +407,6 @@ fn completions_without_a_request_are_counted(t: &Trial) {
     works(&mut ring, 20);
 }
 
-fn request_without_a_completion_in_flight_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    let mut request = Request::read(reader.as_fd(), Box::leak(vec![0_u8; 1].into_boxed_slice()), 3);
-    request.make_silent();
-    ring.push(request);
-    assert_eq!(ring.submit(0), 1);
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    works(&mut ring, 3);
-}
-
-fn watch_that_has_told_once_is_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    let (reader, writer) = std::io::pipe().expect("pipe");
-    ring.push(Request::watch(reader.as_fd(), 7));
-    assert_eq!(ring.submit(0), 1);
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
-    t.checkpoint();
-    nix::unistd::write(&writer, b"x").expect("write");
-    assert_eq!(ring.submit(1), 0);
-    assert_eq!(ring.reap(), Some((7, libc::POLLIN.into())));
-}
-
 fn clock_that_has_told_once_is_refused(t: &Trial) {
     static EVERY: [i64; 2] = [2, 0];
     let mut ring = Ring::new(8, 0);
@@ -584,23 +525,6 @@ fn ring_of_buffers_that_is_unmapped_is_refused(t: &Trial) {
     ring.register(BUFFER_RING, &[[memory.address as u64, 8 | 40_000 << 32, 0, 0, 0]]);
     memory.unmap(0..1);
     t.checkpoint();
-    works(&mut ring, 3);
-}
-
-fn personalities_are_refused(t: &Trial) {
-    let mut ring = Ring::new(8, 0);
-    assert!(ring.register::<u8>(PERSONALITY, &[]) > 0);
-    t.checkpoint();
-    works(&mut ring, 3);
-}
-
-fn restrictions_are_refused(t: &Trial) {
-    const SQE_OP: u16 = 1;
-    let mut ring = Ring::new(8, R_DISABLED);
-    // struct io_uring_restriction: what, which (no operation), reserved.
-    ring.register(RESTRICTIONS, &[[u64::from(SQE_OP), 0]]);
-    t.checkpoint();
-    ring.register::<u8>(ENABLE, &[]);
     works(&mut ring, 3);
 }
 

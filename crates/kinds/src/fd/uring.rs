@@ -4,28 +4,34 @@
 //! process are answered when they ask for what cannot be had, and what the kernel tells its tracing ([`Inner`]).
 //! Rebuilt by: io_uring_setup(2), as many empty requests as it takes for the counters to be where they were, then
 //! the content of the rings; in the task io_uring_register(2) of buffers and files. Its mappings: [`crate::vma`].
-//! Provided buffers: [`buffers`].
-//! Refused: requests in flight, after some waiting; SQPOLL, rings in the program's own memory,
-//! personalities, restrictions; registered files, eventfds and rings that nobody has open. Where the kernel tells no types
-//! to its tracing, also IOPOLL, provided buffers, and every registered eventfd or ring.
+//! Provided buffers: [`buffers`]. The kernel's thread and personalities: [`identity`]. Requests that wait: [`armed`].
+//! Refused: other requests in flight, after some waiting; rings in the program's own memory; registered files, eventfds and
+//! rings that nobody has open. Where the kernel tells no types to its tracing, also SQPOLL, IOPOLL, restrictions in use,
+//! provided buffers, and every registered eventfd or ring.
 //! Not kept: SINGLE_ISSUER and DEFER_TASKRUN of a ring in use, see `docs/decisions/0019-io-uring.md`; where the kernel tells
 //! no types, also SUBMIT_ALL, COOP_TASKRUN, personalities, restrictions, provided buffers with large numbers.
 
-use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
+use crate::contract::{ArmCx, DumpCx, Errand, FdKind, FdProbe, FileTable, OpenCx, TaskOps, set_status};
 use crate::task::{Answers, Ask, ZERO, words};
 use agent::{Arg, Judge};
 use image::{FdTypes, FownEntry, RegisteredRing, ThreadCoreEntry};
 use model::{Errno, Failure, Failures, Object, Remedy};
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use sys::memory::SharedMap;
-use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Request, register, ring, setup};
+use sys::uring::{self, Inner, Params, RINGFD_REG_MAX, Restrictions, register, ring, setup};
+use armed::{ArmedEntry, Held, UnderWay};
 use buffers::RingBuffers;
+use identity::{PersonalityEntry, SqThreadEntry};
+use winding::Rings;
 
+pub mod armed;
 mod buffers;
+mod identity;
+mod winding;
 
 pub static KIND: IoUring = IoUring;
 
@@ -73,14 +79,80 @@ pub struct IoUringEntry {
     pub groups: Vec<RingBuffers>,
     #[prost(uint32, optional, tag = "15")]
     pub told: Option<u32>,
+    #[prost(message, optional, tag = "16")]
+    pub sq_thread: Option<SqThreadEntry>,
+    /// By number, the lowest first.
+    #[prost(message, repeated, tag = "17")]
+    pub personalities: Vec<PersonalityEntry>,
+    #[prost(message, optional, tag = "18")]
+    pub restrictions: Option<RestrictionsEntry>,
+    #[prost(message, repeated, tag = "19")]
+    pub armed: Vec<ArmedEntry>,
+}
+
+/// What may be asked of it, see [`Restrictions`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RestrictionsEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub registrations: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub operations: u64,
+    #[prost(uint32, required, tag = "3")]
+    pub flags_allowed: u32,
+    #[prost(uint32, required, tag = "4")]
+    pub flags_required: u32,
 }
 
 impl IoUringEntry {
+    /// Completions told.
+    fn completed(&self) -> u32 {
+        self.told.unwrap_or(self.done)
+    }
+
     /// Requests that are taken and completions that are told before the task is there.
     fn before_task(&self) -> (u32, u32) {
         let (_, later) = buffers::requests(&self.groups);
-        (self.done.wrapping_sub(later as u32), self.told.unwrap_or(self.done).wrapping_sub(later as u32))
+        match self.is_wound_late() {
+            true => (0, 0),
+            false => (self.done.wrapping_sub(later as u32), self.completed().wrapping_sub(later as u32)),
+        }
     }
+
+    /// Can it take requests only when all is registered with it?
+    fn is_wound_late(&self) -> bool {
+        self.sq_thread.is_some() || self.is_restricted() || !self.armed.is_empty()
+    }
+
+    /// Are there things that it refuses by now?
+    fn is_restricted(&self) -> bool {
+        self.restrictions.is_some() && self.setup & setup::R_DISABLED == 0
+    }
+
+    fn restrict(&self, fd: &OwnedFd) -> Result<(), Errno> {
+        let Some(told) = &self.restrictions else { return Ok(()) };
+        let restrictions = Restrictions {
+            registrations: told.registrations,
+            operations: told.operations,
+            flags_allowed: told.flags_allowed as u8,
+            flags_required: told.flags_required as u8,
+        };
+        uring::restrict(fd, &restrictions)
+    }
+}
+
+fn object() -> Object {
+    Object::Named("io_uring".into())
+}
+
+/// The flags that it is made with.
+fn made_with(entry: &IoUringEntry) -> u32 {
+    let disabled = if entry.is_restricted() { setup::R_DISABLED } else { 0 };
+    entry.setup | setup::CQSIZE | disabled
+}
+
+fn params(entry: &IoUringEntry) -> Params {
+    let (sq_entries, cq_entries) = (entry.sq_entries, entry.cq_entries);
+    Params { sq_entries, cq_entries, flags: made_with(entry), ..Params::default() }
 }
 
 /// Numbers of groups of provided buffers that a thread is asked about, and that are asked about from outside; all
@@ -237,6 +309,11 @@ pub fn restore(core: &ThreadCoreEntry, ops: &mut TaskOps) -> Result<(), Failure>
     Ok(())
 }
 
+/// What requests hold that wait, to be let go with the program.
+pub fn held(cx: &mut DumpCx) -> Held {
+    std::mem::take(cx.shelf.of())
+}
+
 /// The record of the ring with this inode, if it was seen.
 pub fn by_inode(inode: u64, cx: &mut DumpCx) -> Option<u32> {
     cx.shelf.of::<Known>().0.get(&inode).copied()
@@ -300,9 +377,9 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
     let negated = |code: i32| -i64::from(code);
     // Of one that is enabled already this is refused as such.
     let has_restrictions = uring::refusal(&probe.fd, register::RESTRICTIONS) == libc::EBUSY;
-    let is_disabled = uring::submit(&probe.fd, 0).is_err_and(|error| error.code == libc::EBADFD);
-    if has_restrictions || inner.is_some_and(|inner| inner.has_restrictions) {
-        return refuse("with restrictions");
+    let is_disabled = uring::is_disabled(&probe.fd);
+    if inner.is_none() && has_restrictions {
+        return refuse("with restrictions, of which the kernel does not tell more here");
     }
     // From outside, where the ring answers us; otherwise by the thread that it is for.
     let mut eventfd = negated(uring::refusal(&probe.fd, register::EVENTFD));
@@ -320,9 +397,6 @@ fn check(probe: &FdProbe, told: &[ToldRing], inner: Option<&Inner>) -> Result<(u
         return refuse("with provided buffers, of which the kernel does not tell more here");
     }
     if let Some(inner) = inner {
-        if inner.has_personalities {
-            return refuse("with registered personalities");
-        }
         if inner.setup & setup::NO_MMAP != 0 {
             return refuse("in its program's own memory (NO_MMAP)");
         }
@@ -351,10 +425,12 @@ fn groups(probe: &FdProbe, inner: Option<&Inner>, taken: u32) -> Result<Vec<Ring
     let groups = buffers::dump(probe, &groups)?;
     let (before, with) = buffers::requests(&groups);
     if before + with > taken.into() {
-        return refuse(", more than one of which was taken by one request; this is not carried");
+        return refuse(", most of which were taken by requests that still wait; this is not carried");
     }
-    if inner.setup & setup::IOPOLL != 0 && groups.iter().any(|group| group.head() != 0) {
-        return refuse(" that polls for completions (IOPOLL), which is not carried");
+    for (flag, why) in [(setup::IOPOLL, "polls for completions (IOPOLL)"), (setup::SQPOLL, "has a thread (SQPOLL)")] {
+        if inner.setup & flag != 0 && groups.iter().any(|group| group.head() != 0) {
+            return refuse(&format!(", some of which were taken, that {why}, which is not carried"));
+        }
     }
     Ok(groups)
 }
@@ -464,6 +540,42 @@ fn buffers(probe: &FdProbe, known: &sys::proc::Uring) -> Result<Vec<u64>, Failur
     Ok(known.buffers.iter().flat_map(|buffer| buffer.map_or([0, 0], |(address, len)| [address, len])).collect())
 }
 
+impl IoUring {
+    /// The requests that are under way, which have to be such that wait. Whether there are others is counted in the end;
+    /// where the kernel tells its tracing nothing, there are none if as many ended as were taken, but for those that end
+    /// more than once.
+    fn in_flight(
+        &self,
+        probe: &FdProbe,
+        known: &sys::proc::Uring,
+        inner: Option<&Inner>,
+        cx: &mut DumpCx,
+    ) -> Result<Vec<ArmedEntry>, Failure> {
+        let why = || {
+            let (taken, told) = (known.taken, known.told);
+            let mut why = format!("is an io_uring with requests in flight: {taken} were taken, {told} completed");
+            if !known.polls.is_empty() {
+                let polls: Vec<String> = known.polls.iter().map(u32::to_string).collect();
+                why += &format!("; operations that wait for a file: {}", polls.join(", "));
+            }
+            if known.has_overflow {
+                why += "; completions for which there is no room";
+            }
+            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
+            probe.refuse(why).help(advice).passes()
+        };
+        if known.has_overflow {
+            return Err(why());
+        }
+        let waits = !known.polls.is_empty() || inner.is_some_and(|inner| inner.has_timeouts);
+        let is_even = known.taken == known.told;
+        let Some(inner) = inner else { return if waits || !is_even { Err(why()) } else { Ok(Vec::new()) } };
+        let armed = if waits { armed::dump(probe, inner, known.cq_entries, cx)? } else { Vec::new() };
+        cx.shelf.of::<UnderWay>().note(why(), waits || !is_even, armed.len(), inner);
+        Ok(armed)
+    }
+}
+
 impl FdKind for IoUring {
     type Entry = IoUringEntry;
     const NAME: &'static str = "io_uring";
@@ -477,28 +589,18 @@ impl FdKind for IoUring {
     fn dump(&self, probe: &FdProbe, id: u32, cx: &mut DumpCx) -> Result<IoUringEntry, Failure> {
         // Objections to it are not repeated for its mappings.
         cx.shelf.of::<Known>().0.insert(probe.stat.st_ino, id);
-        let known = sys::proc::parse_uring(probe.info()).ok_or_else(|| not_understood(probe))?;
-        if known.sq_thread != -1 {
-            return Err(probe.refuse("is an io_uring with a thread of the kernel (SQPOLL), which is not carried"));
-        }
+        // The kernel tells nothing while it is at work with the ring.
+        let known = sys::proc::parse_uring(probe.info()).ok_or_else(|| not_understood(probe).passes())?;
         let told = cx.shelf.of::<Answered>().0.remove(&(probe.pid, probe.number)).unwrap_or_default();
         let inner = Inner::of(probe.pid, probe.number, known.sq_entries, known.cq_entries);
         let (mut setup, eventfd) = check(probe, &told, inner.as_ref())?;
-        if !is_idle(&known, inner.as_ref(), cx) {
-            let mut why = format!(
-                "is an io_uring with requests in flight: {} were taken, {} completed",
-                known.taken, known.told
-            );
-            if !known.polls.is_empty() {
-                let polls: Vec<String> = known.polls.iter().map(u32::to_string).collect();
-                why += &format!("; operations that wait for a file: {}", polls.join(", "));
-            }
-            if known.has_overflow {
-                why += "; completions for which there is no room";
-            }
-            let advice = Remedy::Advice("they have to end, or to be cancelled, first");
-            return Err(probe.refuse(why).help(advice).passes());
+        let thread = inner.as_ref().and_then(|inner| inner.sq_thread.as_ref());
+        if thread.is_none() && known.sq_thread != -1 {
+            let why = "is an io_uring with a thread of the kernel (SQPOLL), of which the kernel does not tell more here";
+            return Err(probe.refuse(why));
         }
+        let sq_thread = thread.map(|thread| identity::dump(probe, id, &known, thread, cx)).transpose()?;
+        let armed = self.in_flight(probe, &known, inner.as_ref(), cx)?;
         if !can_wind(known.taken, known.sq_entries) || !can_differ(known.taken, known.told) {
             let why = format!("is an io_uring that has taken {} requests, too many to do again", known.taken);
             return Err(probe.refuse(why));
@@ -510,25 +612,19 @@ impl FdKind for IoUring {
         // As much as there is at least, to find out how much there is.
         let (sq, cq) = (known.sq_entries, known.cq_entries);
         let map = |offset: u64, len: usize| SharedMap::new(&probe.fd, offset, pages(len)).map_err(explain);
-        let closely = look_closely(probe, &map(uring::RINGS_AT, ring::CQES)?)?;
-        if !closely.has_cqe_lines {
-            return Err(not_understood(probe));
-        }
-        if closely.has_large_cqes {
-            setup |= setup::CQE32;
-        }
-        if has_large_requests(probe, sq).map_err(explain)? {
-            setup |= setup::SQE128;
-        }
-        // Of large requests the kernel tells none. Without indices in memory it makes no difference.
-        let has_indices = || -> Result<bool, Failure> {
-            let (len, _, array) = layout(setup, sq, cq);
-            let mut indices = vec![0; len - array];
-            map(uring::RINGS_AT, len)?.read(array, &mut indices);
-            Ok(indices.iter().any(|byte| *byte != 0))
-        };
-        if !closely.has_sqe_lines && (setup & setup::SQE128 == 0 || !has_indices()?) {
-            setup |= setup::NO_SQARRAY;
+        let head = map(uring::RINGS_AT, ring::CQES)?;
+        let word = |at: usize| head.word(at).load(Ordering::SeqCst);
+        if let Some(thread) = thread {
+            // Its counters are not to be moved, for it is at work.
+            setup |= inner.as_ref().map_or(0, |inner| inner.setup & LAYOUT);
+            let (is_asked, waiting) =
+                (word(ring::SQ_FLAGS) & ring::NEED_WAKEUP != 0, word(ring::SQ_TAIL).wrapping_sub(known.taken));
+            if setup & setup::R_DISABLED == 0 && !identity::is_settled(thread, is_asked, waiting) {
+                let why = "is an io_uring with requests that the kernel's thread (SQPOLL) is about to take";
+                return Err(probe.refuse(why).passes());
+            }
+        } else {
+            setup |= look_at_layout(probe, &head, (sq, cq), &map)?;
         }
         let (rings_len, requests_len, _) = layout(setup, sq, cq);
         let (mut rings, mut requests) = (vec![0; rings_len], vec![0; requests_len]);
@@ -548,15 +644,23 @@ impl FdKind for IoUring {
             buffers: buffers(probe, &known)?,
             eventfd: eventfd.map(|(id, _)| find_eventfd(probe, id)).transpose()?,
             eventfd_async: eventfd.filter(|(_, is_async)| *is_async).map(|_| true),
-            groups: groups(probe, inner.as_ref(), known.taken.min(known.told))?,
+            groups: groups(probe, inner.as_ref(), ended(known.taken, known.told, &armed))?,
             told: (known.told != known.taken).then_some(known.told),
+            sq_thread,
+            personalities: identity::personalities(probe, inner.as_ref())?,
+            restrictions: restrictions(probe, inner.as_ref(), &known)?,
+            armed,
         })
     }
 
+    fn settle(&self, cx: &mut DumpCx) -> Failures {
+        std::mem::take(cx.shelf.of::<UnderWay>()).judge(cx)
+    }
+
     fn link(&self, entries: &[(u32, &IoUringEntry)], _files: &FileTable) -> Failures {
-        let is_wrong = |entry: &IoUringEntry| {
+        let is_wrong = |id: u32, entry: &IoUringEntry| {
             let is_size = |size: u32| size.is_power_of_two() && size <= MAX_ENTRIES;
-            let told = entry.told.unwrap_or(entry.done);
+            let told = entry.completed();
             entry.setup & !CARRIED != 0
                 || !is_size(entry.sq_entries)
                 || !is_size(entry.cq_entries)
@@ -572,12 +676,14 @@ impl FdKind for IoUring {
                 || !entry.buffers.len().is_multiple_of(2)
                 || entry.buffers.len() > 2 * MAX_REGISTERED
                 || !buffers::are_right(&entry.groups)
+                || !identity::is_right(id, entry, entries)
+                || !armed::is_right(entry)
                 || {
                     let (before, with) = buffers::requests(&entry.groups);
-                    before + with > entry.done.min(told).into()
+                    before + with > ended(entry.done, told, &entry.armed).into()
                 }
         };
-        let wrong = entries.iter().filter(|(_, entry)| is_wrong(entry));
+        let wrong = entries.iter().filter(|(id, entry)| is_wrong(*id, entry));
         wrong
             .map(|(id, _)| Failure::corrupt("files.img", None, format!("io_uring {id} is none")))
             .collect()
@@ -588,14 +694,8 @@ impl FdKind for IoUring {
     }
 
     fn open(&self, entry: &IoUringEntry, _cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
-        let object = || Object::Named("io_uring".into());
         let explain = |error: Errno| error.on(object(), "make it");
-        let mut params = Params {
-            sq_entries: entry.sq_entries,
-            cq_entries: entry.cq_entries,
-            flags: entry.setup | setup::CQSIZE,
-            ..Params::default()
-        };
+        let mut params = params(entry);
         let fd = uring::new(&mut params).map_err(explain)?;
         let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
         let is_as_before = params.cq_off[5] as usize == ring::CQES
@@ -606,9 +706,30 @@ impl FdKind for IoUring {
             return Err(Failure::unsupported(object(), "this kernel arranges its rings in another way"));
         }
         // What is with the task comes when that is there.
-        Rings::map(&fd, entry, (0, 0)).and_then(|mut ring| ring.provide()).map_err(explain)?;
+        if !entry.is_wound_late() {
+            let wind = |mut ring: Rings| ring.provide().and_then(|()| ring.wind(entry.before_task()));
+            Rings::map(&fd, entry).and_then(wind).map_err(explain)?;
+            if entry.setup & setup::R_DISABLED != 0 {
+                entry.restrict(&fd).map_err(explain)?;
+            }
+        }
         set_status(&fd, entry.flags).map_err(explain)?;
         Ok(fd)
+    }
+
+    fn errands<'e>(&self, entry: &'e IoUringEntry) -> Vec<Errand<'e>> {
+        identity::errands(entry.id, entry)
+    }
+
+    fn run_errand(
+        &self,
+        entry: &IoUringEntry,
+        nth: usize,
+        fd: &OwnedFd,
+        at_hand: i32,
+        ops: &mut TaskOps,
+    ) -> Result<Option<usize>, Failure> {
+        identity::run_errand(entry, nth, fd, at_hand, ops)
     }
 
     fn finish(&self, entry: &IoUringEntry, number: i32, ops: &mut TaskOps) -> Result<(), Failure> {
@@ -637,18 +758,132 @@ impl FdKind for IoUring {
     }
 
     fn arm(&self, entry: &IoUringEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
-        let (_, later) = buffers::requests(&entry.groups);
-        if later == 0 {
-            return Ok(());
+        let explain = |error: Errno| error.on(object(), "bring it to where it was");
+        identity::tidy(entry, fd).map_err(explain)?;
+        if entry.is_wound_late() {
+            set_status(fd, entry.flags).map_err(explain)?;
+            entry.restrict(fd).map_err(explain)?;
         }
-        let Some(pid) = (cx.first_with)(entry.id) else { return Ok(()) };
-        let explain = |error: Errno| error.on(Object::Named("io_uring".into()), "take provided buffers");
-        Rings::map(fd, entry, entry.before_task()).and_then(|mut ring| ring.go_on(pid)).map_err(explain)
+        if entry.is_restricted() {
+            uring::enable(fd).map_err(explain)?;
+        }
+        let pid = (cx.first_with)(entry.id);
+        let wind = |mut ring: Rings| {
+            if !entry.is_wound_late() || ring.is_new() {
+                begin(&mut ring, entry, pid)?;
+            }
+            if entry.sq_thread.is_some() {
+                armed::batches(entry).iter().try_for_each(|batch| ring.wait_again(batch))?;
+            }
+            ring.settle()?;
+            ring.wind((entry.done, entry.completed()))?;
+            ring.fill()?;
+            match (entry.eventfd, pid) {
+                (Some(eventfd), Some(pid)) if ring.has_news() => tell(pid, eventfd),
+                _ => Ok(()),
+            }
+        };
+        Rings::map(fd, entry).and_then(wind).map_err(explain)
+    }
+
+    fn repeats(&self, entry: &IoUringEntry) -> Vec<i32> {
+        armed::batches(entry).iter().filter_map(|batch| batch.first()?.tid).collect()
+    }
+
+    fn repeat(
+        &self,
+        entry: &IoUringEntry,
+        nth: usize,
+        fd: &OwnedFd,
+        number: i32,
+        cx: &ArmCx,
+        ops: &mut TaskOps,
+    ) -> Result<(), Failure> {
+        let batch: Vec<ArmedEntry> =
+            armed::batches(entry)[nth].iter().map(|armed| armed.in_task(ops)).collect::<Result<_, _>>()?;
+        let begin = |mut ring: Rings| {
+            if ring.is_new() {
+                begin(&mut ring, entry, (cx.first_with)(entry.id))?;
+            }
+            ring.put(&batch);
+            Ok(())
+        };
+        Rings::map(fd, entry).and_then(begin).map_err(|error| error.on(object(), "bring it to where it was"))?;
+        let count = batch.len() as u64;
+        let args = [number.into(), count.into(), ZERO, ZERO, ZERO, ZERO];
+        ops.list.label("wait for files again").call(libc::SYS_io_uring_enter, &args, Judge::Equal(count as i64));
+        Ok(())
     }
 
     fn owner<'e>(&self, entry: &'e IoUringEntry) -> Option<&'e FownEntry> {
         Some(&entry.fown)
     }
+}
+
+/// What comes before all else when the task is there.
+fn begin(ring: &mut Rings, entry: &IoUringEntry, pid: Option<i32>) -> Result<(), Errno> {
+    ring.be_quiet();
+    if entry.is_wound_late() {
+        ring.provide()?;
+    }
+    pid.map_or(Ok(()), |pid| ring.go_on(pid))
+}
+
+/// Tells an eventfd of a process of completions.
+fn tell(pid: i32, eventfd: i32) -> Result<(), Errno> {
+    let fd = sys::process::pidfd_getfd(sys::process::pidfd_open(pid)?, eventfd)?;
+    sys::fd::write(&fd, &1u64.to_ne_bytes()).map(drop)
+}
+
+/// Flags of how its memory is arranged.
+const LAYOUT: u32 = setup::SQE128 | setup::CQE32 | setup::NO_SQARRAY;
+
+/// Those of a ring that nobody works with; `head` is the start of its rings, `map` maps as much as it is told to.
+fn look_at_layout(
+    probe: &FdProbe,
+    head: &SharedMap,
+    (sq, cq): (u32, u32),
+    map: &dyn Fn(u64, usize) -> Result<SharedMap, Failure>,
+) -> Result<u32, Failure> {
+    let closely = look_closely(probe, head)?;
+    if !closely.has_cqe_lines {
+        return Err(not_understood(probe));
+    }
+    let mut setup = if closely.has_large_cqes { setup::CQE32 } else { 0 };
+    if has_large_requests(probe, sq).map_err(|error| probe.fail(error, "map its rings"))? {
+        setup |= setup::SQE128;
+    }
+    // Of large requests the kernel tells none. Without indices in memory it makes no difference.
+    let has_indices = || -> Result<bool, Failure> {
+        let (len, _, array) = layout(setup, sq, cq);
+        let mut indices = vec![0; len - array];
+        map(uring::RINGS_AT, len)?.read(array, &mut indices);
+        Ok(indices.iter().any(|byte| *byte != 0))
+    };
+    if !closely.has_sqe_lines && (setup & setup::SQE128 == 0 || !has_indices()?) {
+        setup |= setup::NO_SQARRAY;
+    }
+    Ok(setup)
+}
+
+/// What may be asked of a ring. One in use gets its counters back by requests that it refuses.
+fn restrictions(
+    probe: &FdProbe,
+    inner: Option<&Inner>,
+    known: &sys::proc::Uring,
+) -> Result<Option<RestrictionsEntry>, Failure> {
+    let Some(inner) = inner else { return Ok(None) };
+    let Some(restrictions) = &inner.restrictions else { return Ok(None) };
+    if known.taken != known.told || inner.has_buffer_groups {
+        let what = if inner.has_buffer_groups { "provided buffers" } else { "requests without a completion of their own" };
+        return Err(probe.refuse(format!("is an io_uring with restrictions and {what}, which is not carried")));
+    }
+    Ok(Some(RestrictionsEntry {
+        registrations: restrictions.registrations,
+        operations: restrictions.operations,
+        flags_allowed: restrictions.flags_allowed.into(),
+        flags_required: restrictions.flags_required.into(),
+    }))
 }
 
 /// Are requests 128 bytes long? Where twice as many pages are, or where there is something in the second half of what
@@ -669,14 +904,9 @@ fn has_large_requests(probe: &FdProbe, sq_entries: u32) -> Result<bool, Errno> {
     Ok(rest.iter().any(|byte| *byte != 0))
 }
 
-/// Is no request under way? Where as many ended as were taken, none is, but for those that end more than once; where not,
-/// the threads of the tree are counted, if the kernel tells its tracing.
-fn is_idle(known: &sys::proc::Uring, inner: Option<&Inner>, cx: &DumpCx) -> bool {
-    if !known.polls.is_empty() || known.has_overflow || inner.is_some_and(|inner| inner.has_timeouts) {
-        return false;
-    }
-    let in_flight = || cx.tids.iter().map(|tid| uring::in_flight(*tid)).sum::<Option<i64>>();
-    known.taken == known.told || inner.is_some() && in_flight() == Some(0)
+/// Requests that one can do with as one likes: those that ended, and were told of.
+fn ended(taken: u32, told: u32, armed: &[ArmedEntry]) -> u32 {
+    taken.saturating_sub(armed.len() as u32).min(told)
 }
 
 /// Can as many completions without requests, or requests without completions, be made in less than a minute?
@@ -690,139 +920,4 @@ fn can_wind(done: u32, sq_entries: u32) -> bool {
     const REQUESTS: u32 = 1 << 30;
     const CALLS: u32 = 1 << 26;
     done <= REQUESTS && done / sq_entries <= CALLS
-}
-
-/// A new ring on its way to where one was.
-pub(super) struct Rings<'r> {
-    fd: &'r OwnedFd,
-    entry: &'r IoUringEntry,
-    rings: SharedMap,
-    requests: SharedMap,
-    /// Requests taken, and completions told.
-    taken: u32,
-    told: u32,
-}
-
-impl<'r> Rings<'r> {
-    fn map(fd: &'r OwnedFd, entry: &'r IoUringEntry, (taken, told): (u32, u32)) -> Result<Rings<'r>, Errno> {
-        let map = |offset: u64, len: usize| SharedMap::new(fd, offset, pages(len));
-        let (rings, requests) = (map(uring::RINGS_AT, entry.rings.len())?, map(uring::SQES_AT, entry.requests.len())?);
-        let (_, _, array) = layout(entry.setup, entry.sq_entries, entry.cq_entries);
-        if entry.setup & setup::NO_SQARRAY == 0 {
-            let indices: Vec<u8> = (0..entry.sq_entries).flat_map(u32::to_ne_bytes).collect();
-            rings.write(array, &indices);
-        }
-        // None that are not taken, none that are not seen; and requests that do nothing.
-        for (at, value) in [(ring::SQ_TAIL, taken), (ring::CQ_HEAD, told)] {
-            rings.word(at).store(value, Ordering::SeqCst);
-        }
-        requests.write(0, &vec![0; entry.requests.len()]);
-        Ok(Rings { fd, entry, rings, requests, taken, told })
-    }
-
-    /// What needs no task, and all requests and completions but those that do.
-    fn provide(&mut self) -> Result<(), Errno> {
-        buffers::provide(self, &self.entry.groups)?;
-        let (taken, told) = self.entry.before_task();
-        let more = told.wrapping_sub(taken).cast_signed();
-        let both = if more < 0 { told } else { taken };
-        while self.taken != both {
-            let some = self.entry.sq_entries.min(both.wrapping_sub(self.taken));
-            self.submit(some, some)?;
-        }
-        match more {
-            0 => {}
-            1.. => self.be_told(more.unsigned_abs())?,
-            _ => self.be_silent(more.unsigned_abs())?,
-        }
-        self.fill();
-        Ok(())
-    }
-
-    /// What needs the task, whose eventfd is to be told nothing.
-    fn go_on(&mut self, pid: i32) -> Result<(), Errno> {
-        const EVENTFD_DISABLED: u32 = 1;
-        self.rings.word(ring::CQ_FLAGS).store(EVENTFD_DISABLED, Ordering::SeqCst);
-        buffers::go_on(self, &self.entry.groups, pid)?;
-        self.fill();
-        Ok(())
-    }
-
-    /// Has the kernel take the next requests, and is told of so many completions.
-    fn submit(&mut self, count: u32, ends: u32) -> Result<(), Errno> {
-        let until = self.taken.wrapping_add(count);
-        self.rings.word(ring::SQ_TAIL).store(until, Ordering::Release);
-        if uring::submit(self.fd, count)? != count {
-            return Err(Errno { call: "io_uring_enter", code: libc::EIO });
-        }
-        self.taken = until;
-        self.see(ends)
-    }
-
-    /// Sees the next completions, which have to be there.
-    fn see(&mut self, ends: u32) -> Result<(), Errno> {
-        self.told = self.told.wrapping_add(ends);
-        if self.rings.word(ring::CQ_TAIL).load(Ordering::Acquire) != self.told {
-            return Err(Errno { call: "io_uring_enter", code: libc::EIO });
-        }
-        self.rings.word(ring::CQ_HEAD).store(self.told, Ordering::Release);
-        Ok(())
-    }
-
-    /// Has the kernel take one request; what it is answered.
-    fn ask(&mut self, request: &Request) -> Result<i32, Errno> {
-        let large = |flag: u32| usize::from(self.entry.setup & flag != 0);
-        let slot = ((self.taken & (self.entry.sq_entries - 1)) as usize * 64) << large(setup::SQE128);
-        let answer = ((self.told & (self.entry.cq_entries - 1)) as usize * 16) << large(setup::CQE32);
-        self.requests.write(slot, &request.bytes());
-        self.submit(1, 1)?;
-        self.requests.write(slot, &[0; 64]);
-        Ok(self.rings.word(ring::CQES + answer + 8).load(Ordering::Acquire) as i32)
-    }
-
-    /// Takes requests that end without a completion.
-    fn be_silent(&mut self, count: u32) -> Result<(), Errno> {
-        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
-        let silent = Request { flags: CQE_SKIP_SUCCESS, ..Request::default() }.bytes();
-        let size = self.entry.requests.len() / self.entry.sq_entries as usize;
-        for slot in 0..self.entry.sq_entries as usize {
-            self.requests.write(slot * size, &silent);
-        }
-        let mut left = count;
-        while left != 0 {
-            let some = self.entry.sq_entries.min(left);
-            self.submit(some, 0)?;
-            left -= some;
-        }
-        Ok(())
-    }
-
-    /// Gets completions from another ring, for which there was no request in this one.
-    fn be_told(&mut self, count: u32) -> Result<(), Errno> {
-        const MSG_RING: u8 = 40;
-        let (rings, requests, _) = layout(0, 1, 2);
-        let (rings, requests) = (vec![0; rings], vec![0; requests]);
-        let entry = IoUringEntry { sq_entries: 1, cq_entries: 2, rings, requests, ..IoUringEntry::default() };
-        let fd = uring::new(&mut Params { sq_entries: 1, ..Params::default() })?;
-        let mut other = Rings::map(&fd, &entry, (0, 0))?;
-        for _ in 0..count {
-            let result = other.ask(&Request { operation: MSG_RING, fd: self.fd.as_raw_fd(), ..Request::default() })?;
-            if result < 0 {
-                return Err(Errno { call: "IORING_OP_MSG_RING", code: -result });
-            }
-            self.see(1)?;
-        }
-        Ok(())
-    }
-
-    /// The kernel's own counters are there; those of the program, and the content, follow.
-    fn fill(&self) {
-        let (rings, entry) = (&self.rings, self.entry);
-        let kept = ring::CQES.min(entry.rings.len());
-        for at in [ring::SQ_DROPPED, ring::CQ_FLAGS, ring::CQ_OVERFLOW, ring::SQ_TAIL, ring::CQ_HEAD] {
-            rings.write(at, &entry.rings[at..at + 4]);
-        }
-        rings.write(kept, &entry.rings[kept..]);
-        self.requests.write(0, &entry.requests);
-    }
 }

@@ -7,7 +7,7 @@ use super::{Answers, Ask, ZERO};
 use crate::contract::TaskOps;
 use agent::Judge;
 use image::CredsEntry;
-use model::Failure;
+use model::{Failure, Object};
 use sys::proc::Status;
 
 /// CAP_CHECKPOINT_RESTORE, the last that Linux has.
@@ -77,13 +77,31 @@ fn capability_data(effective: u64, permitted: u64, inheritable: u64) -> Vec<u8> 
 
 /// Does a puppet have them already? It was executed by the coordinator, which `own` is, with these securebits: one of root
 /// that has all that it may have is the same after an execve(2). Threads that need no change go on sharing theirs.
-pub fn has_already(entry: &CredsEntry, own: &Status, secbits: u32) -> bool {
+fn has_already(entry: &CredsEntry, own: &Status, secbits: u32) -> bool {
     let keeps_all = own.cap_permitted == own.cap_bounding && own.cap_effective == own.cap_bounding;
     own.uid == [0; 4] && keeps_all && own.cap_ambient == 0 && secbits == 0 && *entry == record(own, secbits)
 }
 
-/// `own` is what the coordinator, and with it the puppet, has.
-pub fn restore(entry: &CredsEntry, own: &Status, ops: &mut TaskOps) -> Result<(), Failure> {
+/// Takes them, if there is anything to take. `own` is what the coordinator, and with it the puppet, has.
+///
+/// # Errors
+/// When `who` would have capabilities that the coordinator lacks.
+pub fn take(
+    entry: &CredsEntry,
+    own: &Status,
+    own_securebits: u32,
+    who: Object,
+    ops: &mut TaskOps,
+) -> Result<(), Failure> {
+    let missing = missing(entry, own);
+    if missing != 0 {
+        let why = format!("has capabilities that this program lacks: {missing:#x}");
+        return Err(Failure::conflict(who, "set the capabilities", why));
+    }
+    if has_already(entry, own, own_securebits) { Ok(()) } else { restore(entry, own, ops) }
+}
+
+fn restore(entry: &CredsEntry, own: &Status, ops: &mut TaskOps) -> Result<(), Failure> {
     let prctl = |ops: &mut TaskOps, args: [u64; 3]| {
         ops.list.ok(libc::SYS_prctl, &[args[0].into(), args[1].into(), args[2].into(), ZERO, ZERO]);
     };
@@ -131,7 +149,7 @@ pub fn restore(entry: &CredsEntry, own: &Status, ops: &mut TaskOps) -> Result<()
 }
 
 /// Capabilities that a record asks for and this host's root does not have.
-pub fn missing(entry: &CredsEntry, own: &Status) -> u64 {
+fn missing(entry: &CredsEntry, own: &Status) -> u64 {
     set(&entry.cap_prm) & !own.cap_permitted
 }
 

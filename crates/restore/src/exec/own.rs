@@ -89,16 +89,8 @@ impl Exec<'_> {
                 }
                 seccomp::restore(thread, &self.checkpoint.chains, ops)?;
                 if let Some(entry) = &thread.creds {
-                    let missing = creds::missing(entry, &self.own);
-                    if missing != 0 {
-                        let why = format!("has capabilities that this program lacks: {missing:#x}");
-                        return Err(
-                            Failure::conflict(Object::Thread(*tid), "set the capabilities", why).of(task.pid)
-                        );
-                    }
-                    if !creds::has_already(entry, &self.own, own_securebits) {
-                        creds::restore(entry, &self.own, ops)?;
-                    }
+                    creds::take(entry, &self.own, own_securebits, Object::Thread(*tid), ops)
+                        .map_err(|failure| failure.of(task.pid))?;
                 }
                 let dumpable = if nth == 0 { task.mm.dumpable } else { None };
                 attributes::restore_after_creds(dumpable, thread.pdeath_sig.unwrap_or(0), ops);

@@ -94,6 +94,11 @@ pub struct Rest {
     pub left: Option<u64>,
 }
 
+/// Flags of io_uring_enter(2): it waits, and its argument has more than a signal mask. Who has submitted something is told
+/// of that, and not of the stop.
+const GETEVENTS: u64 = 1;
+const EXT_ARG: u64 = 1 << 3;
+
 /// Asks the kernel what it knows of the call that a thread is in, where that matters, and it tells.
 pub fn rest(thread: &Stopped, registers: &Registers) -> Option<Rest> {
     const ERESTART_RESTARTBLOCK: i64 = 516;
@@ -107,6 +112,14 @@ pub fn rest(thread: &Stopped, registers: &Registers) -> Option<Rest> {
     // Who only looks for completions is told of the stop, too.
     if result == -i64::from(libc::EINTR) && call as i64 == libc::SYS_io_getevents && registers.r8 != 0 {
         return (limit(registers.r8) == Some(0)).then_some(Rest { call: call as i64, left: Some(0) });
+    }
+    if result == -i64::from(libc::EINTR) && call as i64 == libc::SYS_io_uring_enter {
+        // struct io_uring_getevents_arg has the address of the limit behind two words.
+        let mut address = [0u8; 8];
+        let count = sys::memory::read_remote(thread.tid(), registers.r8.wrapping_add(16), &mut address);
+        let has_none = count == Ok(address.len()) && address == [0; 8];
+        let is_endless = registers.r10 & (GETEVENTS | EXT_ARG) == GETEVENTS | EXT_ARG && has_none;
+        return is_endless.then_some(Rest { call: call as i64, left: None });
     }
     if result != -ERESTART_RESTARTBLOCK {
         return None;
@@ -225,7 +238,7 @@ pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Re
             },
         },
         // These never restart, not even for a debugger that looked; endless ones can, and those that do not wait.
-        4 if is_endless_wait(call as i64, registers) || left == Some(0) => again,
+        4 if is_only_stopped(call as i64, registers, rest) => again,
         _ => Registers { orig_ax: NO_CALL, ..*registers },
     }
 }
@@ -234,10 +247,13 @@ pub fn restart_interrupted_call(registers: &Registers, rest: Option<Rest>) -> Re
 /// where the thread goes on, it is made again, as [`restart_interrupted_call`] has it.
 pub fn is_disturbed(registers: &Registers, rest: Option<Rest>) -> bool {
     let (eintr, call) = (-i64::from(libc::EINTR), registers.interrupted_call());
-    let waits_not = rest.is_some_and(|rest| rest.left == Some(0));
-    call.is_some_and(|(call, result)| {
-        result == eintr && (waits_not || is_endless_wait(call as i64, registers))
-    })
+    call.is_some_and(|(call, result)| result == eintr && is_only_stopped(call as i64, registers, rest))
+}
+
+/// Has such a call no limit, or does it not wait at all? Of io_uring_enter(2) [`rest`] tells nothing else.
+fn is_only_stopped(call: i64, registers: &Registers, rest: Option<Rest>) -> bool {
+    let is_told = |rest: Rest| rest.left == Some(0) || rest.call == libc::SYS_io_uring_enter;
+    is_endless_wait(call, registers) || rest.is_some_and(is_told)
 }
 
 /// As many as there are at least, for poll(2).
@@ -255,6 +271,7 @@ fn is_endless_wait(call: i64, registers: &Registers) -> bool {
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => (registers.r10 as i32) < 0,
         libc::SYS_epoll_pwait2 => registers.r10 == 0,
         libc::SYS_io_getevents => registers.r8 == 0,
+        libc::SYS_io_uring_enter => registers.r10 & (GETEVENTS | EXT_ARG) == GETEVENTS,
         _ => false,
     }
 }
@@ -318,5 +335,20 @@ mod tests {
         assert_eq!((poll.ip, poll.ax as i64, poll.dx), (0x1000, libc::SYS_poll, 5));
         let futex = restart_interrupted_call(&Registers { r10: 1, ..in_call(libc::SYS_futex, -516) }, None);
         assert_eq!((futex.ip, futex.ax as i64), (0x1002, -4));
+    }
+
+    #[test]
+    fn a_wait_for_completions_without_a_limit_is_made_again() {
+        let stopped = |flags| Registers { r10: flags, ..in_call(libc::SYS_io_uring_enter, -4) };
+        let endless = Some(Rest { call: libc::SYS_io_uring_enter, left: None });
+        let extended = GETEVENTS | EXT_ARG;
+        for (flags, rest, is_again) in
+            [(GETEVENTS, None, true), (extended, None, false), (extended, endless, true), (0, None, false)]
+        {
+            assert_eq!(is_disturbed(&stopped(flags), rest), is_again);
+            let now = restart_interrupted_call(&stopped(flags), rest);
+            let expected = if is_again { (0x1000, libc::SYS_io_uring_enter) } else { (0x1002, -4) };
+            assert_eq!((now.ip, now.ax as i64), expected);
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Read from: what the kernel tells its tracing. Of a ring of buffers in the program's memory it keeps no address but the
 //! pages, which are looked for in the program.
 //! Rebuilt by: buffers of a list are provided anew, as many at a time as lie side by side. A ring is registered, the
-//! program's in the task; then as many requests that read nothing take a buffer each as took one before, for the kernel's
+//! program's in the task; then requests that receive a byte into each take as many buffers as were taken before, for the kernel's
 //! position is moved by nothing else.
 //! Refused: a ring whose memory is unmapped; more buffers taken than there were requests; rings of buffers of one that polls.
 
@@ -12,13 +12,12 @@ use agent::Arg;
 use model::{Errno, Failure};
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::memory::SharedMap;
+use sys::uring::armed::{BUFFER_SELECT, op};
 use sys::uring::{Buffers, Group, Request, buffer_ring, group_at, register, register_buffers};
 
 use super::Rings;
 
-const READ: u8 = 22;
 const PROVIDE_BUFFERS: u8 = 31;
-const BUFFER_SELECT: u8 = 1 << 5;
 /// `struct io_uring_buf`: address, length, number; the last two bytes of the first are the position of the program.
 const ENTRY: usize = 16;
 const TAIL: usize = 14;
@@ -115,12 +114,17 @@ fn runs(record: &RingBuffers) -> Vec<([u64; 3], u16)> {
     runs
 }
 
+/// How many of a ring one request takes at a time. Source: io_uring/kbuf.c, PEEK_MAX_IMPORT.
+fn together(entries: u32) -> u32 {
+    if sys::uring::has_bundles() { entries.clamp(1, 256) } else { 1 }
+}
+
 /// How many requests it takes to provide them again, before the task is there, and with it.
 pub fn requests(records: &[RingBuffers]) -> (u64, u64) {
     records.iter().fold((0, 0), |(before, with), record| match (record.entries, record.address) {
         (None, _) => (before + runs(record).len() as u64, with),
-        (Some(_), None) => (before + u64::from(record.head()), with),
-        (Some(_), Some(_)) => (before, with + u64::from(record.head())),
+        (Some(entries), None) => (before + u64::from(record.head().div_ceil(together(entries))), with),
+        (Some(entries), Some(_)) => (before, with + u64::from(record.head().div_ceil(together(entries)))),
     })
 }
 
@@ -236,33 +240,43 @@ pub fn go_on(ring: &mut Rings, records: &[RingBuffers], pid: i32) -> Result<(), 
     Ok(())
 }
 
-/// Has requests that read nothing take as many buffers as were taken.
+/// Has requests that receive a byte into each take as many buffers as were taken: many at a time, for there may have been few
+/// requests. Source: io_uring_prep_send_bundle(3), Linux 6.10.
 fn wind(ring: &mut Rings, record: &RingBuffers, entries: u32, memory: &Memory) -> Result<(), Errno> {
+    const BUNDLE: u16 = 1 << 4;
     if record.head() == 0 {
         return Ok(());
     }
-    let nothing = sys::fd::open(std::path::Path::new("/dev/null"), libc::O_RDONLY)?;
+    let (near, far) = sys::socket::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
     let byte: OwnedFd = sys::memory::memfd(c"crtools-byte", false)?;
     sys::fd::truncate(&byte, 1)?;
     let byte = SharedMap::new(&byte, 0, 1)?;
     let mut entry = [0; TAIL];
     entry[..8].copy_from_slice(&byte.address(0).to_ne_bytes());
     entry[8..12].copy_from_slice(&1u32.to_ne_bytes());
-    memory.write(TAIL, &(record.head() as u16).to_ne_bytes())?;
-    for taken in 0..record.head() {
-        // One that is taken byte by byte is changed by that.
-        memory.write((taken & (entries - 1)) as usize * ENTRY, &entry)?;
+    let mut taken = 0;
+    while taken != record.head() {
+        let some = together(entries).min(record.head() - taken);
+        for position in taken..taken + some {
+            // One that is taken byte by byte is changed by that.
+            memory.write((position & (entries - 1)) as usize * ENTRY, &entry)?;
+        }
+        memory.write(TAIL, &((taken + some) as u16).to_ne_bytes())?;
+        sys::fd::write(&far, &vec![0; some as usize])?;
         let result = ring.ask(&Request {
-            operation: READ,
+            operation: op::RECV,
             flags: BUFFER_SELECT,
-            fd: nothing.as_raw_fd(),
-            len: 1,
+            priority: if together(entries) > 1 { BUNDLE } else { 0 },
+            fd: near.as_raw_fd(),
+            len: some,
             group: record.group as u16,
             ..Request::default()
         })?;
-        if result != 0 {
-            return Err(Errno { call: "IOSQE_BUFFER_SELECT", code: -result });
+        if result != some as i32 {
+            let code = if result < 0 { -result } else { libc::EIO };
+            return Err(Errno { call: "IORING_RECVSEND_BUNDLE", code });
         }
+        taken += some;
     }
     Ok(())
 }
