@@ -180,6 +180,30 @@ impl Dir {
         Ok(file)
     }
 
+    /// Makes a new, empty file without a name, which may get one at [`Dir::free`].
+    ///
+    /// # Errors
+    /// Not every file system has such files.
+    pub fn create_nameless(&self) -> Result<File, Failure> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .mode(0o644)
+            .custom_flags(libc::O_TMPFILE)
+            .open(&self.path)
+            .map_err(|error| self.io("", "create a file without a name", "open", &error))
+    }
+
+    /// Frees a name for a file that is made elsewhere, and returns its path.
+    ///
+    /// # Errors
+    /// When what has the name cannot be removed.
+    pub fn free(&self, name: &str) -> Result<PathBuf, Failure> {
+        self.remove(name)?;
+        self.written.lock().unwrap_or_else(|held| held.into_inner()).push(name.to_owned());
+        Ok(self.path.join(name))
+    }
+
     pub fn write(&self, name: &str, image: &Writer) -> Result<(), Failure> {
         self.create(name)?
             .write_all(image.bytes())

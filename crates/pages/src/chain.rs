@@ -10,6 +10,7 @@ use image::pagemap::{LAZY, PAGE, PRESENT, Pagemap, PagesFile, Run};
 use model::{Failure, Object};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Range;
 
 /// The name of the link.
 pub const PARENT_LINK: &str = "parent";
@@ -251,8 +252,8 @@ pub fn dedup(dir: &Dir) -> Result<u64, Failure> {
             let map = Pagemap::parse(name, &bytes, |_| Ok(u64::MAX))?;
             let own: Vec<Run> = map.runs.into_iter().filter(|run| run.flags & PRESENT != 0).collect();
             if layer > 0 {
-                let told = own.iter().map(|run| (run.range.clone(), ())).collect();
-                let (superseded, _) = split(told, |()| true, &newer);
+                let told: Told<()> = own.iter().map(|run| (run.range.clone(), ())).collect();
+                let (superseded, _) = split(&told, |()| true, &newer);
                 freed += punch(dir, &own, &superseded)?;
             }
             newer.extend(own);
@@ -278,7 +279,7 @@ fn merged(runs: Vec<Run>) -> Vec<Run> {
 }
 
 /// Makes holes where the pages of `ranges` were, which are parts of `runs`.
-fn punch(dir: &Dir, runs: &[Run], ranges: &[std::ops::Range<u64>]) -> Result<u64, Failure> {
+fn punch(dir: &Dir, runs: &[Run], ranges: &[Range<u64>]) -> Result<u64, Failure> {
     let (Some(first), false) = (runs.first(), ranges.is_empty()) else { return Ok(0) };
     let name = pages_name(first.file.id);
     if dir.has(&crate::compressed::name(first.file.id)) {
@@ -340,19 +341,33 @@ fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Re
 }
 
 /// Ranges, each with something said of it.
-pub type Told<T> = Vec<(std::ops::Range<u64>, T)>;
+pub type Told<T> = Vec<(Range<u64>, T)>;
 
 /// Splits sorted `runs` into what is in `known` too, which is sorted, and the rest.
 pub fn split<T: Copy>(
-    runs: Told<T>,
+    runs: &[(Range<u64>, T)],
     is_candidate: impl Fn(T) -> bool,
     known: &[Run],
-) -> (Vec<std::ops::Range<u64>>, Told<T>) {
+) -> (Vec<Range<u64>>, Told<T>) {
     let (mut both, mut rest) = (Vec::new(), Vec::with_capacity(runs.len()));
+    each_part(runs, is_candidate, known, |range, how, is_known| match is_known {
+        true => both.push(range),
+        false => rest.push((range, how)),
+    });
+    (both, rest)
+}
+
+/// Calls `found` with each part of `runs`, and whether it is a candidate and in `known` too. Both are sorted.
+pub fn each_part<T: Copy>(
+    runs: &[(Range<u64>, T)],
+    is_candidate: impl Fn(T) -> bool,
+    known: &[Run],
+    mut found: impl FnMut(Range<u64>, T, bool),
+) {
     let mut at = 0;
     for (range, how) in runs {
-        if !is_candidate(how) {
-            rest.push((range, how));
+        if !is_candidate(*how) {
+            found(range.clone(), *how, false);
             continue;
         }
         let mut start = range.start;
@@ -361,18 +376,12 @@ pub fn split<T: Copy>(
                 at += 1;
             }
             let next = known.get(at).map_or(u64::MAX, |run| run.range.start);
-            if next > start {
-                let end = next.min(range.end);
-                rest.push((start..end, how));
-                start = end;
-            } else {
-                let end = known[at].range.end.min(range.end);
-                both.push(start..end);
-                start = end;
-            }
+            let is_known = next <= start;
+            let end = if is_known { known[at].range.end } else { next }.min(range.end);
+            found(start..end, *how, is_known);
+            start = end;
         }
     }
-    (both, rest)
 }
 
 const _: () = assert!(PAGE == sys::memory::PAGE);
@@ -382,7 +391,7 @@ mod tests {
     use super::*;
     use image::pagemap::PARENT;
 
-    fn run(pages: std::ops::Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
+    fn run(pages: Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
         let file = PagesFile { layer, id: 1 };
         let range = pages.start * PAGE..pages.end * PAGE;
         Run { range, flags, offset: offset * PAGE, file, same_as: None }
@@ -426,7 +435,7 @@ mod tests {
 
     #[test]
     fn what_another_process_does_not_store_is_zero() {
-        let same = |pages: std::ops::Range<u64>| Run::same_as(pages.start * PAGE..pages.end * PAGE, 7);
+        let same = |pages: Range<u64>| Run::same_as(pages.start * PAGE..pages.end * PAGE, 7);
         let runs = vec![run(0..1, PRESENT, 0, 0), same(1..6), run(6..7, PARENT, 0, 0)];
         let theirs = [run(2..4, PRESENT, 1, 0)];
         let resolved = resolve("x", runs, Some(7), &theirs).unwrap();
@@ -437,7 +446,7 @@ mod tests {
     fn only_candidates_that_are_known_are_split_off() {
         let known = [run(2..4, PRESENT, 0, 0), run(6..7, PRESENT, 0, 0)];
         let runs = vec![(0..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)];
-        let (both, rest) = split(runs, |is_clean| is_clean, &known);
+        let (both, rest) = split(&runs, |is_clean| is_clean, &known);
         assert_eq!((both.len(), &both[0]), (1, &(2 * PAGE..4 * PAGE)));
         assert_eq!(rest, [(0..2 * PAGE, true), (4 * PAGE..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)]);
     }

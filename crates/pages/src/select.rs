@@ -15,6 +15,8 @@ pub struct Area {
     pub is_whole: bool,
     /// Without its own pages it shows a file: there a page of zeros says something.
     pub has_file: bool,
+    /// The kernel notes writes to it.
+    pub is_watched: bool,
 }
 
 /// What matters of the mapping that a run of pages is in.
@@ -48,10 +50,15 @@ pub struct Selection {
 pub enum Question {
     WhatIsThere,
     AndWhatIsNew,
+    /// And from then on nothing counts as written, until it is.
+    AndBeginAnew,
 }
 
 /// Pages that are there or swapped out; guard markers look swapped out.
 const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
+
+/// Bytes of a mapping that is asked apart from others.
+const LARGE: u64 = 4 << 20;
 
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
 ///
@@ -61,22 +68,32 @@ pub fn select(pagemap: &File, areas: &[Area], question: Question) -> Result<Sele
     let mut selection = Selection::default();
     // With true where nothing was written since it was last protected.
     let mut found: Vec<(Range<u64>, bool)> = Vec::new();
-    let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
-    let all = first.range.start..last.range.end;
     let query = match question {
         Question::WhatIsThere => THERE,
-        Question::AndWhatIsNew => Query { report: THERE.report | WATCHED | WRITTEN, ..THERE },
+        _ => Query { report: THERE.report | WATCHED | WRITTEN, ..THERE },
     };
-    let mut scan = |query| {
+    let begins = |area: &Area| area.is_watched && question == Question::AndBeginAnew;
+    // For that the kernel looks at what it knows of each page, which takes longer than all the rest.
+    let is_of_file = |area: &Area| area.has_file || area.range.end - area.range.start < LARGE;
+    let way = |area: &Area| (begins(area), is_of_file(area));
+    let mut scan = |query: Query| {
         found.clear();
         selection.guards.clear();
-        pagemap::scan(pagemap, all.clone(), query, |run, categories| {
-            match categories & !(WATCHED | WRITTEN) {
+        for some in areas.chunk_by(|one, next| way(one) == way(next)) {
+            let mut note = |run, categories| match categories & !(WATCHED | WRITTEN) {
                 0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
                 GUARD => selection.guards.push(run),
                 _ => {}
+            };
+            let all = some[0].range.start..some[some.len() - 1].range.end;
+            let (begins, is_of_file) = way(&some[0]);
+            let query = if is_of_file { query } else { Query { report: query.report & !FILE, ..query } };
+            match begins {
+                true => pagemap::protect(pagemap, all, query, &mut note)?,
+                false => pagemap::scan(pagemap, all, query, &mut note)?,
             }
-        })
+        }
+        Ok::<(), Errno>(())
     };
     // Before Linux 6.15 there is no such category, and before 6.13 no such page.
     let scanned = match scan(query) {
@@ -142,7 +159,7 @@ mod tests {
     use super::*;
 
     fn area(range: Range<u64>, is_whole: bool) -> Area {
-        Area { range, is_readable: true, is_whole, has_file: false }
+        Area { range, is_readable: true, is_whole, has_file: false, is_watched: false }
     }
 
     #[test]
