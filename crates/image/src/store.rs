@@ -153,7 +153,9 @@ impl Dir {
 
     /// Makes the folder say "no dump here" before the first image is written.
     pub fn begin(&self) -> Result<(), Failure> {
-        [INVENTORY, UNFINISHED].iter().chain(OPTIONAL).try_for_each(|name| self.remove(name))
+        let there = self.names()?;
+        let is_there = |name: &&&str| there.binary_search_by(|one| one.as_str().cmp(name)).is_ok();
+        [INVENTORY, UNFINISHED].iter().chain(OPTIONAL).filter(is_there).try_for_each(|name| self.remove(name))
     }
 
     /// Removes what an earlier dump left under a name, if anything.
