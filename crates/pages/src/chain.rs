@@ -304,7 +304,25 @@ fn punch(dir: &Dir, runs: &[Run], ranges: &[Range<u64>]) -> Result<u64, Failure>
 /// Replaces runs that are stored at `place` by those that are there. Both are sorted.
 ///
 /// Another process may lack a page that is said to be the same: it was zero, and not stored at all.
-fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+fn resolve(name: &str, mut runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+    // As a rule each is a part of one of theirs, and the list stays as long as it is.
+    let mut at = 0;
+    let are_parts = runs.iter_mut().filter(|run| is_elsewhere(run) && run.same_as == place).all(|run| {
+        let Range { start, end } = run.range;
+        at += parent[at..].iter().take_while(|theirs| theirs.range.end <= start).count();
+        let theirs = parent.get(at).filter(|theirs| theirs.range.start <= start && end <= theirs.range.end);
+        theirs.is_some_and(|theirs| {
+            *run = Run {
+                range: start..end,
+                offset: theirs.offset + (start - theirs.range.start),
+                ..theirs.clone()
+            };
+            true
+        })
+    });
+    if are_parts {
+        return Ok(runs);
+    }
     let mut resolved = Vec::with_capacity(runs.len());
     let mut at = 0;
     for run in runs {
@@ -405,6 +423,20 @@ mod tests {
         let wanted = [run(0..2, PRESENT, 0, 0), run(2..4, PRESENT, 6, 1), run(4..8, PRESENT, 0, 2)];
         assert_eq!(resolved, wanted);
         assert!(resolve("x", runs, None, &parent[..1]).is_err());
+    }
+
+    #[test]
+    fn parts_of_what_is_in_the_parent_are_found_where_they_are() {
+        let runs = vec![
+            run(0..2, PRESENT, 0, 0),
+            run(2..3, PARENT, 2, 0),
+            run(3..4, PRESENT, 2, 0),
+            run(6..8, PARENT, 3, 0),
+        ];
+        let parent = [run(1..4, PRESENT, 5, 1), run(4..9, PRESENT, 8, 2)];
+        let resolved = resolve("x", runs.clone(), None, &parent).unwrap();
+        let wanted = [runs[0].clone(), run(2..3, PRESENT, 6, 1), runs[2].clone(), run(6..8, PRESENT, 10, 2)];
+        assert_eq!(resolved, wanted);
     }
 
     #[test]
