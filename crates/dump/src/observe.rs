@@ -297,14 +297,20 @@ const PIECE: usize = 256 << 10;
 /// Reads the mappings of a process that stands still with their flags, and finds its pages, if that is asked. The kernel's text of many
 /// mappings, or of much memory, takes long to write: then the flags are asked for in another way, where there is one.
 pub fn read_memory(pid: i32, question: Option<Question>) -> Result<Memory, Failure> {
-    /// Bytes of memory that take longer to be looked at than the other way takes.
+    /// Bytes of memory that take longer to be looked at than the other way takes, and page tables, however little is in
+    /// them.
     const LARGE: u64 = 192 << 20;
+    const LARGE_TABLES_KB: u64 = 24 << 10;
     let path = format!("/proc/{pid}/pagemap");
     let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
     let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
     let mut memory = Memory::default();
     let statm = sys::fd::text(&format!("/proc/{pid}/statm")).unwrap_or_default();
-    let is_large = sys::proc::parse_private(&statm).is_some_and(|bytes| bytes > LARGE);
+    // So large are they only where much is mapped.
+    let may_be_sparse = sys::proc::decimal(statm.split(|byte| *byte == b' ').next().unwrap_or_default())
+        .is_some_and(|pages: u64| pages > LARGE_TABLES_KB << 10 >> 3);
+    let is_large = sys::proc::parse_private(&statm).is_some_and(|bytes| bytes > LARGE)
+        || may_be_sparse && status(pid, pid).is_ok_and(|status| status.tables_kb > LARGE_TABLES_KB);
     let mut smaps = Text::open(pid, "smaps")?;
     let first = if is_large { Vec::new() } else { smaps.read()? };
     if is_large || first.len() == PIECE {

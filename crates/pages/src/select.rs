@@ -1,5 +1,6 @@
 //! Question pages of an address space hold something of its own.
 
+use agent::crew;
 use model::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -60,6 +61,37 @@ const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report
 /// Bytes of a mapping that is asked apart from others.
 const LARGE: u64 = 4 << 20;
 
+/// Bytes of mappings that are looked at on all processors.
+const MUCH: u64 = 2 << 30;
+
+/// Cuts the range from the first of some areas to the last into pieces that are looked at beside each other: one, if there is
+/// not much in it.
+fn cut(areas: &[Area]) -> Vec<Range<u64>> {
+    let (mut start, last) = (areas[0].range.start, areas[areas.len() - 1].range.end);
+    let total: u64 = areas.iter().map(|area| area.range.end - area.range.start).sum();
+    let step = match total {
+        ..MUCH => u64::MAX,
+        _ => (total / (2 * crew::size() as u64)).max(MUCH / 2).next_multiple_of(1 << 21),
+    };
+    let (mut pieces, mut filled) = (Vec::new(), 0);
+    for Area { range, .. } in areas {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at.saturating_add(step - filled));
+            filled += end - at;
+            at = end;
+            if filled == step {
+                pieces.push(start..at);
+                (start, filled) = (at, 0);
+            }
+        }
+    }
+    if start < last {
+        pieces.push(start..last);
+    }
+    pieces
+}
+
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
 ///
 /// # Errors
@@ -76,22 +108,35 @@ pub fn select(pagemap: &File, areas: &[Area], question: Question) -> Result<Sele
     // For that the kernel looks at what it knows of each page, which takes longer than all the rest.
     let is_of_file = |area: &Area| area.has_file || area.range.end - area.range.start < LARGE;
     let way = |area: &Area| (begins(area), is_of_file(area));
+    let mut pieces = Vec::new();
+    let all: u64 = areas.iter().map(|area| area.range.end - area.range.start).sum();
+    let many = if all < MUCH { usize::MAX } else { 2 };
+    for some in areas.chunk_by(|one, next| way(one) == way(next)) {
+        pieces.extend(cut(some).into_iter().map(|piece| (piece, way(&some[0]))));
+    }
+    let scan_some = |pieces: &[(Range<u64>, (bool, bool))], query: Query| {
+        let (mut found, mut guards) = (Vec::new(), Vec::new());
+        for (piece, (begins, is_of_file)) in pieces {
+            let mut note = |run, categories| match categories & !(WATCHED | WRITTEN) {
+                0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
+                GUARD => guards.push(run),
+                _ => {}
+            };
+            let query = if *is_of_file { query } else { Query { report: query.report & !FILE, ..query } };
+            match begins {
+                true => pagemap::protect(pagemap, piece.clone(), query, &mut note)?,
+                false => pagemap::scan(pagemap, piece.clone(), query, &mut note)?,
+            }
+        }
+        Ok::<_, Errno>((found, guards))
+    };
     let mut scan = |query: Query| {
         found.clear();
         selection.guards.clear();
-        for some in areas.chunk_by(|one, next| way(one) == way(next)) {
-            let mut note = |run, categories| match categories & !(WATCHED | WRITTEN) {
-                0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
-                GUARD => selection.guards.push(run),
-                _ => {}
-            };
-            let all = some[0].range.start..some[some.len() - 1].range.end;
-            let (begins, is_of_file) = way(&some[0]);
-            let query = if is_of_file { query } else { Query { report: query.report & !FILE, ..query } };
-            match begins {
-                true => pagemap::protect(pagemap, all, query, &mut note)?,
-                false => pagemap::scan(pagemap, all, query, &mut note)?,
-            }
+        for scanned in crew::in_parallel(&pieces, many, |pieces| scan_some(pieces, query)) {
+            let (some, mut guards) = scanned?;
+            some.into_iter().for_each(|(run, is_clean)| push(&mut found, run, is_clean));
+            selection.guards.append(&mut guards);
         }
         Ok::<(), Errno>(())
     };
@@ -168,6 +213,20 @@ mod tests {
         let runs = intersect(&[5..12, 15..25, 35..36, 62..80].map(|run| (run, false)), &areas);
         let ranges: Vec<Range<u64>> = runs.into_iter().map(|run| run.0).collect();
         assert_eq!(ranges, [10..12, 15..20, 20..25, 40..50, 62..70]);
+    }
+
+    #[test]
+    fn much_is_cut_into_pieces_and_nothing_is_left_out() {
+        const GIB: u64 = 1 << 30;
+        let much =
+            [area(GIB..2 * GIB, false), area(90 * GIB..200 * GIB, false), area(999 * GIB..1000 * GIB, false)];
+        let pieces = cut(&much);
+        assert!(pieces.len() > crew::size() && pieces.iter().all(|piece| !piece.is_empty()));
+        assert_eq!((pieces[0].start, pieces[pieces.len() - 1].end), (GIB, 1000 * GIB));
+        assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert_eq!((cut(&much[..1]).len(), cut(&much[..1])[0].clone()), (1, GIB..2 * GIB));
+        // As much as two pieces, and no third one.
+        assert_eq!(cut(&[area(0..2 * GIB, false)]).last(), Some(&(GIB..2 * GIB)));
     }
 
     #[test]
