@@ -146,6 +146,16 @@ impl<'a> Reader<'a> {
         std::iter::from_fn(|| self.record().transpose()).collect()
     }
 
+    /// The same, not decoded yet.
+    pub fn bodies(&mut self) -> Result<Vec<&'a [u8]>, Failure> {
+        let mut bodies = Vec::new();
+        while let Some(length) = self.word()? {
+            bodies.push(self.take(length as usize, "record")?);
+            self.entry += 1;
+        }
+        Ok(bodies)
+    }
+
     /// The `length` bytes that belong to the record just read.
     pub fn payload(&mut self, length: usize) -> Result<&'a [u8], Failure> {
         self.take(length, "payload")

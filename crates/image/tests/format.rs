@@ -15,6 +15,7 @@ const FIRST_OWN: u32 = 1000;
 
 /// Messages that CRIU does not have.
 const OWN_MESSAGES: &[&str] = &[
+    "InotifyEventEntry",
     "IoUringEntry",
     "RegisteredRing",
     "RingBuffers",
@@ -41,6 +42,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("IpcShmEntry", "content", 1000),
     ("InotifyFileEntry", "lost", 1000),
+    ("InotifyFileEntry", "unread", 1001),
     ("MmEntry", "locks_future", 1001),
     ("MmEntry", "mdwe", 1002),
     ("MmEntry", "merges", 1003),

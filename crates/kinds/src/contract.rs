@@ -8,7 +8,7 @@ use crate::fd::tty::{Control, Person, TtyInfoEntry};
 use agent::crew::in_parallel;
 use agent::{Area, List};
 use image::{Dir, FileEntry, FownEntry, Message, SkOptsEntry, Writer};
-use model::{Errno, Failure, Failures, Object, Options};
+use model::{Errno, Failure, Failures, IdMap, Object, Options};
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -305,7 +305,7 @@ pub struct OpenCx<'r> {
     pub shelf: Shelf,
     pub files: &'r FileTable,
     /// Those that are open already, for kinds that come last.
-    pub opened: HashMap<u32, OwnedFd>,
+    pub opened: IdMap<OwnedFd>,
     /// What sessions have, as it is made.
     pub terminals: Vec<Control>,
     /// Stand-ins for processes that have ended, by id; they end with it.
@@ -415,7 +415,7 @@ pub trait FdKind: Sync {
 #[allow(missing_debug_implementations)]
 pub struct ArmCx<'a> {
     /// Files that are open, by id.
-    pub files: &'a HashMap<u32, OwnedFd>,
+    pub files: &'a IdMap<OwnedFd>,
     /// The first task that has a file, in which it was finished.
     pub first_with: &'a dyn Fn(u32) -> Option<i32>,
 }
@@ -539,18 +539,19 @@ type File = (&'static dyn AnyFdKind, AnyEntry);
 /// Records that are decoded on all processors.
 const MANY: usize = 512;
 
-fn decode_file((index, entry): &(usize, FileEntry)) -> Result<File, Failure> {
-    let corrupt = |why: String| Failure::corrupt("files.img", Some(*index), why);
+fn decode_file(index: usize, body: &[u8]) -> Result<(u32, File), Failure> {
+    let corrupt = |why: String| Failure::corrupt("files.img", Some(index), why);
+    let entry = FileEntry::decode(body).map_err(|error| corrupt(error.to_string()))?;
     let Some(kind) = crate::fd::KINDS.iter().find(|kind| kind.file_type() == entry.kind) else {
         let name = image::FdTypes::try_from(entry.kind)
             .map_or("unknown".into(), |kind| format!("{kind:?}").to_lowercase());
-        let object = Object::Image { file: "files.img".into(), entry: Some(*index) };
+        let object = Object::Image { file: "files.img".into(), entry: Some(index) };
         let why = format!("a file of type {} ({name}) is not carried yet", entry.kind);
         return Err(Failure::unsupported(object, why));
     };
     match &entry.body {
         Some((tag, body)) if *tag == kind.tag() => {
-            kind.decode(body).map(|decoded| (*kind, decoded)).map_err(corrupt)
+            kind.decode(body).map(|decoded| (entry.id, (*kind, decoded))).map_err(corrupt)
         }
         _ => Err(corrupt(format!("has no body of a {}", kind.name()))),
     }
@@ -559,7 +560,9 @@ fn decode_file((index, entry): &(usize, FileEntry)) -> Result<File, Failure> {
 /// The open files of an image set, by id.
 #[derive(Default)]
 pub struct FileTable {
-    files: HashMap<u32, File>,
+    files: IdMap<File>,
+    /// The ids of each kind, by the number of its type, in their order.
+    of_kind: HashMap<i32, Vec<u32>>,
     remaps: HashMap<u32, Remap>,
     /// By id.
     pub terminals: HashMap<u32, TtyInfoEntry>,
@@ -572,44 +575,56 @@ impl std::fmt::Debug for FileTable {
 }
 
 impl FileTable {
-    /// Sorts the records of `files.img` by kind, those of `remap-fpath.img` by file, and those of `tty-info.img`.
+    /// Decodes the records of `files.img` and sorts them by kind, those of `remap-fpath.img` by file, and those of `tty-info.img`.
     ///
     /// # Errors
     /// Every record of a kind that is not carried, and every one that is no record of its kind.
     pub fn new(
-        entries: Vec<FileEntry>,
+        entries: &[&[u8]],
         remaps: Vec<RemapFilePathEntry>,
         terminals: Vec<TtyInfoEntry>,
     ) -> Result<FileTable, Failures> {
         let mut failures = Failures::new();
         let terminals = terminals.into_iter().map(|info| (info.id, info)).collect();
         let mut table = FileTable { terminals, ..FileTable::default() };
-        let entries: Vec<(usize, FileEntry)> = entries.into_iter().enumerate().collect();
-        table.files.reserve(entries.len());
-        let decode = |share: &[(usize, FileEntry)]| share.iter().map(decode_file).collect::<Vec<_>>();
-        for decoded in in_parallel(&entries, MANY, decode).into_iter().flatten().zip(&entries) {
-            match decoded {
-                (Err(failure), _) => failures.push(failure),
-                (Ok(file), (index, entry)) => {
-                    if table.files.insert(entry.id, file).is_some() {
-                        let why = format!("the id {} is taken", entry.id);
-                        failures.push(Failure::corrupt("files.img", Some(*index), why));
-                    }
+        let entries: Vec<(usize, &[u8])> = entries.iter().copied().enumerate().collect();
+        let decode = |share: &[(usize, &[u8])]| {
+            // A failure is many times as large as a file, and rare.
+            let (mut files, mut failures) = (Vec::with_capacity(share.len()), Vec::new());
+            for (index, body) in share {
+                match decode_file(*index, body) {
+                    Ok(file) => files.push(file),
+                    Err(failure) => failures.push(failure),
                 }
             }
+            (files, failures)
+        };
+        let sound = in_parallel(&entries, MANY, decode).into_iter().flat_map(|(files, more)| {
+            failures.extend(more);
+            files
+        });
+        if !table.files.add(sound).is_empty() {
+            let mut seen = HashSet::new();
+            for (index, body) in &entries {
+                let Ok(FileEntry { id, .. }) = FileEntry::decode(*body) else { continue };
+                if !seen.insert(id) {
+                    let why = format!("the id {id} is taken");
+                    failures.push(Failure::corrupt("files.img", Some(*index), why));
+                }
+            }
+        }
+        for (id, (kind, _)) in table.files.iter() {
+            table.of_kind.entry(kind.file_type()).or_default().push(id);
         }
         match ghost::remaps(remaps, &table) {
             Ok(remaps) => table.remaps = remaps,
             Err(more) => failures.extend(more),
         }
-        let mut by_type: HashMap<i32, Vec<(u32, &dyn Any)>> = HashMap::new();
-        for (id, (kind, entry)) in &table.files {
-            by_type.entry(kind.file_type()).or_default().push((*id, &**entry));
-        }
         for kind in crate::fd::KINDS {
-            let Some(entries) = by_type.get_mut(&kind.file_type()) else { continue };
-            entries.sort_unstable_by_key(|entry| entry.0);
-            failures.extend(kind.link(entries, &table));
+            let Some(ids) = table.of_kind.get(&kind.file_type()) else { continue };
+            let entries: Vec<(u32, &dyn Any)> =
+                ids.iter().map(|id| (*id, &*table.files[*id].1 as _)).collect();
+            failures.extend(kind.link(&entries, &table));
         }
         if failures.is_empty() { Ok(table) } else { Err(failures) }
     }
@@ -624,7 +639,7 @@ impl FileTable {
 
     /// A record and its kind.
     pub fn get(&self, id: u32) -> Option<(&'static dyn AnyFdKind, &dyn Any)> {
-        self.files.get(&id).map(|(kind, entry)| (*kind, &**entry as &dyn Any))
+        self.files.get(id).map(|(kind, entry)| (*kind, &**entry as &dyn Any))
     }
 
     /// What stands for a file that is not found by its name.
@@ -658,19 +673,20 @@ impl FileTable {
 
     /// Every record of one kind.
     pub fn entries<K: FdKind>(&self) -> impl Iterator<Item = &K::Entry> {
-        self.files.values().filter_map(|(_, entry)| entry.downcast_ref())
+        let ids = self.of_kind.get(&i32::from(K::TYPE)).into_iter().flatten();
+        ids.filter_map(|id| self.files.get(*id)?.1.downcast_ref())
     }
 
     /// What all files need of others, without an end at what these need in turn.
     pub fn needs(&self) -> impl Iterator<Item = (u32, u32)> {
         self.files
             .iter()
-            .flat_map(|(id, (kind, entry))| kind.needs(&**entry).into_iter().map(move |needed| (*id, needed)))
+            .flat_map(|(id, (kind, entry))| kind.needs(&**entry).into_iter().map(move |needed| (id, needed)))
     }
 
     /// The record of a file that must be of one kind.
     pub fn entry<K: FdKind>(&self, id: u32) -> Option<&K::Entry> {
-        self.files.get(&id)?.1.downcast_ref()
+        self.files.get(id)?.1.downcast_ref()
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod command;
 pub mod failure;
 pub mod hooks;
+pub mod ids;
 pub mod options;
 pub mod progress;
 pub mod stats;
@@ -13,5 +14,6 @@ pub mod version;
 pub use command::Command;
 pub use failure::{Cause, Errno, Failure, Failures, Object, Remedy};
 pub use hooks::{Action, Hooks};
+pub use ids::IdMap;
 pub use options::{Compression, Options};
 pub use progress::{Progress, ProgressSink};

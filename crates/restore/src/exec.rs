@@ -8,6 +8,7 @@
 mod own;
 mod table;
 
+use self::table::Couriers;
 use crate::created::{Created, is_at_work};
 use crate::held::{Held, Thread};
 use crate::lazy::Server;
@@ -27,7 +28,7 @@ use kinds::fd::tty::Control;
 use kinds::task::signals;
 use kinds::vma;
 use model::stats::RestoreStats;
-use model::{Errno, Failure, Object, Options};
+use model::{Errno, Failure, IdMap, Object, Options};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -55,7 +56,7 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
 #[derive(Debug, Clone, Copy)]
 pub struct Open<'r> {
     /// Files by id.
-    pub files: &'r HashMap<u32, OwnedFd>,
+    pub files: &'r IdMap<OwnedFd>,
     /// The same, opened in another mode for mappings.
     pub mapped: &'r HashMap<(u32, u32), OwnedFd>,
     /// What sessions have.
@@ -186,7 +187,15 @@ impl<'r> Exec<'r> {
             .map_err(|error| error.on(Object::Task, "make the process").of(root.pid))?;
         let mut created = Created { root: root.pid, is_kept: false };
         let mut stage = Stage::begin();
-        let open = self.make_processes(&own_vdso)?;
+        let (checkpoint, files) = (&*self.checkpoint, self.open.files);
+        let (open, sent) = std::thread::scope(|scope| {
+            // Unless some are still to be exchanged, many descriptors are on their way meanwhile.
+            let is_early = open_late.is_none() && table::is_large(checkpoint);
+            let sending = is_early.then(|| scope.spawn(|| table::send(checkpoint, files)));
+            let open = self.make_processes(&own_vdso)?;
+            let sent = sending.map(|sending| sending.join().expect("a worker does not panic")).transpose()?;
+            Ok::<_, Failure>((open, sent))
+        })?;
         let forking_us = started.elapsed().as_micros() as u64;
         stage.ends("made the processes and their memory");
         self.aio_contexts()?;
@@ -195,7 +204,8 @@ impl<'r> Exec<'r> {
             self.make_threads()?;
             open_late()?;
         }
-        self.place(&open, has_threads)?;
+        let sent = sent.map_or_else(|| table::send(checkpoint, files), Ok)?;
+        self.place(&open, &sent, has_threads)?;
         stage.ends("put descriptors and threads in place");
         let threads = self.seize()?;
         self.set_own()?;
@@ -346,7 +356,7 @@ impl<'r> Exec<'r> {
     fn make_processes(&self, own_vdso: &OwnVdso) -> Result<Vec<HashSet<u64>>, Failure> {
         self.close_inherited()?;
         let files = |id: u32, mode: u32| {
-            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(&id));
+            let fd = self.open.mapped.get(&(id, mode)).or_else(|| self.open.files.get(id));
             fd.map(AsRawFd::as_raw_fd)
         };
         let pages = |file: PagesFile| self.pages.get(&file).map(AsRawFd::as_raw_fd);
@@ -614,10 +624,9 @@ impl<'r> Exec<'r> {
 
     /// Descriptors, groups, threads if there are none; and the final state of the memory, which nobody inherits
     /// any more.
-    fn place(&self, open: &[HashSet<u64>], has_threads: bool) -> Result<(), Failure> {
+    fn place(&self, open: &[HashSet<u64>], sent: &Couriers, has_threads: bool) -> Result<(), Failure> {
         let (mut runs, mut later) = (Vec::new(), Vec::new());
         let mut tables = HashSet::new();
-        let mut couriers = Vec::new();
         for (at, task) in self.tasks() {
             let mut list = List::new();
             let ops = &mut TaskOps { list: &mut list, area: &self.area };
@@ -632,7 +641,7 @@ impl<'r> Exec<'r> {
                 for entry in &task.mm.vmas {
                     vma::finish(entry, open[at].contains(&entry.start), ops)?;
                 }
-                let exe = self.open.files[&task.mm.exe_file_id].as_raw_fd();
+                let exe = self.open.files[task.mm.exe_file_id].as_raw_fd();
                 let number = self.service.exe + at as i32;
                 ops.list.label("set the executable");
                 self.reach().fetch_to(exe, number, ops);
@@ -648,7 +657,7 @@ impl<'r> Exec<'r> {
                 }
                 is_owner = tables.insert(task.ids.files_id);
                 if is_owner {
-                    self.descriptors(at, task, &mut couriers, ops)?;
+                    self.descriptors(at, task, sent, ops)?;
                 }
                 if !has_threads {
                     self.clone_threads(at, ops)?;
@@ -676,7 +685,7 @@ impl<'r> Exec<'r> {
             entry.is_some_and(|entry| &*entry.name == b"/")
         };
         let enter = |id: u32, ops: &mut TaskOps, is_new_root: bool| -> Result<(), Failure> {
-            let fetched = self.reach().fetch(self.open.files[&id].as_raw_fd(), ops);
+            let fetched = self.reach().fetch(self.open.files[id].as_raw_fd(), ops);
             ops.list.ok(libc::SYS_fchdir, &[Arg::Result(fetched)]);
             if is_new_root {
                 let dot = ops.bytes(b".\0")?;

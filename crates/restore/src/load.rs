@@ -147,8 +147,13 @@ pub fn load(dir: &Dir) -> Result<Checkpoint, Failures> {
         }
     }
     failures.extend(tasks.iter().filter_map(|task| check_namespaces(task, inventory.root_ids.as_ref())));
+    let files = dir.read("files.img")?;
+    let files = match &files {
+        Some(bytes) => Reader::open(kind::FILES, "files.img", bytes)?.bodies()?,
+        None => Vec::new(),
+    };
     let files = FileTable::new(
-        dir.read_all(kind::FILES, "files.img")?,
+        &files,
         dir.read_all(kind::REMAP_FPATH, "remap-fpath.img")?,
         dir.read_all(kind::TTY_INFO, "tty-info.img")?,
     );

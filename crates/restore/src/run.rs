@@ -16,7 +16,7 @@ use kinds::task::seccomp;
 use kinds::vma::{hugetlb, sysv};
 use model::hooks::Action;
 use model::stats::RestoreStats;
-use model::{Errno, Failure, Failures, Hooks, Object, Options};
+use model::{Errno, Failure, Failures, Hooks, IdMap, Object, Options};
 use pages::chain::Stored;
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
     let Opened { files, late, mut stand_ins, terminals } = opening.open_files(&mut failures);
     failures.extend(keep_stand_ins(&mut stand_ins, &checkpoint, &plan));
     for lock in &checkpoint.locks {
-        let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(&id));
+        let file = file_of(lock, &checkpoint.tasks, &checkpoint.tables).and_then(|id| files.get(id));
         failures.extend(file.and_then(|file| locks::take(lock, file).err()));
     }
     let mapped = mapped_files(&checkpoint, &files, &mut failures);
@@ -135,15 +135,22 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         // Last of all: from here on nothing is done that a watch would see, or that takes time.
         let first_with = |id: u32| checkpoint.first_with(id);
         let cx = ArmCx { files: &files, first_with: &first_with };
-        for (id, fd) in &files {
-            if let Some((kind, entry)) = checkpoint.files.get(*id) {
+        for (id, fd) in files.iter() {
+            if let Some((kind, entry)) = checkpoint.files.get(id) {
                 kind.arm(entry, fd, &cx)?;
             }
         }
         Ok(())
     })?;
     segments.keep();
-    sys::fd::close(files.into_values());
+    let mut files: Vec<OwnedFd> = files.into_values().collect();
+    std::thread::scope(|scope| {
+        // Many take as long as all the rest that is left to do.
+        let half = files.split_off(files.len() / 2);
+        scope.spawn(|| sys::fd::close(half));
+        sys::fd::close(files);
+        drop(checkpoint);
+    });
     if let Some(server) = &server {
         server.tell_that_it_runs()?;
     }
@@ -161,7 +168,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
 
 /// Every file that a task uses, by id.
 struct Opened {
-    files: HashMap<u32, OwnedFd>,
+    files: IdMap<OwnedFd>,
     /// Those for which something else stands until the tasks are there, in the order of their turns.
     late: [Vec<u32>; 2],
     stand_ins: HashMap<i32, StandIn>,
@@ -171,12 +178,26 @@ struct Opened {
 /// What is handed on from those that are opened to those that follow, see [`OpenCx`].
 #[derive(Default)]
 struct Handed {
-    opened: HashMap<u32, OwnedFd>,
+    opened: IdMap<OwnedFd>,
     stand_ins: HashMap<i32, StandIn>,
     terminals: Vec<Control>,
 }
 
-type Results = Vec<(u32, Result<OwnedFd, Failure>)>;
+/// A failure is many times as large as a descriptor, and rare.
+#[derive(Default)]
+struct Results {
+    opened: Vec<(u32, OwnedFd)>,
+    failures: Vec<Failure>,
+}
+
+impl Results {
+    fn add(&mut self, id: u32, result: Result<OwnedFd, Failure>) {
+        match result {
+            Ok(fd) => self.opened.push((id, fd)),
+            Err(failure) => self.failures.push(failure),
+        }
+    }
+}
 
 struct Opening<'r> {
     checkpoint: &'r Checkpoint,
@@ -189,7 +210,7 @@ impl Opening<'_> {
     fn used(&self) -> Vec<u32> {
         let checkpoint = self.checkpoint;
         let tasks = checkpoint.tasks.iter().filter(|task| !task.is_zombie());
-        let used: HashSet<u32> = checkpoint
+        let used = checkpoint
             .tables
             .values()
             .flatten()
@@ -198,10 +219,10 @@ impl Opening<'_> {
                 let mapped = task.mm.vmas.iter().filter_map(kinds::vma::file_id);
                 [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id].into_iter().chain(mapped)
             }))
-            .chain(checkpoint.in_flight.iter().copied())
-            .collect();
-        let mut used: Vec<u32> = used.into_iter().collect();
+            .chain(checkpoint.in_flight.iter().copied());
+        let mut used: Vec<u32> = used.collect();
         used.sort_unstable();
+        used.dedup();
         used
     }
 
@@ -221,14 +242,14 @@ impl Opening<'_> {
             fill: &fill,
         };
         let found = ids.iter().filter_map(|id| Some((*id, self.checkpoint.files.get(*id)?)));
-        let open = |(id, (kind, entry)): (u32, (&dyn AnyFdKind, &dyn Any))| {
+        let mut results = Results { opened: Vec::with_capacity(ids.len()), ..Results::default() };
+        for (id, (kind, entry)) in found {
             let given = inherited(self.options, kind, entry, &self.checkpoint.files).map(|given| {
                 let fd = given?;
                 kind.inherited(entry, &fd, &mut cx).map(|()| fd)
             });
-            (id, given.unwrap_or_else(|| kind.open(entry, &mut cx)))
-        };
-        let results: Vec<_> = found.map(open).collect();
+            results.add(id, given.unwrap_or_else(|| kind.open(entry, &mut cx)));
+        }
         *handed = Handed { opened: cx.opened, stand_ins: cx.stand_ins, terminals: cx.terminals };
         results
     }
@@ -271,16 +292,12 @@ impl Opening<'_> {
             let object = Object::Named(format!("--inherit-fd fd[{fd}]:{key}"));
             failures.push(Failure::conflict(object, "", "no file of the images has this key"));
         }
-        let mut files = HashMap::with_capacity(used.len() + late[0].len());
-        let mut keep = |results: Results, files: &mut HashMap<u32, OwnedFd>| {
-            for (id, result) in results {
-                match result {
-                    Ok(fd) => {
-                        files.insert(id, fd);
-                    }
-                    Err(failure) => failures.push(failure),
-                }
-            }
+        let mut keep = |results: Vec<Results>, files: &mut IdMap<OwnedFd>| {
+            let opened = results.into_iter().flat_map(|results| {
+                failures.extend(results.failures);
+                results.opened
+            });
+            files.add(opened);
         };
         // What has no others in its queues need not wait for them.
         let (early, last) = if self.checkpoint.has_queued { (Vec::new(), last) } else { (last, Vec::new()) };
@@ -294,32 +311,36 @@ impl Opening<'_> {
             results.extend(others.into_iter().map(|other| other.join().expect("a worker does not panic")));
             results
         });
-        results.into_iter().for_each(|results| keep(results, &mut files));
-        handed.opened = files;
-        let results = self.open(&last, &mut handed);
         keep(results, &mut handed.opened);
+        let results = self.open(&last, &mut handed);
+        keep(vec![results], &mut handed.opened);
         let Handed { opened: mut files, stand_ins, terminals } = handed;
         let nothing = || {
             let opened = sys::fd::open(Path::new("/dev/null"), libc::O_PATH);
             opened.map_err(|error| error.on(Object::Tree, "keep a place for files to come"))
         };
-        let places = late.iter().flatten().map(|id| (*id, nothing())).collect();
-        keep(places, &mut files);
+        let mut places = Results::default();
+        late.iter().flatten().for_each(|id| places.add(*id, nothing()));
+        keep(vec![places], &mut files);
         Opened { files, late, stand_ins, terminals }
     }
 
     /// Opens the files that can be opened only when the tasks are there, in their places among `files`.
-    fn open_late(&self, late: &[Vec<u32>; 2], files: &HashMap<u32, OwnedFd>) -> Result<(), Failure> {
+    fn open_late(&self, late: &[Vec<u32>; 2], files: &IdMap<OwnedFd>) -> Result<(), Failure> {
         let explain = |error: Errno| error.on(Object::Tree, "open what belongs to its processes");
         for ids in late {
             let mut handed = Handed::default();
-            for id in self.checkpoint.in_flight.iter().filter(|id| !ids.contains(id)) {
-                let Some(fd) = files.get(id) else { continue };
-                let fd = fd.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))?;
-                handed.opened.insert(*id, fd);
+            let there = self.checkpoint.in_flight.iter().filter(|id| !ids.contains(id));
+            let there = there.filter_map(|id| Some((*id, files.get(*id)?)));
+            let copies =
+                there.map(|(id, fd)| fd.try_clone().map(|fd| (id, fd))).collect::<Result<Vec<_>, _>>();
+            handed.opened.add(copies.map_err(|error| explain(sys::memory::io_errno("dup", &error)))?);
+            let results = self.open(ids, &mut handed);
+            if let Some(failure) = results.failures.into_iter().next() {
+                return Err(failure);
             }
-            for (id, result) in self.open(ids, &mut handed) {
-                sys::fd::replace(&files[&id], &result?).map_err(explain)?;
+            for (id, fd) in results.opened {
+                sys::fd::replace(&files[id], &fd).map_err(explain)?;
             }
         }
         Ok(())
@@ -384,14 +405,14 @@ fn inherited(
 /// Files that a mapping needs opened otherwise than their record says: by id and flags.
 fn mapped_files(
     checkpoint: &Checkpoint,
-    files: &HashMap<u32, OwnedFd>,
+    files: &IdMap<OwnedFd>,
     failures: &mut Failures,
 ) -> HashMap<(u32, u32), OwnedFd> {
     let mut mapped = HashMap::new();
     for entry in checkpoint.tasks.iter().flat_map(|task| &task.mm.vmas) {
         let (Some(id), Some(flags)) = (kinds::vma::file_id(entry), entry.fdflags) else { continue };
         let mode = flags & libc::O_ACCMODE as u32;
-        let Some(fd) = files.get(&id) else { continue };
+        let Some(fd) = files.get(id) else { continue };
         let is_enough = sys::fd::status_flags(fd).is_ok_and(|have| {
             let have = have & libc::O_ACCMODE as u32;
             have == mode || have == libc::O_RDWR as u32

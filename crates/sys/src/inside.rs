@@ -433,11 +433,29 @@ impl Inside {
     }
 
     fn few<const COUNT: usize>(&self, address: u64) -> Option<[u8; COUNT]> {
-        // They may be the last that are there.
-        let behind = || self.bytes(address.checked_sub((SOME - COUNT) as u64)?);
+        self.up_to(address, COUNT)?.try_into().ok()
+    }
+
+    /// As many bytes as wanted.
+    pub fn text(&self, address: u64, len: usize) -> Option<Vec<u8>> {
+        let mut text = Vec::with_capacity(len);
+        while text.len() < len {
+            let at = address.checked_add(text.len() as u64)?;
+            match len - text.len() {
+                SOME.. => text.extend(self.bytes(at)?),
+                rest => text.extend(&self.up_to(at, rest)?),
+            }
+        }
+        Some(text)
+    }
+
+    /// Fewer than [`SOME`] bytes, which may be the last that are there.
+    fn up_to(&self, address: u64, count: usize) -> Option<Vec<u8>> {
+        let behind =
+            || Some(self.bytes(address.checked_sub((SOME - count) as u64)?)?[SOME - count..].to_vec());
         match self.bytes(address) {
-            Some(bytes) => bytes[..COUNT].try_into().ok(),
-            None => behind()?[SOME - COUNT..].try_into().ok(),
+            Some(bytes) => Some(bytes[..count].to_vec()),
+            None => behind(),
         }
     }
 

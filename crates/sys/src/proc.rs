@@ -18,6 +18,8 @@ pub struct Vma {
     pub inode: u64,
     /// As the kernel names it: a path, `[heap]`, or nothing. The escape of newlines is undone.
     pub name: Vec<u8>,
+    /// That of the program for memory without a file (PR_SET_VMA_ANON_NAME).
+    pub given_name: Option<Vec<u8>>,
     pub flags: VmFlags,
     /// Bytes of its pages, as far as the text tells: `smaps` alone does.
     pub page_size: u64,
@@ -100,9 +102,10 @@ pub fn unescape(bytes: &[u8]) -> Vec<u8> {
 
 /// What the kernel calls shared anonymous memory, unless it was given a name (PR_SET_VMA_ANON_NAME).
 const SHARED_ANONYMOUS: &[u8] = b"/dev/zero (deleted)";
-const NAMED_SHARED_ANONYMOUS: &[u8] = b"[anon_shmem:";
+/// How it shows those that were.
+const NAMED: [&[u8]; 2] = [b"[anon_shmem:", b"[anon:"];
 
-/// One header line of `maps` or `smaps`. Shared anonymous memory is called the same, named or not.
+/// One header line of `maps` or `smaps`. Memory that was given a name is called the same as other of its kind.
 pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
     let (start, rest) = split_once(line, b'-')?;
     let (end, rest) = split_once(rest, b' ')?;
@@ -114,6 +117,8 @@ pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
     let [r, w, x, shared] = *perms.first_chunk()?;
     let bit = |have, letter, bit| if have == letter { bit } else { 0 };
     let name = &name[name.iter().position(|byte| *byte != b' ').unwrap_or(name.len())..];
+    let given_name = NAMED.iter().find_map(|before| name.strip_prefix(*before)?.strip_suffix(b"]"));
+    let given_name = given_name.map(unescape);
     let vma = Vma {
         start: hex(start)?,
         end: hex(end)?,
@@ -122,10 +127,12 @@ pub fn parse_vma_line(line: &[u8]) -> Option<Vma> {
         offset: hex(offset)?,
         dev: (u32::try_from(hex(major)?).ok()?, u32::try_from(hex(minor)?).ok()?),
         inode: decimal(inode)?,
-        name: match name.starts_with(NAMED_SHARED_ANONYMOUS) {
-            true => SHARED_ANONYMOUS.to_vec(),
-            false => unescape(name),
+        name: match (&given_name, shared) {
+            (None, _) => unescape(name),
+            (Some(_), b's') => SHARED_ANONYMOUS.to_vec(),
+            (Some(_), _) => Vec::new(),
         },
+        given_name,
         flags: VmFlags::default(),
         page_size: crate::memory::PAGE,
         protection_key: 0,
@@ -772,7 +779,8 @@ mod tests {
     fn named_shared_memory_is_shared_memory() {
         let named = parse_vma_line(b"7f24-7f25 rw-s 00000000 00:01 1587496    [anon_shmem:a name]");
         let plain = parse_vma_line(b"7f24-7f25 rw-s 00000000 00:01 1587496    /dev/zero (deleted)");
-        assert!(named.is_some() && named == plain);
+        assert_eq!(named.as_ref().and_then(|vma| vma.given_name.as_deref()), Some(&b"a name"[..]));
+        assert_eq!(named.map(|vma| Vma { given_name: None, ..vma }), plain);
     }
 
     #[test]

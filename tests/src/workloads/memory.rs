@@ -511,13 +511,16 @@ fn memory_written_meanwhile_is_consistent(t: &Trial) {
 }
 
 fn names_of_anonymous_mappings_are_kept(t: &Trial) {
-    let map = Map::private(pages(3));
-    if !fault::name_mapping(&map, c"my pages") {
+    let (map, shared) = (Map::private(pages(3)), Map::shared(pages(3)));
+    shared.fill(0..2, 3);
+    if !fault::name_mapping(&map, c"my pages") || !fault::name_mapping(&shared, c"our pages") {
         t.checkpoint();
         return;
     }
     t.checkpoint();
     assert_eq!(mapping_at(map.address).name, "[anon:my pages]");
+    assert_eq!(mapping_at(shared.address).name, "[anon_shmem:our pages]");
+    shared.check(0..2, 3);
     assert_eq!(call::gettid(), std::process::id() as i32);
 }
 

@@ -17,6 +17,10 @@ pub const CASES: &[Case] = &[
     case!(thousand_watches_survive),
     case!(inotify_without_watches_and_with_flags_survives).exchange(),
     case!(watch_of_an_unlinked_file_goes_on).peer_cannot("it loses the file"),
+    case!(events_that_were_not_read_are_kept).peer_cannot("it loses them"),
+    case!(events_are_kept_in_a_queue_that_is_full).peer_cannot("it loses them"),
+    case!(events_of_what_is_gone_are_kept).peer_cannot("it loses them"),
+    case!(events_kept_give_no_signal).peer_cannot("it loses them"),
     case!(events_that_were_lost_are_told_of).peer_cannot("it does not tell"),
     case!(watch_without_a_handle_is_refused).refused(&["watch", "handle", "--force-irmap"])
         .peer_cannot("it always searches"),
@@ -131,20 +135,191 @@ fn watch_of_an_unlinked_file_goes_on(t: &Trial) {
     assert_eq!(names(&inotify).into_iter().map(|event| event.1).collect::<Vec<_>>(), last);
 }
 
+/// All that is in the queue, and which events belong together.
+fn all(inotify: &Inotify) -> Vec<(i32, u32, Option<usize>, Vec<u8>)> {
+    let mut cookies = Vec::new();
+    let mut all = Vec::new();
+    while let Ok(events) = inotify.read_events() {
+        all.extend(events.into_iter().map(|event| {
+            let known = cookies.iter().position(|cookie| *cookie == event.cookie);
+            let pair = (event.cookie != 0).then(|| {
+                known.unwrap_or_else(|| {
+                    cookies.push(event.cookie);
+                    cookies.len() - 1
+                })
+            });
+            // SAFETY: it is what it is made of.
+            let wd = unsafe { std::mem::transmute::<WatchDescriptor, i32>(event.wd) };
+            (wd, event.mask.bits(), pair, event.name.unwrap_or_default().into_encoded_bytes())
+        }));
+    }
+    all
+}
+
+fn events_that_were_not_read_are_kept(t: &Trial) {
+    for folder in ["one", "two"] {
+        fs::create_dir(t.path(folder)).expect("mkdir");
+    }
+    drop(File::create(t.path("file")).expect("create"));
+    let [expected, inotify] = [make(), make()];
+    for inotify in [&expected, &inotify] {
+        for path in ["one", "two", "file"] {
+            inotify.add_watch(&t.path(path), AddWatchFlags::IN_ALL_EVENTS).expect("watch");
+        }
+    }
+    let long = "n".repeat(255);
+    fs::write(t.path("one/new"), b"text").expect("write");
+    fs::read(t.path("one/new")).expect("read");
+    fs::read(t.path("file")).expect("read");
+    fs::write(t.path("file"), b"text").expect("write");
+    fs::set_permissions(t.path("file"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    fs::create_dir(t.path("one/folder")).expect("mkdir");
+    fs::read_dir(t.path("one/folder")).expect("readdir").for_each(drop);
+    fs::read_dir(t.path("two")).expect("readdir").for_each(drop);
+    fs::rename(t.path("one/new"), t.path("two").join(&long)).expect("rename");
+    fs::rename(t.path("one/folder"), t.path("one/renamed")).expect("rename");
+    fs::rename(t.path("one/renamed"), t.path("outside")).expect("rename");
+    fs::rename(t.path("outside"), t.path("two/inside")).expect("rename");
+    fs::remove_dir(t.path("two/inside")).expect("rmdir");
+    fs::hard_link(t.path("file"), t.path("one/file")).expect("link");
+    fs::rename(t.path("file"), t.path("moved")).expect("rename");
+    fs::remove_file(t.path("two").join(&long)).expect("unlink");
+    let expected = all(&expected);
+    assert!(expected.len() > 30, "{expected:?}");
+    t.checkpoint();
+    assert_eq!(all(&inotify), expected);
+    fs::write(t.path("one/last"), b"").expect("write");
+    let last: Vec<_> = all(&inotify).into_iter().map(|event| (event.0, event.1)).collect();
+    let opened = [AddWatchFlags::IN_CREATE, AddWatchFlags::IN_OPEN, AddWatchFlags::IN_CLOSE_WRITE];
+    assert_eq!(last, opened.map(|mask| (1, mask.bits())));
+}
+
+fn events_are_kept_in_a_queue_that_is_full(t: &Trial) {
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("limit");
+    let limit: usize = limit.trim().parse().expect("a number");
+    let queue = |made: usize, read: usize, then: usize| {
+        let folder = t.path(&format!("folder-{made}-{read}"));
+        fs::create_dir(&folder).expect("mkdir");
+        drop(File::create(folder.join("file")).expect("create"));
+        let [expected, inotify] = [make(), make()];
+        for inotify in [&expected, &inotify] {
+            let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
+            inotify.add_watch(&folder, flags).expect("watch");
+        }
+        // Two events each.
+        let open = |count: usize| {
+            (0..count / 2).for_each(|_| drop(File::open(folder.join("file")).expect("open")));
+        };
+        open(made);
+        for inotify in [&expected, &inotify] {
+            let mut some = vec![0; read * 32];
+            if read > 0 {
+                nix::unistd::read(inotify, &mut some).expect("read");
+            }
+        }
+        open(then);
+        (all(&expected), inotify)
+    };
+    // To the last that fits, and beyond: nothing is read, or some is and others come behind the one that says so.
+    let queues = [(limit - 2, 0, 0), (limit + 5, 0, 0), (limit + 5, 9, 4)].map(|(made, read, then)| queue(made, read, then));
+    t.checkpoint();
+    for (expected, inotify) in &queues {
+        let seen = all(inotify);
+        assert_eq!(seen.len(), expected.len());
+        assert!(seen == *expected);
+    }
+}
+
+fn events_of_what_is_gone_are_kept(t: &Trial) {
+    let [expected, inotify] = [make(), make()];
+    let mounted = t.path("mounted");
+    fs::create_dir(&mounted).expect("mkdir");
+    nix::mount::mount(Some("none"), &mounted, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+        .expect("mount");
+    fs::create_dir(t.path("folder")).expect("mkdir");
+    drop(File::create(t.path("file")).expect("create"));
+    drop(File::create(t.path("other")).expect("create"));
+    fs::create_dir(t.path("place")).expect("mkdir");
+    for inotify in [&expected, &inotify] {
+        for path in ["folder", "file", "mounted", "other"] {
+            inotify.add_watch(&t.path(path), AddWatchFlags::IN_ALL_EVENTS).expect("watch");
+        }
+    }
+    drop(File::create(t.path("folder/x")).expect("create"));
+    fs::remove_file(t.path("file")).expect("unlink");
+    fs::remove_dir_all(t.path("folder")).expect("rmdir");
+    fs::write(t.path("mounted/x"), b"x").expect("write");
+    nix::mount::umount(&mounted).expect("umount");
+    for inotify in [&expected, &inotify] {
+        let wd = inotify.add_watch(&t.path("other"), AddWatchFlags::IN_ALL_EVENTS).expect("watch");
+        inotify.rm_watch(wd).expect("rm_watch");
+        inotify.add_watch(&t.path("place"), AddWatchFlags::IN_CREATE).expect("watch");
+    }
+    drop(File::create(t.path("place/new")).expect("create"));
+    let expected = all(&expected);
+    let ended = expected.iter().filter(|event| event.1 == libc::IN_IGNORED).count();
+    assert_eq!(ended, 4);
+    t.checkpoint();
+    assert_eq!(all(&inotify), expected);
+}
+
+fn events_kept_give_no_signal(t: &Trial) {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut urgent = SigSet::empty();
+    urgent.add(Signal::SIGIO);
+    urgent.thread_block().expect("block");
+    let inotify = make();
+    fs::create_dir(t.path("folder")).expect("mkdir");
+    let wd = inotify.add_watch(&t.path("folder"), AddWatchFlags::IN_CREATE).expect("watch");
+    drop(File::create(t.path("folder/first")).expect("create"));
+    let number = std::os::fd::AsRawFd::as_raw_fd(&inotify.as_fd());
+    // SAFETY: integers only.
+    let set = unsafe {
+        [
+            libc::fcntl(number, libc::F_SETOWN, libc::getpid()),
+            libc::fcntl(number, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC),
+        ]
+    };
+    assert_eq!(set, [0, 0]);
+    t.checkpoint();
+    let pending = || {
+        let mut pending = SigSet::empty();
+        // SAFETY: the kernel fills the set.
+        unsafe { libc::sigpending(std::ptr::from_mut(&mut pending).cast()) };
+        pending.contains(Signal::SIGIO)
+    };
+    assert!(!pending());
+    let created = |name: &str| (wd, AddWatchFlags::IN_CREATE, name.to_owned());
+    assert_eq!(names(&inotify), [created("first")]);
+    drop(File::create(t.path("folder/second")).expect("create"));
+    assert!(pending());
+    assert_eq!(names(&inotify), [created("second")]);
+}
+
+/// A program without privileges cuts a file that runs with those of its owner: one event that says two things. Nobody
+/// else can bring that about.
 fn events_that_were_lost_are_told_of(t: &Trial) {
     let inotify = make();
     let file = File::create(t.path("file")).expect("create");
-    let wd = inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY).expect("watch");
-    nix::unistd::write(&file, b"x").expect("write");
+    let wd = inotify.add_watch(&t.path("file"), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB).expect("watch");
+    std::os::unix::fs::fchown(&file, Some(4321), Some(4321)).expect("fchown");
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o4755)).expect("chmod");
+    names(&inotify);
+    let own = file.try_clone().expect("dup");
+    fork(move || {
+        // SAFETY: integers only.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 4321, 4321, 4321) }, 0);
+        own.set_len(1).expect("ftruncate");
+    })
+    .succeed();
     t.checkpoint();
     // A program that was only looked at has lost nothing.
-    let kept = (wd, AddWatchFlags::IN_MODIFY, String::new());
+    let both = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB;
     let told = names(&inotify);
-    let is_kept = told == [kept.clone()];
+    let is_kept = told == [(wd, both, String::new())];
     assert!(is_kept || told.len() == 1 && told[0].1 == AddWatchFlags::IN_Q_OVERFLOW, "{told:?}");
     nix::unistd::write(&file, b"x").expect("write");
-    assert_eq!(names(&inotify), [kept]);
-    assert!(inotify.add_watch(t.directory(), AddWatchFlags::IN_CREATE).is_ok());
+    assert_eq!(names(&inotify), [(wd, AddWatchFlags::IN_MODIFY, String::new())]);
 }
 
 /// A file on a file system that opens no handle, watched.

@@ -8,8 +8,7 @@
 use super::watched::{self, FhEntry};
 use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
-use model::{Errno, Failure, Failures, Object, Remedy};
-use std::collections::HashMap;
+use model::{Errno, Failure, Failures, IdMap, Object, Remedy};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -140,7 +139,7 @@ fn dump_mark(
 }
 
 /// What a mark is on, and the flag that says so.
-fn find(mark: &FanotifyMarkEntry, files: &HashMap<u32, OwnedFd>) -> Result<(OwnedFd, u32), Errno> {
+fn find(mark: &FanotifyMarkEntry, files: &IdMap<OwnedFd>) -> Result<(OwnedFd, u32), Errno> {
     if let Some(inode) = &mark.ie {
         return Ok((watched::find(&inode.f_handle, inode.i_ino, mark.s_dev, files)?, libc::FAN_MARK_INODE));
     }
@@ -226,7 +225,7 @@ impl FdKind for Fanotify {
         // What is gone is told now, while nothing was made.
         for mark in &entry.mark {
             if mark.ie.as_ref().is_none_or(|inode| inode.f_handle.file.is_none()) {
-                find(mark, &HashMap::new()).map_err(|error| lost(mark, error))?;
+                find(mark, &IdMap::default()).map_err(|error| lost(mark, error))?;
             }
         }
         let fd = sys::fanotify::init(entry.faflags, entry.evflags).map_err(explain)?;

@@ -10,7 +10,7 @@
 use crate::contract::{DumpCx, FdKind, FdProbe, FileTable, OpenCx, reopen, set_new_status};
 use image::{FdTypes, FownEntry, Reader, kind};
 use model::{Errno, Failure, Failures, Object, Remedy};
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 

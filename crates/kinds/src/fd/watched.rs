@@ -8,7 +8,7 @@
 use super::ghost::FileAt;
 use super::regular;
 use crate::contract::{DumpCx, FdProbe};
-use model::{Errno, Failure, Remedy, options};
+use model::{Errno, Failure, IdMap, Remedy, options};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -168,13 +168,8 @@ pub fn record(
 ///
 /// # Errors
 /// When neither its path nor its handle leads to it.
-pub fn find(
-    entry: &FhEntry,
-    inode: u64,
-    device: u32,
-    files: &HashMap<u32, OwnedFd>,
-) -> Result<OwnedFd, Errno> {
-    if let Some(file) = entry.file.and_then(|file| files.get(&file)) {
+pub fn find(entry: &FhEntry, inode: u64, device: u32, files: &IdMap<OwnedFd>) -> Result<OwnedFd, Errno> {
+    if let Some(file) = entry.file.and_then(|file| files.get(file)) {
         return file.try_clone().map_err(|error| sys::memory::io_errno("dup", &error));
     }
     let by_path = entry.path.as_ref().map(|path| {

@@ -99,7 +99,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
         madv: None,
         fdflags: None,
         is_sealed: has("sl").then_some(true),
-        anon_name: None,
+        anon_name: vma.given_name.clone(),
         is_locked_on_fault: has("lf").then_some(true),
         is_io_uring: (*vma.name == *uring::NAME).then_some(true),
         numa_mode: None,
@@ -141,11 +141,7 @@ pub fn describe(vma: &Vma) -> VmaEntry {
             entry.shmid = vma.inode;
             entry.fdflags = Some(flags as u32);
         }
-        name if vma.inode == 0 => {
-            anonymous(&mut entry, 0);
-            entry.anon_name =
-                name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Into::into);
-        }
+        _ if vma.inode == 0 => anonymous(&mut entry, 0),
         name if hugetlb::is_anonymous(name) && !vma.is_shared => anonymous(&mut entry, 0),
         name if aio::is_ring(name) => entry.status |= status::AIO_RING,
         _ => {

@@ -139,7 +139,7 @@ impl Exec<'_> {
                     libc::SYS_fcntl,
                     &[number.into(), sys::fd::F_SETSIG.into(), u64::from(owner.signum).into()],
                 );
-                let flags = self.open.files.get(&entry.id).and_then(|fd| sys::fd::status_flags(fd).ok());
+                let flags = self.open.files.get(entry.id).and_then(|fd| sys::fd::status_flags(fd).ok());
                 if let Some(flags) = flags.filter(|flags| flags & libc::O_ASYNC as u32 != 0) {
                     // The signals tell the number under which they were asked for: not ours.
                     for flags in [flags & !(libc::O_ASYNC as u32), flags] {

@@ -1,11 +1,12 @@
 //! The descriptors of a task, put in their places.
 
 use super::{Exec, tree_error};
-use crate::load::Task;
+use crate::load::{Checkpoint, Task};
 use agent::Judge;
 use image::FdinfoEntry;
 use kinds::contract::TaskOps;
-use model::Failure;
+use model::{Failure, IdMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use sys::socket;
 
@@ -20,14 +21,32 @@ const HEAD: usize = 16;
 pub struct Courier {
     _near: OwnedFd,
     far: OwnedFd,
+    /// How many descriptors are in them.
+    count: usize,
+}
+
+/// By the id of the table.
+pub type Couriers = HashMap<u32, Courier>;
+
+/// Is there something that pays to be sent?
+pub fn is_large(checkpoint: &Checkpoint) -> bool {
+    checkpoint.tables.values().any(|entries| in_a_row(entries) >= MANY)
+}
+
+/// Sends the descriptors of every large table.
+pub fn send(checkpoint: &Checkpoint, files: &IdMap<OwnedFd>) -> Result<Couriers, Failure> {
+    let rows = checkpoint.tables.iter().map(|(id, entries)| (*id, &entries[..in_a_row(entries)]));
+    rows.filter(|(_, row)| row.len() >= MANY)
+        .map(|(id, row)| Ok((id, Courier::send(row, |entry| files[entry.id].as_fd())?)))
+        .collect()
 }
 
 impl Courier {
-    /// Sends what these entries refer to, in pieces; returns of how many it was taken.
-    fn send<'e>(
-        pieces: impl Iterator<Item = &'e [FdinfoEntry]>,
-        file: impl Fn(&FdinfoEntry) -> BorrowedFd<'e>,
-    ) -> Result<(Courier, usize), Failure> {
+    /// Sends what these entries refer to, in pieces, as long as it is taken.
+    fn send<'f>(
+        entries: &[FdinfoEntry],
+        file: impl Fn(&FdinfoEntry) -> BorrowedFd<'f>,
+    ) -> Result<Courier, Failure> {
         const ROOM: i32 = 16 << 20;
         let (near, far) = socket::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(tree_error)?;
         // As much as it lets us: the rest is fetched.
@@ -36,8 +55,8 @@ impl Courier {
             let fds: Vec<BorrowedFd> = piece.iter().map(&file).collect();
             socket::send_with(&near, &[0], None, &fds, None).is_ok()
         };
-        let count = pieces.take_while(is_taken).map(<[FdinfoEntry]>::len).sum();
-        Ok((Courier { _near: near, far }, count))
+        let count = entries.chunks(OF_MESSAGE).take_while(is_taken).map(<[FdinfoEntry]>::len).sum();
+        Ok(Courier { _near: near, far, count })
     }
 }
 
@@ -53,23 +72,19 @@ impl Exec<'_> {
         &self,
         at: usize,
         task: &Task,
-        couriers: &mut Vec<Courier>,
+        couriers: &Couriers,
         ops: &mut TaskOps,
     ) -> Result<(), Failure> {
         ops.list.label("put the descriptors in place");
         let entries = &self.checkpoint.tables[&task.ids.files_id];
-        let in_a_row = in_a_row(entries);
         let mut lowest = 0;
-        if in_a_row >= MANY {
-            let pieces = entries[..in_a_row].chunks(OF_MESSAGE);
-            let (courier, count) = Courier::send(pieces, |entry| self.open.files[&entry.id].as_fd())?;
-            self.receive(&courier, self.service.exe + at as i32, &entries[..count], ops)?;
-            couriers.push(courier);
-            lowest = count as i32;
+        if let Some(courier) = couriers.get(&task.ids.files_id) {
+            self.receive(courier, self.service.exe + at as i32, &entries[..courier.count], ops)?;
+            lowest = courier.count as i32;
         }
         for entry in &entries[lowest as usize..] {
             let (number, is_cloexec) = (entry.fd as i32, entry.flags & 1 != 0);
-            self.reach().fetch(self.open.files[&entry.id].as_raw_fd(), ops);
+            self.reach().fetch(self.open.files[entry.id].as_raw_fd(), ops);
             if number != lowest {
                 let flags = if is_cloexec { libc::O_CLOEXEC } else { 0 };
                 ops.list.ok(libc::SYS_dup3, &[lowest.into(), number.into(), flags.into()]);

@@ -11,9 +11,10 @@ use super::{CONNECTED, EXTERN, INHERIT, LISTENING, SkPacketEntry, UnixCredEntry,
 use crate::contract::{FileTable, OpenCx, set_new_status, set_status};
 use crate::fd::socket_options;
 use image::{Dir, Reader, SkOptsEntry, SkShutdown, kind};
-use model::{Errno, Failure, Object};
+use model::{Errno, Failure, IdMap, Object};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -25,9 +26,12 @@ use sys::unix_diag::{Diag, UnixSocket};
 /// Messages by the id of the file that has them in its queue.
 type Queues = HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>;
 
-/// The sockets of a restore that were not asked for yet, by inode.
+/// The sockets of a restore that were not asked for yet, and those that could not be made, by inode.
 #[derive(Debug, Default)]
-struct Made(Option<HashMap<u32, Result<OwnedFd, Failure>>>);
+struct Made {
+    fds: HashMap<u32, OwnedFd>,
+    failures: HashMap<u32, Failure>,
+}
 
 /// Is it one end of a connection, and not just sending to an address?
 pub fn is_connection(entry: &UnixSkEntry) -> bool {
@@ -40,15 +44,18 @@ pub fn take(entry: &UnixSkEntry, cx: &mut OpenCx) -> Result<OwnedFd, Failure> {
         let why = format!("was left out of the dump; give one with --inherit-fd fd[N]:socket:[{}]", entry.ino);
         return Err(Failure::conflict(object(entry), "", why));
     }
-    if cx.shelf.of::<Made>().0.is_none() {
+    if cx.shelf.of::<Option<Made>>().is_none() {
         let opened = std::mem::take(&mut cx.opened);
         let made = make_all(cx, &opened);
         cx.opened = opened;
-        let made = made?;
-        cx.shelf.of::<Made>().0 = Some(made);
+        *cx.shelf.of::<Option<Made>>() = Some(made?);
     }
-    let made = cx.shelf.of::<Made>().0.as_mut().and_then(|made| made.remove(&entry.ino));
-    made.unwrap_or_else(|| Err(Failure::corrupt("files.img", None, format!("socket {} is there twice", entry.id))))
+    let made = cx.shelf.of::<Option<Made>>().get_or_insert_default();
+    if let Some(failure) = made.failures.remove(&entry.ino) {
+        return Err(failure);
+    }
+    let twice = || Failure::corrupt("files.img", None, format!("socket {} is there twice", entry.id));
+    made.fds.remove(&entry.ino).ok_or_else(twice)
 }
 
 fn object(entry: &UnixSkEntry) -> Object {
@@ -95,7 +102,7 @@ impl Spot<'_> {
 struct Maker<'m> {
     files: &'m FileTable,
     /// Files that are no sockets.
-    opened: &'m HashMap<u32, OwnedFd>,
+    opened: &'m IdMap<OwnedFd>,
     entries: BTreeMap<u32, &'m UnixSkEntry>,
     queues: Queues,
     /// By inode.
@@ -117,10 +124,7 @@ struct Maker<'m> {
 /// What is done for every socket before the next is done for any.
 type Step<'m> = fn(&mut Maker<'m>, &UnixSkEntry) -> Result<(), Failure>;
 
-fn make_all(
-    cx: &mut OpenCx,
-    opened: &HashMap<u32, OwnedFd>,
-) -> Result<HashMap<u32, Result<OwnedFd, Failure>>, Failure> {
+fn make_all(cx: &mut OpenCx, opened: &IdMap<OwnedFd>) -> Result<Made, Failure> {
     let files = cx.files;
     let mut entries: Vec<&UnixSkEntry> =
         files.entries::<super::Unix>().filter(|entry| entry.uflags & INHERIT == 0).collect();
@@ -161,16 +165,12 @@ fn make_all(
         }
     }
     maker.leave_boxes();
-    let Maker { mut fds, mut failures, .. } = maker;
-    let all = own.iter().map(|entry| {
-        let made = match (failures.remove(&entry.ino), fds.remove(&entry.ino)) {
-            (Some(failure), _) => Err(failure),
-            (None, Some(fd)) => Ok(fd),
-            (None, None) => Err(Failure::conflict(object(entry), "make it", "another one could not be made")),
-        };
-        (entry.ino, made)
-    });
-    Ok(all.collect())
+    let Maker { fds, mut failures, .. } = maker;
+    for entry in own.iter().filter(|entry| !fds.contains_key(&entry.ino)) {
+        let why = || Failure::conflict(object(entry), "make it", "another one could not be made");
+        failures.entry(entry.ino).or_insert_with(why);
+    }
+    Ok(Made { fds, failures })
 }
 
 impl<'m> Maker<'m> {
@@ -212,7 +212,7 @@ impl<'m> Maker<'m> {
         let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
         ids.map(|id| {
             let own = self.files.entry::<super::Unix>(*id).and_then(|entry| self.fd(entry.ino));
-            let fd = own.or_else(|| self.opened.get(id));
+            let fd = own.or_else(|| self.opened.get(*id));
             fd.map(AsFd::as_fd).ok_or_else(|| {
                 Failure::conflict(Object::Named(format!("file {id}")), "put it into a queue", "it could not be opened")
             })

@@ -2,14 +2,18 @@
 //!
 //! Read from: the `inotify` lines of `/proc/PID/fdinfo`, which name each file as [`watched`] does.
 //! Rebuilt by: inotify_init1(2); the watches come last of all, so that the restore itself is not among the events.
-//! Not kept: events that were not read; the program is told by the event that says so (IN_Q_OVERFLOW).
+//! Events that were not read: read from the kernel's own queue, see [`sys::inotify::unread`], and made again, see
+//! [`queue`]; only the numbers of moves are others (IN_MOVED_FROM and IN_MOVED_TO of one move have the same one).
+//! Not kept: events that the kernel does not tell; the program hears that some were lost (IN_Q_OVERFLOW).
 
-use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
+mod queue;
+
 use super::watched::{self, FhEntry};
+use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
 use image::{FdTypes, FownEntry};
-use model::{Errno, Failure, Failures, Object};
-use std::collections::HashMap;
+use model::{Errno, Failure, Failures, IdMap, Object};
 use std::os::fd::OwnedFd;
+use sys::inotify::Event;
 
 pub static KIND: Inotify = Inotify;
 
@@ -44,9 +48,45 @@ pub struct InotifyFileEntry {
     pub fown: FownEntry,
     #[prost(message, repeated, tag = "5")]
     pub wd: Vec<InotifyWdEntry>,
-    /// Of ours: there were events that nobody had read.
+    /// Of ours: there were events that nobody had read, and that are not known.
     #[prost(bool, optional, tag = "1000")]
     pub lost: Option<bool>,
+    /// Of ours: the events that nobody had read.
+    #[prost(message, repeated, tag = "1001")]
+    pub unread: Vec<InotifyEventEntry>,
+}
+
+/// As inotify_event(7) has it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InotifyEventEntry {
+    #[prost(int32, required, tag = "1")]
+    pub wd: i32,
+    #[prost(uint32, required, tag = "2")]
+    pub mask: u32,
+    #[prost(uint32, optional, tag = "3")]
+    pub cookie: Option<u32>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub name: Option<Vec<u8>>,
+}
+
+impl From<Event> for InotifyEventEntry {
+    fn from(event: Event) -> InotifyEventEntry {
+        let cookie = Some(event.cookie).filter(|cookie| *cookie != 0);
+        let name = Some(event.name).filter(|name| !name.is_empty());
+        InotifyEventEntry { wd: event.wd, mask: event.mask, cookie, name }
+    }
+}
+
+impl InotifyFileEntry {
+    fn unread(&self) -> Vec<Event> {
+        let event = |entry: &InotifyEventEntry| Event {
+            wd: entry.wd,
+            mask: entry.mask,
+            cookie: entry.cookie.unwrap_or(0),
+            name: entry.name.clone().unwrap_or_default(),
+        };
+        self.unread.iter().map(event).collect()
+    }
 }
 
 /// What inotify_add_watch(2) takes of what the kernel tells.
@@ -78,12 +118,15 @@ impl FdKind for Inotify {
                 f_handle,
             });
         }
-        let unread = sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).unwrap_or(0);
-        if unread > 0 {
-            log::warn!("pid {}: {}: {unread} bytes of events are not kept", probe.pid, probe.object());
+        let bytes = sys::inotify::waiting(&probe.fd).unwrap_or(0);
+        let known = || sys::inotify::unread(&probe.fd).filter(|events| queue::is_sound(events));
+        let unread = if bytes > 0 { known() } else { Some(Vec::new()) };
+        if unread.is_none() {
+            log::warn!("pid {}: {}: {bytes} bytes of events are not kept", probe.pid, probe.object());
         }
-        let lost = (unread > 0).then_some(true);
-        Ok(InotifyFileEntry { id, flags: probe.flags, fown: probe.owner()?, wd, lost })
+        let lost = unread.is_none().then_some(true);
+        let unread = unread.unwrap_or_default().into_iter().map(InotifyEventEntry::from).collect();
+        Ok(InotifyFileEntry { id, flags: probe.flags, fown: probe.owner()?, wd, lost, unread })
     }
 
     fn link(&self, entries: &[(u32, &InotifyFileEntry)], _files: &FileTable) -> Failures {
@@ -101,6 +144,10 @@ impl FdKind for Inotify {
                 let why = format!("inotify {id} has a watch {} that is none", watch.wd as i32);
                 failures.push(Failure::corrupt("files.img", None, why));
             }
+            if !queue::is_sound(&entry.unread()) {
+                let why = format!("inotify {id} has events that cannot have happened");
+                failures.push(Failure::corrupt("files.img", None, why));
+            }
         }
         failures
     }
@@ -109,7 +156,7 @@ impl FdKind for Inotify {
         let explain = |error: Errno| error.on(Object::Named("inotify".into()), "make it");
         // What is gone is told now, while nothing was made.
         for watch in entry.wd.iter().filter(|watch| watch.f_handle.file.is_none()) {
-            find(watch, &HashMap::new()).map_err(|error| lost(watch, error))?;
+            find(watch, &IdMap::default()).map_err(|error| lost(watch, error))?;
         }
         let fd = sys::inotify::init(0).map_err(explain)?;
         set_status(&fd, entry.flags).map_err(explain)?;
@@ -121,9 +168,16 @@ impl FdKind for Inotify {
     }
 
     fn arm(&self, entry: &InotifyFileEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
-        if entry.lost == Some(true) {
-            let explain = |error: Errno| error.on(Object::Named("inotify".into()), "tell that events were lost");
-            let _ = sys::inotify::overflow(fd).map_err(explain)?;
+        let explain = |error: Errno| error.on(Object::Named("inotify".into()), "make its events again");
+        if entry.lost == Some(true) || !entry.unread.is_empty() {
+            // Nobody gets a signal for them.
+            set_status(fd, entry.flags & !(libc::O_ASYNC as u32)).map_err(explain)?;
+            let lost = [queue::overflow()];
+            let unread = if entry.lost == Some(true) { lost.to_vec() } else { entry.unread() };
+            if !queue::fill(fd, &unread).map_err(explain)? && !queue::fill(fd, &lost).map_err(explain)? {
+                log::warn!("inotify: {} events that were not read are lost", unread.len());
+            }
+            set_status(fd, entry.flags).map_err(explain)?;
             sys::inotify::set_next(fd, 1).map_err(explain)?;
         }
         // The next number that the kernel gives is behind the last.
@@ -147,7 +201,7 @@ impl FdKind for Inotify {
     }
 }
 
-fn find(watch: &InotifyWdEntry, files: &HashMap<u32, OwnedFd>) -> Result<OwnedFd, Errno> {
+fn find(watch: &InotifyWdEntry, files: &IdMap<OwnedFd>) -> Result<OwnedFd, Errno> {
     watched::find(&watch.f_handle, watch.i_ino, watch.s_dev, files)
 }
 
