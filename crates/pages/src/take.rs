@@ -7,6 +7,7 @@
 
 use crate::compressed::{self, Block};
 use crate::select::How;
+use agent::crew;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use sys::memory::SharedMap;
 use sys::userfault::Growing;
 
 const PAGE: usize = 4096;
@@ -86,11 +88,24 @@ pub struct Room {
 }
 
 impl Room {
-    /// Room for so many bytes; none where the folder is not in memory, or is too small.
+    /// Room for so many bytes, of whole pages, made on all processors; none where the folder is not in memory, or is too
+    /// small.
     pub fn make(dir: &Dir, len: u64) -> Option<Room> {
         let file = dir.create_nameless().ok()?;
-        let is_made = sys::fd::is_in_memory(&file) && sys::fd::allocate(&file, len).is_ok();
-        is_made.then_some(Room { file, len })
+        if !sys::fd::is_in_memory(&file) || sys::fd::truncate(&file, len).is_err() {
+            return None;
+        }
+        let map = SharedMap::new(&file, 0, len as usize).ok()?;
+        let parts: Vec<usize> = (0..map.len()).step_by(CHUNK).collect();
+        // Not by fallocate(2), which leaves it to the first write to touch them: a virtual machine may have to get them
+        // from its host then.
+        let populate = |at: &usize| {
+            let part = *at..map.len().min(at + CHUNK);
+            // What is mapped counts as ours.
+            map.populate(part.clone()).map(|()| map.forget(part))
+        };
+        let made = crew::in_parallel(&parts, 2, |some| some.iter().try_for_each(populate));
+        made.iter().all(Result::is_ok).then_some(Room { file, len })
     }
 
     /// Is it large enough?

@@ -469,13 +469,6 @@ pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> Result<(), Errno> {
     check("fallocate", result.into()).map(drop)
 }
 
-/// Makes a file `len` bytes long, and room for them. Source: fallocate(2).
-pub fn allocate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
-    // SAFETY: integers only.
-    let result = unsafe { libc::fallocate(fd.as_fd().as_raw_fd(), 0, 0, len as i64) };
-    check("fallocate", result.into()).map(drop)
-}
-
 /// Is this a file in memory (tmpfs)? Source: fstatfs(2).
 pub fn is_in_memory(fd: impl AsFd) -> bool {
     // SAFETY: zeroed is a valid statfs, and the kernel writes one on this stack.
