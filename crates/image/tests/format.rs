@@ -41,6 +41,7 @@ const OWN_FIELDS: &[(&str, &str, u32)] = &[
     ("GhostFileEntry", "atim_nsec", 1000),
     ("GhostFileEntry", "mtim_nsec", 1001),
     ("IpcShmEntry", "content", 1000),
+    ("FanotifyFileEntry", "lost", 1000),
     ("InotifyFileEntry", "lost", 1000),
     ("InotifyFileEntry", "unread", 1001),
     ("MmEntry", "locks_future", 1001),

@@ -16,6 +16,9 @@ pub const CASES: &[Case] = &[
     case!(mark_on_a_file_system_goes_on).peer_cannot("it knows no such marks"),
     case!(group_without_marks_keeps_its_flags).exchange(),
     case!(mark_on_an_unlinked_file_goes_on).peer_cannot("it loses the file"),
+    case!(events_that_were_not_read_are_told_of_as_lost).peer_cannot("it loses them"),
+    case!(events_that_nobody_could_hear_of_are_refused).refused(&["fanotify", "2 events", "nobody has read"])
+        .peer_cannot("it loses them"),
     case!(marks_that_give_permission_are_refused).refused(&["fanotify", "permission"]).peer_cannot("it dumps this"),
 ];
 
@@ -129,6 +132,55 @@ fn mark_on_an_unlinked_file_goes_on(t: &Trial) {
     assert_eq!(events(&one), []);
     nix::unistd::write(&file, b"x").expect("write");
     assert_eq!(events(&one).len(), 1);
+}
+
+fn events_that_were_not_read_are_told_of_as_lost(t: &Trial) {
+    const LOST: MaskFlags = MaskFlags::FAN_Q_OVERFLOW;
+    let flags = [
+        InitFlags::FAN_CLASS_NOTIF,
+        InitFlags::FAN_CLASS_CONTENT,
+        InitFlags::from_bits_retain(libc::FAN_REPORT_FID),
+        InitFlags::FAN_REPORT_PIDFD,
+        InitFlags::from_bits_retain(libc::FAN_REPORT_DIR_FID | libc::FAN_REPORT_NAME),
+    ];
+    let groups = flags.map(group);
+    own_mount(t);
+    let file = make(t, "mount/file");
+    for group in &groups {
+        mark(group, MarkFlags::empty(), MaskFlags::FAN_OPEN, &file);
+    }
+    let heard = |group: &Fanotify| -> Vec<MaskFlags> {
+        match group.read_events() {
+            Ok(events) => events.iter().map(|event| event.mask()).collect(),
+            Err(nix::errno::Errno::EAGAIN) => Vec::new(),
+            Err(error) => panic!("read: {error}"),
+        }
+    };
+    drop(File::open(&file).expect("open"));
+    t.checkpoint();
+    for group in &groups {
+        let told = heard(group);
+        // A program that was only looked at has lost nothing.
+        assert!(told == [LOST] || told == [MaskFlags::FAN_OPEN], "{told:?}");
+    }
+    drop(File::open(&file).expect("open"));
+    for group in &groups {
+        assert_eq!(heard(group), [MaskFlags::FAN_OPEN]);
+    }
+}
+
+fn events_that_nobody_could_hear_of_are_refused(t: &Trial) {
+    let one = group(InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_UNLIMITED_QUEUE);
+    own_mount(t);
+    let (this, that) = (make(t, "mount/this"), make(t, "mount/that"));
+    for file in [&this, &that] {
+        mark(&one, MarkFlags::empty(), MaskFlags::FAN_OPEN, file);
+    }
+    for file in [&this, &that] {
+        drop(File::open(file).expect("open"));
+    }
+    t.checkpoint();
+    assert_eq!(events(&one), [(MaskFlags::FAN_OPEN, this), (MaskFlags::FAN_OPEN, that)]);
 }
 
 fn marks_that_give_permission_are_refused(t: &Trial) {

@@ -3,7 +3,10 @@
 //! Read from: the `fanotify` lines of `/proc/PID/fdinfo`; files as [`watched`] does, mounts by their ids.
 //! Rebuilt by: fanotify_init(2); the marks come last of all, so that the restore itself is not among the events.
 //! Refused: marks that ask for permission, as nobody answers while the tree is frozen; marks on mount namespaces.
-//! Not kept: events that were not read, of which the log warns; whether the group was made without privileges.
+//! Events that were not read name real files and those who touched them, and cannot be made again. A program whose queue
+//! has a limit hears that some were lost (FAN_Q_OVERFLOW); another is given time to read them, and refused after that.
+//! Those of the dump itself mean nothing.
+//! Not kept: whether the group was made without privileges.
 
 use super::watched::{self, FhEntry};
 use crate::contract::{ArmCx, DumpCx, FdKind, FdProbe, FileTable, OpenCx, set_status};
@@ -82,6 +85,9 @@ pub struct FanotifyFileEntry {
     pub evflags: u32,
     #[prost(message, repeated, tag = "6")]
     pub mark: Vec<FanotifyMarkEntry>,
+    /// Of ours: there were events that nobody had read.
+    #[prost(bool, optional, tag = "1000")]
+    pub lost: Option<bool>,
 }
 
 /// FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM, FAN_PRE_ACCESS. Source: include/uapi/linux/fanotify.h.
@@ -169,6 +175,58 @@ fn lost(mark: &FanotifyMarkEntry, error: Errno) -> Failure {
     error.on(Object::Named(format!("fanotify mark on {path}")), "set it again")
 }
 
+/// Are there events of others, that the program has to hear of?
+///
+/// # Errors
+/// If it could not hear of them.
+fn has_unread(probe: &FdProbe, flags: u32) -> Result<bool, Failure> {
+    if sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).unwrap_or(0) <= 0 {
+        return Ok(false);
+    }
+    let count = sys::fanotify::of_others(&probe.fd);
+    let has_limit = flags & libc::FAN_UNLIMITED_QUEUE == 0;
+    match count {
+        Some(0) => Ok(false),
+        Some(count) if !has_limit => {
+            let why = format!("has {count} events that nobody has read, and that cannot be made again");
+            Err(probe.refuse(why).passes().help(Remedy::Advice("dump it when the program has read them")))
+        }
+        _ => {
+            log::warn!("pid {}: {}: events that nobody has read are not kept", probe.pid, probe.object());
+            Ok(has_limit)
+        }
+    }
+}
+
+/// Puts the event that says that others were lost in an empty queue, and nothing else, as [`super::inotify`] does.
+fn overflow(group: &OwnedFd) -> std::io::Result<()> {
+    /// It takes time, and a file for each.
+    const MUCH: usize = 1 << 18;
+    const SOME: usize = 128;
+    let limit = sys::fanotify::limit().filter(|limit| *limit <= MUCH).ok_or(std::io::ErrorKind::QuotaExceeded)?;
+    let errno = |error: Errno| std::io::Error::from_raw_os_error(error.code);
+    let place = sys::place::nowhere().map_err(errno)?;
+    let folder = Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(&place).to_string());
+    // Names of one length, so that the events are.
+    let names: Vec<_> = (0..=limit).map(|nth| folder.join(format!("{nth:08}"))).collect();
+    names.iter().try_for_each(|name| std::fs::File::create(name).map(drop))?;
+    let mask = libc::FAN_OPEN | libc::FAN_EVENT_ON_CHILD;
+    sys::fanotify::mark(group, &place, libc::FAN_MARK_INODE, mask).map_err(errno)?;
+    let opened = names.iter().try_for_each(|name| std::fs::File::open(name).map(drop));
+    sys::fanotify::flush(group).map_err(errno)?;
+    opened?;
+    let (mut left, mut size) = (limit, size_of::<libc::fanotify_event_metadata>());
+    while left > 0 {
+        match sys::fanotify::drop_some(group, size * left.min(SOME)) {
+            Ok(count) => left = left.saturating_sub(count),
+            // There is more to each than was thought.
+            Err(error) if error.code == libc::EINVAL && size < 1024 => size += 8,
+            Err(error) => return Err(errno(error)),
+        }
+    }
+    Ok(())
+}
+
 impl FdKind for Fanotify {
     type Entry = FanotifyFileEntry;
     const NAME: &'static str = "fanotify";
@@ -188,10 +246,7 @@ impl FdKind for Fanotify {
         for one in group.marks {
             mark.push(dump_mark(probe, id, one, &mounts, cx)?);
         }
-        let unread = sys::fd::ioctl_read(&probe.fd, libc::FIONREAD).unwrap_or(0);
-        if unread > 0 {
-            log::warn!("pid {}: {}: {unread} bytes of events are not kept", probe.pid, probe.object());
-        }
+        let lost = has_unread(probe, group.flags)?.then_some(true);
         Ok(FanotifyFileEntry {
             id,
             flags: probe.flags,
@@ -199,6 +254,7 @@ impl FdKind for Fanotify {
             faflags: group.flags,
             evflags: group.event_flags,
             mark,
+            lost,
         })
     }
 
@@ -239,6 +295,15 @@ impl FdKind for Fanotify {
 
     fn arm(&self, entry: &FanotifyFileEntry, fd: &OwnedFd, cx: &ArmCx) -> Result<(), Failure> {
         const IGNORES: u32 = libc::FAN_MARK_IGNORED_SURV_MODIFY | libc::FAN_MARK_IGNORE;
+        if entry.lost == Some(true) {
+            let explain = |error: Errno| error.on(Object::Named("fanotify".into()), "tell that events were lost");
+            // Nobody gets a signal for those that are made for that.
+            set_status(fd, entry.flags & !(libc::O_ASYNC as u32)).map_err(explain)?;
+            if let Err(error) = overflow(fd) {
+                log::warn!("fanotify: events that were not read are lost, and nobody is told: {error}");
+            }
+            set_status(fd, entry.flags).map_err(explain)?;
+        }
         for mark in &entry.mark {
             let explain = |error: Errno| lost(mark, error);
             let (file, on) = find(mark, cx.files).map_err(explain)?;
