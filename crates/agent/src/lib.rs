@@ -15,3 +15,10 @@ pub mod remote;
 
 pub use area::{Area, Slot, Watch};
 pub use list::{Arg, Failed, Judge, List};
+
+/// Asks the processor and the kernel what is asked once, so that nobody stands still for it.
+pub fn prepare() {
+    let _ = arch::Layout.component(2);
+    crew::size();
+    sys::process::processors();
+}

@@ -9,14 +9,17 @@
 use crate::freeze::Tree;
 use crate::observe::Look;
 use crate::observe::{self, find_instruction, read_maps};
+use crate::past::bytes_to_save;
 use crate::survey::Reading;
 use crate::tracer::{Tracer, let_go};
 use agent::inject::{self, Context, Door, Host};
 use agent::{List, crew};
 use image::VmaEntry;
+use image::pagemap::Run;
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
 use pages::select::{Area, Question, select};
+use pages::take::Room;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -78,15 +81,17 @@ const FEW: usize = 16;
 /// Bytes of a process that take as long to save as a copy of it to make.
 const WORTH_IT: u64 = 1 << 20;
 /// Bytes that are read before a copy is made.
-const SMALL: u64 = 512 << 10;
+pub const SMALL: u64 = 512 << 10;
 
 /// What becomes of a tree that is to run on while its memory is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// It stands still all the same.
     StandsStill,
-    /// Its memory is so small that it is read first.
+    /// What is to be saved is so little that it is read first.
     PutAside,
+    /// There is room for what is to be saved: it is written first.
+    WrittenFirst,
     Copied,
 }
 
@@ -111,26 +116,36 @@ pub fn way(options: &Options, tree: &Tree) -> Way {
     }
 }
 
-/// What is wanted of a frozen process, from inside.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted {
-    pub copy: bool,
-    /// A new userfaultfd of it.
-    pub userfault: bool,
+/// The way that is shorter than copies, where it is known what is to be saved: `known` are the pages that the images before
+/// have.
+pub fn shorter(looks: &[Seen], known: &HashMap<i32, Vec<Run>>, rooms: &HashMap<i32, Room>) -> Option<Way> {
+    let (mut total, mut without_room) = (0, 0);
+    for (pid, look) in looks {
+        let bytes = bytes_to_save(&look.memory.pages.runs, known.get(pid));
+        let has_room = rooms.get(pid).is_some_and(|room| room.holds(bytes));
+        total += bytes;
+        without_room += if has_room { 0 } else { bytes };
+    }
+    match (total, without_room) {
+        (..=SMALL, _) => Some(Way::PutAside),
+        (_, ..=SMALL) => Some(Way::WrittenFirst),
+        _ => None,
+    }
+}
+
+/// Makes copies, if there is room for them, and all can be copied. Returns what became of the tree.
+pub fn make(tree: &mut Tree, looks: &[Seen]) -> Way {
+    let wanted: u64 = looks.iter().map(|(_, look)| look.private_bytes).sum();
+    let has_room = sys::process::available_memory().is_none_or(|available| available >= wanted);
+    if !has_room {
+        log::info!("the tree stands still while it is saved: a copy may need {wanted} bytes");
+    }
+    let is_made = has_room && !looks.iter().any(|(_, look)| has_huge_pages(look)) && copy(tree, looks);
+    if is_made { Way::Copied } else { Way::StandsStill }
 }
 
 /// A living process of a frozen tree.
 pub type Seen<'l> = (i32, &'l Look);
-
-/// May the tree get so much memory once more?
-fn suffices(looks: &[Seen]) -> bool {
-    let wanted: u64 = looks.iter().map(|(_, look)| look.private_bytes).sum();
-    let suffices = sys::process::available_memory().is_none_or(|available| available >= wanted);
-    if !suffices {
-        log::info!("the tree stands still while it is saved: a copy may need {wanted} bytes");
-    }
-    suffices
-}
 
 /// Where huge pages are short, a copy loses those that its original writes to.
 fn has_huge_pages(look: &Look) -> bool {
@@ -141,57 +156,50 @@ fn has_huge_pages(look: &Look) -> bool {
     found
 }
 
-/// Copies every living process of a frozen tree, whole, if `copy`, and gets a userfaultfd of those that are named
-/// so. Returns whether all were copied, and the descriptors. What was made of copies is gone if not, or goes
-/// with the tree.
-pub fn visit(
-    tree: &mut Tree,
-    looks: &[Seen],
-    copy: bool,
-    needs_userfault: &dyn Fn(Seen) -> bool,
-) -> (bool, HashMap<i32, OwnedFd>) {
-    let copy = copy && suffices(looks) && !looks.iter().any(|(_, look)| has_huge_pages(look));
-    let tasks: Vec<_> = looks
-        .iter()
-        .filter_map(|(pid, look)| {
-            let wanted = Wanted { copy, userfault: needs_userfault((*pid, look)) };
-            let is_needed = wanted.copy || wanted.userfault;
-            is_needed.then_some((tree.holder(*pid)?, (*pid, look.instruction, wanted)))
-        })
-        .collect();
-    let visited =
-        tree.crew.each(tasks, |tracer, (pid, instruction, wanted)| enter(tracer, pid, instruction, wanted));
-    let mut userfaults = HashMap::new();
-    let mut made = Ok(copy);
-    for visited in visited {
-        match visited {
-            Ok(Visited { pid, copy, userfault }) => {
-                userfaults.extend(userfault.map(|fd| (pid, fd)));
-                match copy {
-                    Some(Ok(copy)) => tree.copies.0.push(copy),
-                    Some(Err(failure)) => made = Err(failure),
-                    None => {}
-                }
-            }
-            Err(failure) => made = Err(failure),
-        }
-    }
-    for (pid, look) in looks {
-        if let (Ok(true), Some(copy)) = (&made, tree.copies.of(*pid)) {
-            made = complete(copy, &look.memory.maps);
-        }
-    }
-    match made {
-        Ok(true) => return (true, userfaults),
-        Ok(false) if copy => {
-            log::info!("the tree stands still while it is saved: it has memory that is not copied");
-        }
-        Ok(false) => {}
+/// Copies every living process of a frozen tree, whole. Returns whether all were copied; what was made of copies is
+/// gone if not.
+fn copy(tree: &mut Tree, looks: &[Seen]) -> bool {
+    match copy_all(tree, looks) {
+        Ok(true) => return true,
+        Ok(false) => log::info!("the tree stands still while it is saved: it has memory that is not copied"),
         Err(failure) => log::info!("the tree stands still while it is saved: {failure}"),
     }
     let members = 0..tree.crew.len();
     tree.crew.each(members.map(|member| (member, ())), |tracer, ()| end(&mut tracer.copies));
-    (false, userfaults)
+    false
+}
+
+fn copy_all(tree: &mut Tree, looks: &[Seen]) -> Result<bool, Failure> {
+    let holders = looks.iter().filter_map(|(pid, look)| Some((tree.holder(*pid)?, (*pid, look.instruction))));
+    let tasks: Vec<_> = holders.collect();
+    let copied = tree.crew.each(tasks, |tracer, (pid, instruction)| enter(tracer, pid, instruction));
+    let mut made = Ok(());
+    for copied in copied {
+        match copied {
+            Ok(copy) => tree.copies.0.push(copy),
+            Err(failure) => made = Err(failure),
+        }
+    }
+    made?;
+    for (pid, look) in looks {
+        if let Some(copy) = tree.copies.of(*pid)
+            && !complete(copy, &look.memory.maps)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Has frozen processes make a userfaultfd each, which they do not keep; `doors` are their pids and where they have a `syscall`
+/// instruction.
+pub fn userfaults(tree: &mut Tree, doors: Vec<(i32, u64)>) -> HashMap<i32, Result<OwnedFd, Failure>> {
+    let tasks: Vec<_> = doors.into_iter().filter_map(|door| Some((tree.holder(door.0)?, door))).collect();
+    let pids: Vec<i32> = tasks.iter().map(|(_, (pid, _))| *pid).collect();
+    let made = tree.crew.each(tasks, |tracer, (pid, instruction)| {
+        tracer.with_agent(pid, instruction, |host, thread, context| userfault(host, pid, thread, context))?
+    });
+    pids.into_iter().zip(made).collect()
 }
 
 /// What the copy of a process tells of its memory, and of its pages, if that is asked.
@@ -203,46 +211,21 @@ pub fn read(copies: &Copies, pid: i32, question: Option<Question>) -> Result<Rea
     Ok(Reading { from: copy.pid, memory })
 }
 
-/// What a visit came to.
-struct Visited {
-    pid: i32,
-    copy: Option<Result<Copy, Failure>>,
-    userfault: Option<OwnedFd>,
-}
-
-fn enter(tracer: &mut Tracer, pid: i32, instruction: u64, wanted: Wanted) -> Result<Visited, Failure> {
-    let (mut visited, copied) = tracer.with_agent(pid, instruction, |host, mut thread, context| {
-        let mut visited = Visited { pid, copy: None, userfault: None };
-        if wanted.userfault {
-            let (stopped, made) = userfault(host, pid, thread, context)?;
-            thread = stopped;
-            match made {
-                Ok(fd) => visited.userfault = Some(fd),
-                Err(failure) => log::warn!("its changes cannot be noted: {failure}"),
-            }
-        }
-        let mut copied = None;
-        if wanted.copy {
-            let (stopped, made) = host.copy(thread, context, options())?;
-            thread = stopped;
-            copied = Some(made.map(|made| (made, host.range())));
-        }
-        Ok((thread, (visited, copied)))
+fn enter(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<Copy, Failure> {
+    let (copied, agent) = tracer.with_agent(pid, instruction, |host, thread, context| {
+        let (thread, copied) = host.copy(thread, context, options())?;
+        Ok((thread, (copied, host.range())))
     })?;
-    visited.copy = copied.map(|copied| {
-        let (copied, agent) = copied?;
-        let copy = Copy { of: pid, pid: copied.tid(), agent };
-        // When memory is short, it is the copy that has to go.
-        if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
-            log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
-        }
-        tracer.copies.push(copied);
-        Ok(copy)
-    });
-    Ok(visited)
+    let copied = copied?;
+    let copy = Copy { of: pid, pid: copied.tid(), agent };
+    // When memory is short, it is the copy that has to go.
+    if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
+        log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
+    }
+    tracer.copies.push(copied);
+    Ok(copy)
 }
 
-/// Has a process make a userfaultfd, which it does not keep.
 fn userfault(
     host: &Host,
     pid: i32,
@@ -326,12 +309,7 @@ fn reap(copy: &Copy) -> Result<(), Failure> {
 /// # Errors
 /// When the two cannot be compared.
 pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> {
-    let theirs = maps_of(copy)?;
-    let same = |(one, _): &(Vma, VmaEntry), (other, _): &(Vma, VmaEntry)| {
-        (one.start, one.end, one.prot, one.is_shared) == (other.start, other.end, other.prot, other.is_shared)
-            && (one.offset, one.inode) == (other.offset, other.inode)
-    };
-    if maps.len() != theirs.len() || !maps.iter().zip(&theirs).all(|(one, other)| same(one, other)) {
+    if joined(maps) != joined(&maps_of(copy)?) {
         return Ok(false);
     }
     let explain = |error: Errno| error.on(Object::Task, "compare it with its copy").of(copy.of);
@@ -354,7 +332,7 @@ pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> 
             Err(error) if error.code == libc::ENOTTY => return Ok(false),
             Err(error) => return Err(explain(error)),
         }
-        let area = Area { range, is_readable: true, is_whole: false, has_file: false };
+        let area = Area { range, is_readable: true, is_whole: false, has_file: false, is_watched: false };
         let wiped = select(&original, &[area], Question::WhatIsThere).map_err(explain)?;
         log::debug!("pid {}: {:#x}-{:#x} is wiped in its copy", copy.of, map.start, map.end);
         transfer(copy, wiped.runs.iter().map(|run| run.0.clone())).map_err(explain)?;
@@ -367,6 +345,28 @@ fn maps_of(copy: &Copy) -> Result<Vec<(Vma, VmaEntry)>, Failure> {
     let mut maps = read_maps(copy.pid)?;
     maps.retain(|(map, _)| !copy.agent.contains(&map.start));
     Ok(maps)
+}
+
+/// A range, its offset in its file, and protection, whether it is shared, and the file's inode.
+type Mapped = (Range<u64>, u64, (u32, bool, u64));
+
+/// What is mapped where. Neighbours that are alike are one, for the kernel may join them when their writes are noted.
+fn joined(maps: &[(Vma, VmaEntry)]) -> Vec<Mapped> {
+    let mut all: Vec<Mapped> = Vec::with_capacity(maps.len());
+    for (map, _) in maps {
+        let what = (map.prot, map.is_shared, map.inode);
+        match all.last_mut() {
+            Some((range, offset, same))
+                if range.end == map.start
+                    && *same == what
+                    && (map.inode == 0 || *offset + (range.end - range.start) == map.offset) =>
+            {
+                range.end = map.end;
+            }
+            _ => all.push((map.start..map.end, map.offset, what)),
+        }
+    }
+    all
 }
 
 const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: 0 };

@@ -64,6 +64,7 @@ struct Found {
 /// # Errors
 /// Everything that cannot be stopped; what was stopped runs on.
 pub fn freeze(root: i32, timeout: Duration) -> Result<Tree, Failures> {
+    agent::prepare();
     let deadline = Instant::now() + timeout;
     let mut tree = Tree { processes: Vec::new(), crew: Crew::default(), copies: Copies::default() };
     let mut known = HashSet::new();

@@ -12,7 +12,7 @@ use kinds::task::numa::Policies;
 use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
 use kinds::vma::{self, mm::Rules};
 use model::{Errno, Failure, Object};
-use pages::select::{Area, Question, Selection};
+use pages::select::{Area, Question, Selection, select};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -163,10 +163,10 @@ pub fn look(pid: i32, depth: Depth, common: Option<&Common>) -> Result<Look, Fai
         None => link(pid, name),
     };
     let memory = match depth {
-        Depth { flags: true, pages } => read_memory(pid, Some(pages.unwrap_or(Question::WhatIsThere)))?,
+        Depth { flags: true, pages } => read_memory(pid, pages)?,
         Depth { flags: false, pages } => {
             let maps = read_maps(pid)?;
-            let pages = pages.map(|question| find_pages(pid, &maps, question)).transpose()?;
+            let pages = pages.map(|question| find_pages(pid, &areas(&maps), question)).transpose()?;
             Memory { maps, pages: pages.unwrap_or_default() }
         }
     };
@@ -219,7 +219,7 @@ impl Memory {
         self.maps.extend(vmas.into_iter().map(described));
         if let Some(question) = question {
             let areas = areas(&self.maps[first..]);
-            self.pages.append(pages::select::select(pagemap, &areas, question)?);
+            self.pages.append(select(pagemap, &areas, question)?);
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ fn described(map: Vma) -> (Vma, VmaEntry) {
 }
 
 /// The mappings that have content.
-fn areas(maps: &[(Vma, VmaEntry)]) -> Vec<Area> {
+pub fn areas(maps: &[(Vma, VmaEntry)]) -> Vec<Area> {
     maps.iter()
         .map(|(_, entry)| entry)
         .filter(|entry| vma::content(entry) != vma::Content::None)
@@ -240,16 +240,17 @@ fn areas(maps: &[(Vma, VmaEntry)]) -> Vec<Area> {
             is_readable: entry.prot & libc::PROT_READ as u32 != 0,
             is_whole: vma::content(entry) == vma::Content::Whole,
             has_file: vma::has_file(entry),
+            is_watched: false,
         })
         .collect()
 }
 
 /// Finds the pages of mappings that are known.
-fn find_pages(pid: i32, maps: &[(Vma, VmaEntry)], question: Question) -> Result<Selection, Failure> {
+pub fn find_pages(pid: i32, areas: &[Area], question: Question) -> Result<Selection, Failure> {
     let path = format!("/proc/{pid}/pagemap");
     let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
     let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
-    pages::select::select(&pagemap, &areas(maps), question).map_err(explain)
+    select(&pagemap, areas, question).map_err(explain)
 }
 
 impl Memory {
@@ -296,14 +297,20 @@ const PIECE: usize = 256 << 10;
 /// Reads the mappings of a process that stands still with their flags, and finds its pages, if that is asked. The kernel's text of many
 /// mappings, or of much memory, takes long to write: then the flags are asked for in another way, where there is one.
 pub fn read_memory(pid: i32, question: Option<Question>) -> Result<Memory, Failure> {
-    /// Bytes of memory that take longer to be looked at than the other way takes.
+    /// Bytes of memory that take longer to be looked at than the other way takes, and page tables, however little is in
+    /// them.
     const LARGE: u64 = 192 << 20;
+    const LARGE_TABLES_KB: u64 = 24 << 10;
     let path = format!("/proc/{pid}/pagemap");
     let explain = |error: Errno| error.on(Object::Path(path.clone()), "find its pages").of(pid);
     let pagemap = File::open(&path).map_err(|error| explain(sys::memory::io_errno("open", &error)))?;
     let mut memory = Memory::default();
     let statm = sys::fd::text(&format!("/proc/{pid}/statm")).unwrap_or_default();
-    let is_large = sys::proc::parse_private(&statm).is_some_and(|bytes| bytes > LARGE);
+    // So large are they only where much is mapped.
+    let may_be_sparse = sys::proc::decimal(statm.split(|byte| *byte == b' ').next().unwrap_or_default())
+        .is_some_and(|pages: u64| pages > LARGE_TABLES_KB << 10 >> 3);
+    let is_large = sys::proc::parse_private(&statm).is_some_and(|bytes| bytes > LARGE)
+        || may_be_sparse && status(pid, pid).is_ok_and(|status| status.tables_kb > LARGE_TABLES_KB);
     let mut smaps = Text::open(pid, "smaps")?;
     let first = if is_large { Vec::new() } else { smaps.read()? };
     if is_large || first.len() == PIECE {

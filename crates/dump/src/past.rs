@@ -1,71 +1,106 @@
 //! What earlier snapshots of a tree mean for this one: which pages need not be saved again.
 
-use crate::copies::Seen;
+use crate::copies;
+use crate::freeze::Tree;
+use crate::observe::{self, Look};
 use crate::track::{self, Known, Watched};
+use agent::crew;
 use image::pagemap::Run;
 use image::{Dir, InventoryEntry, kind};
-use model::{Failure, Object, Options, Remedy};
-use pages::chain::{Chain, PARENT_LINK, split};
+use model::{Errno, Failure, Object, Options, Remedy};
+use pages::chain::{Chain, PARENT_LINK, each_part, split};
 use pages::select::{How, Question};
+use pages::take::Room;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use sys::userfault::Userfault;
 
 /// Runs of pages, each with what matters of its mapping.
 pub type Runs = Vec<(Range<u64>, How)>;
 
+/// The part of the memory of a process that is written sooner than all of it is copied, by the factor that it takes longer.
+const LITTLE: u64 = 8;
+/// The part of what has changed that may change yet.
+const MORE: u64 = 8;
+
+/// The folder before this one.
+#[derive(Debug)]
+struct Parent {
+    /// As it was named.
+    name: PathBuf,
+    /// The processes whose pages it has, as they are unless they were written since, each with these.
+    pages: HashMap<i32, Vec<Run>>,
+}
+
+impl Parent {
+    /// `name` is how the link in `dir` will say it. Page maps are read on all processors, but not those that a page
+    /// server has, which knows of them.
+    fn open(name: &Path, dir: &Dir, known: &Known, is_remote: bool) -> Result<Parent, Failure> {
+        let path = dir.path().join(name);
+        if path.canonicalize().ok() == dir.path().canonicalize().ok() {
+            let object = Object::Path(path.display().to_string());
+            return Err(Failure::conflict(object, "use the images before", "is the folder of these images"));
+        }
+        let before = Dir::open(&path)?;
+        let inventory: InventoryEntry = before
+            .read_one(kind::INVENTORY, "inventory.img")
+            .map_err(|failure| failure.help(Remedy::Advice("a folder without it holds no finished dump")))?;
+        let chain = Chain::open(&before)?;
+        let load = |pid: &i32| match is_remote {
+            true => Ok((*pid, Vec::new())),
+            false => chain.load(&format!("pagemap-{pid}.img")).map(|map| (*pid, map.runs)),
+        };
+        let pids = known.since(&inventory.dump_criu_run_id.unwrap_or_default());
+        let loaded = crew::in_parallel(&pids, 2, |some| some.iter().map(load).collect::<Vec<_>>());
+        let pages = loaded.into_iter().flatten().collect::<Result<_, Failure>>()?;
+        Ok(Parent { name: name.to_owned(), pages })
+    }
+}
+
 /// The snapshot before, and who has noted what changed since.
 #[derive(Debug)]
 pub struct Past {
     known: Known,
-    /// The folder before this one, as it was named, with its images and the id of the run that wrote them.
-    parent: Option<(PathBuf, Chain, String)>,
+    parent: Option<Parent>,
     /// Changes are to be noted from now on.
     watches: bool,
-    /// A page server has the pages, and knows which.
-    is_remote: bool,
     /// Of this run.
     pub run_id: String,
 }
 
 impl Past {
-    /// `watches`: changes are to be noted from now on.
+    /// `watches`: changes are to be noted from now on. While this is read, the tree may run.
     ///
     /// # Errors
     /// When the folder before is none.
-    pub fn of(pids: &[i32], options: &Options, dir: &Dir, watches: bool) -> Result<Past, Failure> {
+    pub fn of(options: &Options, dir: &Dir, watches: bool) -> Result<Past, Failure> {
         let run_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
         let run_id = run_id.trim_end().to_owned();
-        let is_needed = watches || options.prev_images_dir.is_some();
-        let known = if is_needed { Known::of(pids) } else { Known::default() };
-        let mut parent = None;
-        if let Some(name) = &options.prev_images_dir {
-            // As the link in this folder will say it.
-            let path = dir.path().join(name);
-            if path.canonicalize().ok() == dir.path().canonicalize().ok() {
-                let object = Object::Path(path.display().to_string());
-                return Err(Failure::conflict(
-                    object,
-                    "use the images before",
-                    "is the folder of these images",
-                ));
-            }
-            let before = Dir::open(&path)?;
-            let inventory: InventoryEntry =
-                before.read_one(kind::INVENTORY, "inventory.img").map_err(|failure| {
-                    failure.help(Remedy::Advice("a folder without it holds no finished dump"))
-                })?;
-            parent =
-                Some((name.clone(), Chain::open(&before)?, inventory.dump_criu_run_id.unwrap_or_default()));
-        }
-        Ok(Past { known, parent, watches, is_remote: options.page_server, run_id })
+        let name = options.prev_images_dir.as_ref();
+        let known = if watches || name.is_some() { Known::find() } else { Known::default() };
+        let parent = name.map(|name| Parent::open(name, dir, &known, options.page_server)).transpose()?;
+        Ok(Past { known, parent, watches, run_id })
     }
 
-    /// What the kernel has to be asked about pages; none where nobody wants to know what changed.
-    pub fn ask(&self) -> Option<Question> {
-        (self.watches || self.parent.is_some()).then_some(Question::AndWhatIsNew)
+    /// The tree that was frozen consists of these processes: nothing else counts from now on.
+    pub fn is_of(&mut self, pids: &[i32]) {
+        self.known.keep(pids);
+    }
+
+    /// What the kernel has to be asked about pages, when the memory is looked at; `later` when that can be done in
+    /// copies. Nothing where [`Past::watch`] will ask.
+    pub fn ask(&self, later: bool) -> Option<Question> {
+        match (self.watches, &self.parent) {
+            (true, _) => None,
+            (false, Some(_)) => Some(Question::AndWhatIsNew),
+            (false, None) => (!later).then_some(Question::WhatIsThere),
+        }
+    }
+
+    /// Has [`Past::watch`] found the pages?
+    pub fn watches(&self) -> bool {
+        self.watches
     }
 
     /// Writes down which folder was before.
@@ -73,64 +108,78 @@ impl Past {
     /// # Errors
     /// When the link cannot be made.
     pub fn link(&self, dir: &Dir) -> Result<(), Failure> {
-        self.parent.as_ref().map_or(Ok(()), |(name, ..)| dir.link(PARENT_LINK, name))
+        self.parent.as_ref().map_or(Ok(()), |parent| dir.link(PARENT_LINK, &parent.name))
     }
 
-    /// Does a process have to make a userfaultfd?
-    pub fn needs_userfault(&self, (pid, look): Seen) -> bool {
-        self.watches && track::needs_new(&self.known, pid, look)
-    }
-
-    /// Begins to note changes of frozen processes, if that was asked for; `new` are the userfaultfds that they
-    /// have made. What was noted before is forgotten: if this run fails, the next has to save all.
-    pub fn watch(&mut self, looks: &[Seen], mut new: HashMap<i32, OwnedFd>) -> Vec<Watched> {
+    /// Begins to note changes of frozen processes, if that was asked for, and finds their pages. What was noted before is
+    /// forgotten: if this run fails, the next has to save all.
+    ///
+    /// # Errors
+    /// When their pages cannot be found.
+    pub fn watch<'l>(
+        &mut self,
+        tree: &mut Tree,
+        looks: impl Iterator<Item = (i32, &'l mut Look)>,
+    ) -> Result<Vec<Watched>, Failure> {
         if !self.watches {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let held = looks.iter().filter_map(|(pid, look)| {
-            let fd = new.remove(pid).map(Userfault::tracking).or_else(|| self.known.fetch(*pid));
-            Some((*pid, *look, fd?))
-        });
-        let held: Vec<_> = held.collect();
+        let mut looks: Vec<_> = looks.collect();
+        let needy = looks.iter().filter(|(pid, look)| track::needs_new(&self.known, *pid, look));
+        let mut new = copies::userfaults(tree, needy.map(|(pid, look)| (*pid, look.instruction)).collect());
+        let explain = |error: Errno, pid| error.on(Object::Task, "note changes of its memory").of(pid);
+        let mut held = Vec::with_capacity(looks.len());
+        for (pid, _) in &looks {
+            let made = new.remove(pid).map(|made| {
+                made.and_then(|fd| Userfault::tracking(fd).map_err(|error| explain(error, *pid)))
+            });
+            held.push(made.or_else(|| Some(self.known.fetch(*pid)?.map_err(|error| explain(error, *pid)))));
+        }
         self.known.forget();
-        let mut watched = Vec::with_capacity(held.len());
-        for (pid, look, fd) in held {
-            match fd.and_then(|userfault| track::watch(pid, userfault, look)) {
-                Ok(one) => watched.push(one),
-                Err(error) => {
-                    let failure = error.on(Object::Task, "note changes of its memory").of(pid);
-                    log::warn!("the next snapshot has to save all of it: {failure}");
+        let mut watched = Vec::with_capacity(looks.len());
+        for ((pid, look), userfault) in looks.iter_mut().zip(held) {
+            match userfault {
+                Some(Ok(userfault)) => watched.push(track::watch(*pid, userfault, look)?),
+                other => {
+                    let why =
+                        other.and_then(Result::err).map_or(String::new(), |failure| format!(": {failure}"));
+                    log::warn!("pid {pid}: the next snapshot has to save all of it{why}");
+                    let areas = observe::areas(&look.memory.maps);
+                    look.memory.pages = observe::find_pages(*pid, &areas, Question::AndWhatIsNew)?;
                 }
             }
         }
-        watched
+        Ok(watched)
     }
 
-    /// Was this process watched since the images before were written? Before [`Past::watch`].
-    fn is_known(&self, pid: i32) -> bool {
-        self.parent.as_ref().is_some_and(|(.., run_id)| self.known.is_since(pid, run_id))
-    }
-
-    /// The processes whose pages the images before have, as they are unless they were written since.
-    ///
-    /// # Errors
-    /// When those images cannot be read.
-    pub fn pages(&self, pids: impl Iterator<Item = i32>) -> Result<HashMap<i32, Vec<Run>>, Failure> {
-        let mut pages = HashMap::new();
-        let Some((name, chain, _)) = &self.parent else { return Ok(pages) };
-        for pid in pids {
-            if self.is_known(pid) && self.is_remote {
-                pages.insert(pid, Vec::new());
-            } else if self.is_known(pid) {
-                pages.insert(pid, chain.load(&format!("pagemap-{pid}.img"))?.runs);
-            } else {
-                log::info!(
-                    "pid {pid}: its changes since {} were not noted: all of it is saved",
-                    name.display()
-                );
-            }
+    /// The pages that the images before have, of those processes whose changes were noted since.
+    pub fn pages(&mut self, pids: &[i32]) -> HashMap<i32, Vec<Run>> {
+        let Some(parent) = &mut self.parent else { return HashMap::new() };
+        let pages = std::mem::take(&mut parent.pages);
+        for pid in pids.iter().filter(|pid| !pages.contains_key(pid)) {
+            let name = parent.name.display();
+            log::info!("pid {pid}: its changes since {name} were not noted: all of it is saved");
         }
-        Ok(pages)
+        pages
+    }
+
+    /// Makes room for the pages of processes that have changed little, while they run. It is a guess, of some more than
+    /// have changed by now.
+    pub fn make_room(&self, options: &Options, dir: &Dir) -> HashMap<i32, Room> {
+        let is_elsewhere = options.page_server || options.compress.is_some() || options.lazy_pages;
+        if is_elsewhere || options.copy_on_write == Some(true) {
+            return HashMap::new();
+        }
+        let parents = self.parent.iter().flat_map(|parent| &parent.pages);
+        let rooms = parents.filter_map(|(pid, known)| {
+            let areas = observe::areas(&observe::read_maps(*pid).ok()?);
+            let pages = observe::find_pages(*pid, &areas, Question::AndWhatIsNew).ok()?;
+            let wanted = bytes_to_save(&pages.runs, Some(known));
+            let is_little = wanted > copies::SMALL && wanted <= pages.scanned_pages * 4096 / LITTLE;
+            let room = is_little.then(|| Room::make(dir, (wanted + wanted / MORE).next_multiple_of(1 << 20)));
+            Some((*pid, room??))
+        });
+        rooms.collect()
     }
 
     /// Nobody is watched any more.
@@ -144,6 +193,21 @@ impl Past {
     }
 }
 
+/// Bytes of pages that are to be saved: not those that are clean and known.
+pub fn bytes_to_save(runs: &[(Range<u64>, How)], known: Option<&Vec<Run>>) -> u64 {
+    let mut bytes = 0;
+    let known = known.map_or(&[][..], Vec::as_slice);
+    each_part(
+        runs,
+        |how| how.is_clean,
+        known,
+        |range, _, is_known| {
+            bytes += if is_known { 0 } else { range.end - range.start };
+        },
+    );
+    bytes
+}
+
 /// Splits off what is clean and known: it is not saved again.
 pub fn divide(mut runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Run>, Runs) {
     let Some(known) = known else {
@@ -151,6 +215,6 @@ pub fn divide(mut runs: Runs, known: Option<&Vec<Run>>) -> (Vec<Run>, Runs) {
         runs.iter_mut().for_each(|(_, how)| how.is_clean = false);
         return (Vec::new(), runs);
     };
-    let (unchanged, runs) = split(runs, |how: How| how.is_clean, known);
+    let (unchanged, runs) = split(&runs, |how: How| how.is_clean, known);
     (unchanged.into_iter().map(Run::in_parent).collect(), runs)
 }

@@ -5,7 +5,7 @@ use crate::freeze::{FinalState, Tree, freeze};
 use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
-use crate::survey::Reading;
+use crate::survey::{Census, Reading};
 use crate::{copies, encode, observe, secrets, survey, track};
 use agent::crew;
 use image::pagemap::Run;
@@ -20,7 +20,7 @@ use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
 use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Receiver};
-use pages::take::{Aside, Job, Owner, Source, Taken, data_runs, take};
+use pages::take::{Aside, Job, Owner, Room, Source, Taken, data_runs, take};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
@@ -87,6 +87,9 @@ fn dump(
     sys::fd::reserve(DESCRIPTORS.max(descriptors * 2));
     observe::expect_descriptors(descriptors);
     let own_namespaces = observe::namespaces("self");
+    let goes_on = options.leave_running || options.leave_stopped;
+    let mut past = Past::of(options, dir, options.track_mem && goes_on)?;
+    let mut rooms = past.make_room(options, dir);
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -94,32 +97,32 @@ fn dump(
     let frozen = Instant::now();
     options.progress.stage("survey");
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
-    let goes_on = options.leave_running || options.leave_stopped;
-    let mut past = Past::of(&pids, options, dir, options.track_mem && goes_on)?;
-    let way = copies::way(options, &tree);
+    past.is_of(&pids);
+    let mut way = copies::way(options, &tree);
     let wants_copies = way == Way::Copied;
-    let depth = Depth {
-        flags: !wants_copies,
-        pages: past.ask().or((!wants_copies).then_some(Question::WhatIsThere)),
-    };
+    let depth = Depth { flags: !wants_copies, pages: past.ask(wants_copies) };
+    let has_pages = past.watches() || depth.pages.is_some();
     let mut survey = survey::survey(&mut tree, options, depth, own_namespaces)?;
-    let known = past.pages(pids.iter().copied())?;
-    let (mut is_copied, mut watched) = (false, Vec::new());
+    let known = past.pages(&pids);
+    let mut watched = Vec::new();
     if survey.is_good() {
+        watched = past.watch(&mut tree, survey.looks_mut())?;
         let looks: Vec<Seen> = survey.looks().collect();
-        let (copied, userfaults) =
-            copies::visit(&mut tree, &looks, wants_copies, &|seen| past.needs_userfault(seen));
-        is_copied = copied;
-        watched = past.watch(&looks, userfaults);
+        let shorter = has_pages.then(|| copies::shorter(&looks, &known, &rooms)).flatten();
+        way = match (way, shorter) {
+            (Way::Copied, Some(shorter)) if options.copy_on_write != Some(true) => shorter,
+            (Way::Copied, _) => copies::make(&mut tree, &looks),
+            _ => way,
+        };
     }
+    let is_copied = way == Way::Copied;
     let let_go = |tree: &mut Tree| {
         tree.let_go();
         let us = micros(frozen);
         log::info!("the tree stood still for {us} us");
         us
     };
-    let (mut census, links, mut frozen_us);
-    let mut aside = HashMap::new();
+    let (mut census, links, mut frozen_us, mut saved, sharing);
     if is_copied && survey.looks().all(|(_, look)| look.is_plain()) {
         dir.begin()?;
         past.link(dir)?;
@@ -127,67 +130,65 @@ fn dump(
         drop(tty::write(survey.cx())?);
         frozen_us = Some(let_go(&mut tree));
         census = survey.conclude(&tree, &|pid, look| {
-            let question = depth.pages.is_none().then_some(Question::WhatIsThere);
-            let mut reading = copies::read(&tree.copies, pid, question)?;
-            if question.is_none() {
+            let mut reading = copies::read(&tree.copies, pid, (!has_pages).then_some(Question::WhatIsThere))?;
+            if has_pages {
                 reading.memory.pages = std::mem::take(&mut look.memory.pages);
                 reading.memory.keep_content();
             }
             Ok(reading)
         })?;
+        saved = Saved::of(&mut census, &known, &mut rooms);
+        sharing = share(&mut saved, options)?;
     } else {
-        let mut whole = survey.conclude(&tree, &|pid, look| {
+        census = survey.conclude(&tree, &|pid, look| {
             let mut memory = std::mem::take(&mut look.memory);
             if !depth.flags {
                 // What is new was asked before writes began to be noted anew: now nothing would be.
-                let known = depth.pages.map(|_| std::mem::take(&mut memory.pages));
-                memory = observe::read_memory(pid, known.is_none().then_some(Question::WhatIsThere))?;
-                if let Some(pages) = known {
+                let pages = std::mem::take(&mut memory.pages);
+                memory = observe::read_memory(pid, (!has_pages).then_some(Question::WhatIsThere))?;
+                if has_pages {
                     memory.pages = pages;
                     memory.keep_content();
                 }
             }
             let is_ours = || past.is_ours(pid) || watched.iter().any(|watched| watched.is_of(pid));
-            if memory.is_watched() && (is_ours() || track::Known::of(&[pid]).has(pid)) {
+            if memory.is_watched() && (is_ours() || track::Known::find().has(pid)) {
                 memory.forget_watch();
             }
             Ok(Reading { from: pid, memory })
         })?;
-        secrets::read(&mut tree, secret::readings(&mut whole.cx)?)?;
+        secrets::read(&mut tree, secret::readings(&mut census.cx)?)?;
         log::info!("surveyed the tree in {} us", micros(frozen));
         sys::apart::go_on()?;
         dir.begin()?;
         past.link(dir)?;
-        links = taking.shared(&mut whole.cx)?;
+        links = taking.shared(&mut census.cx)?;
         frozen_us = None;
-        let is_aside = way == Way::PutAside;
-        if is_aside {
-            for process in &whole.processes {
-                aside.insert(process.pid, Aside::read(process.pid, &process.runs)?);
-            }
-        }
-        if is_copied || is_aside {
-            for process in &mut whole.processes {
+        if is_copied {
+            for process in &mut census.processes {
                 process.memory_of = tree.copies.of(process.pid).map_or(process.pid, |copy| copy.pid);
             }
-            drop(tty::write(&mut whole.cx)?);
+            drop(tty::write(&mut census.cx)?);
             frozen_us = Some(let_go(&mut tree));
         }
-        census = whole;
+        saved = Saved::of(&mut census, &known, &mut rooms);
+        sharing = share(&mut saved, options)?;
+        match way {
+            Way::PutAside => put_aside(&mut saved)?,
+            Way::WrittenFirst => taking.memory(std::mem::take(&mut saved))?,
+            Way::StandsStill | Way::Copied => {}
+        }
+        if matches!(way, Way::PutAside | Way::WrittenFirst) {
+            drop(tty::write(&mut census.cx)?);
+            frozen_us = Some(let_go(&mut tree));
+        }
     }
-    let alive = census.processes.iter_mut().filter(|process| process.cores[0].1.thread_core.is_some());
-    let saved = alive.map(|process| {
-        let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
-        let parent = process.pstree.ppid as i32;
-        let aside = aside.remove(&process.pid);
-        Saved { pid: process.pid, parent, memory_of: process.memory_of, aside, runs, elsewhere }
-    });
-    let mut saved: Vec<Saved> = saved.collect();
-    let sharing = share(&mut saved, options)?;
     if let Some(keeping) = keeping {
         keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
-    taking.memory(saved)?;
+    if way != Way::WrittenFirst {
+        taking.memory(saved)?;
+    }
     taking.finish()?;
 
     sys::apart::go_on()?;
@@ -295,7 +296,7 @@ impl<'d> Taking<'d> {
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
         self.last_id += 1;
-        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id }
+        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, room: None }
     }
 
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
@@ -334,13 +335,13 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, aside, runs, elsewhere, .. } in saved {
+        for Saved { pid, memory_of, aside, room, runs, elsewhere, .. } in saved {
             let of_process =
                 || Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
             let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
-            jobs.push(Job { elsewhere, ..self.job(source, runs, Owner::Task(pid)) });
+            jobs.push(Job { elsewhere, room, ..self.job(source, runs, Owner::Task(pid)) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -437,9 +438,34 @@ pub struct Saved {
     pub memory_of: i32,
     /// Or what was read of it already.
     pub aside: Option<Aside>,
+    /// Where it may go.
+    pub room: Option<Room>,
     pub runs: Runs,
     /// What the images before have, or another process.
     pub elsewhere: Vec<Run>,
+}
+
+impl Saved {
+    /// Of every living process; `known` are the pages that the images before have.
+    fn of(census: &mut Census, known: &HashMap<i32, Vec<Run>>, rooms: &mut HashMap<i32, Room>) -> Vec<Saved> {
+        let alive = census.processes.iter_mut().filter(|process| process.cores[0].1.thread_core.is_some());
+        let saved = alive.map(|process| {
+            let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
+            let (pid, parent) = (process.pid, process.pstree.ppid as i32);
+            let (memory_of, room) = (process.memory_of, rooms.remove(&pid));
+            Saved { pid, parent, memory_of, aside: None, room, runs, elsewhere }
+        });
+        saved.collect()
+    }
+}
+
+/// Reads what is to be saved of processes that stand still.
+pub fn put_aside(saved: &mut [Saved]) -> Result<(), Failure> {
+    let has_relatives = saved.len() > 1;
+    for one in saved {
+        one.aside = Some(Aside::read(one.pid, has_relatives, &one.runs)?);
+    }
+    Ok(())
 }
 
 /// Writes them, when there are many on all processors: what it takes is making the files.

@@ -324,6 +324,11 @@ impl<'o> Survey<'o> {
         self.found.iter().filter_map(|found| Some((self.pids[found.process], &found.alive.as_ref()?.0)))
     }
 
+    pub fn looks_mut(&mut self) -> impl Iterator<Item = (i32, &mut Look)> {
+        let pids = &self.pids;
+        self.found.iter_mut().filter_map(|found| Some((pids[found.process], &mut found.alive.as_mut()?.0)))
+    }
+
     /// Reads what is left to know; `reading` says of each process where its memory is read.
     ///
     /// # Errors

@@ -11,17 +11,19 @@
 //! Not noted, and so always saved: memory that was mapped or moved since, children, and a program that was
 //! executed since.
 
-use crate::observe::Look;
-use image::vma as status;
+use crate::observe::{Look, areas, find_pages};
+use image::{VmaEntry, vma as status};
 use kinds::vma;
 use model::{Errno, Failure, Object};
-use std::collections::HashMap;
+use pages::select::Question;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use sys::proc::Vma;
 use sys::userfault::Userfault;
 
 /// The name of a keeper in `/proc/PID/comm`.
@@ -45,7 +47,7 @@ pub struct Known(HashMap<i32, Held>);
 
 impl Known {
     /// Asks the keepers of this host, which run as the same user.
-    pub fn of(pids: &[i32]) -> Known {
+    pub fn find() -> Known {
         let mut known = Known::default();
         let own = fs::metadata("/proc/self").map(|meta| meta.uid()).ok();
         for keeper in sys::fd::numbers("/proc").unwrap_or_default() {
@@ -60,7 +62,7 @@ impl Known {
             for (pidfd, userfault) in pairs {
                 let info = sys::fd::text(&format!("{path}/fdinfo/{pidfd}")).unwrap_or_default();
                 let pid = sys::proc::fdinfo(&info, "Pid").and_then(sys::proc::decimal::<i32>);
-                if let Some(pid) = pid.filter(|pid| pids.contains(pid)) {
+                if let Some(pid) = pid {
                     known.0.insert(pid, Held { keeper, userfault, run_id: run_id.clone() });
                 }
             }
@@ -68,9 +70,15 @@ impl Known {
         known
     }
 
-    /// Is what is not marked as written in this process as it is in the images of `run_id`?
-    pub fn is_since(&self, pid: i32, run_id: &str) -> bool {
-        self.0.get(&pid).is_some_and(|held| held.run_id == run_id)
+    /// Leaves out all processes but these.
+    pub fn keep(&mut self, pids: &[i32]) {
+        self.0.retain(|pid, _| pids.contains(pid));
+    }
+
+    /// The processes in which what is not marked as written is as it is in the images of `run_id`.
+    pub fn since(&self, run_id: &str) -> Vec<i32> {
+        let since = self.0.iter().filter(|(_, held)| held.run_id == run_id);
+        since.map(|(pid, _)| *pid).collect()
     }
 
     pub fn has(&self, pid: i32) -> bool {
@@ -128,32 +136,25 @@ pub fn needs_new(known: &Known, pid: i32, look: &Look) -> bool {
     first.is_some_and(|(map, _)| userfault.watch(map.start..map.end).is_err())
 }
 
-/// From now on, writes of a frozen process are noted.
+/// Has the kernel note writes of a frozen process, and finds its pages: those that were not written since that was last
+/// done are clean, and from now on all of them are.
 ///
 /// # Errors
-/// When the kernel cannot note them.
-pub fn watch(pid: i32, userfault: Userfault, look: &Look) -> Result<Watched, Errno> {
-    let mut is_watched = Vec::new();
-    for (map, entry) in &look.memory.maps {
-        // One that cannot be watched counts as changed.
-        if is_watchable(map, entry) && userfault.watch(map.start..map.end).is_ok() {
-            is_watched.push(map.start..map.end);
-        }
-    }
-    let mut at = 0;
-    for (run, how) in &look.memory.pages.runs {
-        while is_watched.get(at).is_some_and(|range| range.end <= run.start) {
-            at += 1;
-        }
-        let is_inside = is_watched.get(at).is_some_and(|range| range.start <= run.start);
-        if is_inside && !how.is_clean {
-            userfault.protect(run.clone())?;
-        }
-    }
+/// When its pages cannot be found.
+pub fn watch(pid: i32, userfault: Userfault, look: &mut Look) -> Result<Watched, Failure> {
+    let maps = &look.memory.maps;
+    // One that cannot be watched counts as changed.
+    let watches = |(map, entry): &(Vma, VmaEntry)| {
+        is_watchable(map, entry) && userfault.watch(map.start..map.end).is_ok()
+    };
+    let watched: HashSet<u64> = maps.iter().filter(|map| watches(map)).map(|(map, _)| map.start).collect();
+    let mut areas = areas(maps);
+    areas.iter_mut().for_each(|area| area.is_watched = watched.contains(&area.range.start));
+    look.memory.pages = find_pages(pid, &areas, Question::AndBeginAnew)?;
     Ok(Watched { pid, userfault })
 }
 
-fn is_watchable(map: &sys::proc::Vma, entry: &image::VmaEntry) -> bool {
+fn is_watchable(map: &Vma, entry: &VmaEntry) -> bool {
     !map.is_shared
         && !vma::hugetlb::is_huge(map)
         && vma::content(entry) == vma::Content::Private

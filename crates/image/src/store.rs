@@ -153,7 +153,9 @@ impl Dir {
 
     /// Makes the folder say "no dump here" before the first image is written.
     pub fn begin(&self) -> Result<(), Failure> {
-        [INVENTORY, UNFINISHED].iter().chain(OPTIONAL).try_for_each(|name| self.remove(name))
+        let there = self.names()?;
+        let is_there = |name: &&&str| there.binary_search_by(|one| one.as_str().cmp(name)).is_ok();
+        [INVENTORY, UNFINISHED].iter().chain(OPTIONAL).filter(is_there).try_for_each(|name| self.remove(name))
     }
 
     /// Removes what an earlier dump left under a name, if anything.
@@ -178,6 +180,30 @@ impl Dir {
             .map_err(|error| self.io(name, "create the image", "open", &error))?;
         self.written.lock().unwrap_or_else(|held| held.into_inner()).push(name.to_owned());
         Ok(file)
+    }
+
+    /// Makes a new, empty file without a name, which may get one at [`Dir::free`].
+    ///
+    /// # Errors
+    /// Not every file system has such files.
+    pub fn create_nameless(&self) -> Result<File, Failure> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .mode(0o644)
+            .custom_flags(libc::O_TMPFILE)
+            .open(&self.path)
+            .map_err(|error| self.io("", "create a file without a name", "open", &error))
+    }
+
+    /// Frees a name for a file that is made elsewhere, and returns its path.
+    ///
+    /// # Errors
+    /// When what has the name cannot be removed.
+    pub fn free(&self, name: &str) -> Result<PathBuf, Failure> {
+        self.remove(name)?;
+        self.written.lock().unwrap_or_else(|held| held.into_inner()).push(name.to_owned());
+        Ok(self.path.join(name))
     }
 
     pub fn write(&self, name: &str, image: &Writer) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use image::pagemap::{LAZY, PAGE, PRESENT, Pagemap, PagesFile, Run};
 use model::{Failure, Object};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Range;
 
 /// The name of the link.
 pub const PARENT_LINK: &str = "parent";
@@ -251,8 +252,8 @@ pub fn dedup(dir: &Dir) -> Result<u64, Failure> {
             let map = Pagemap::parse(name, &bytes, |_| Ok(u64::MAX))?;
             let own: Vec<Run> = map.runs.into_iter().filter(|run| run.flags & PRESENT != 0).collect();
             if layer > 0 {
-                let told = own.iter().map(|run| (run.range.clone(), ())).collect();
-                let (superseded, _) = split(told, |()| true, &newer);
+                let told: Told<()> = own.iter().map(|run| (run.range.clone(), ())).collect();
+                let (superseded, _) = split(&told, |()| true, &newer);
                 freed += punch(dir, &own, &superseded)?;
             }
             newer.extend(own);
@@ -278,7 +279,7 @@ fn merged(runs: Vec<Run>) -> Vec<Run> {
 }
 
 /// Makes holes where the pages of `ranges` were, which are parts of `runs`.
-fn punch(dir: &Dir, runs: &[Run], ranges: &[std::ops::Range<u64>]) -> Result<u64, Failure> {
+fn punch(dir: &Dir, runs: &[Run], ranges: &[Range<u64>]) -> Result<u64, Failure> {
     let (Some(first), false) = (runs.first(), ranges.is_empty()) else { return Ok(0) };
     let name = pages_name(first.file.id);
     if dir.has(&crate::compressed::name(first.file.id)) {
@@ -303,7 +304,25 @@ fn punch(dir: &Dir, runs: &[Run], ranges: &[std::ops::Range<u64>]) -> Result<u64
 /// Replaces runs that are stored at `place` by those that are there. Both are sorted.
 ///
 /// Another process may lack a page that is said to be the same: it was zero, and not stored at all.
-fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+fn resolve(name: &str, mut runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Result<Vec<Run>, Failure> {
+    // As a rule each is a part of one of theirs, and the list stays as long as it is.
+    let mut at = 0;
+    let are_parts = runs.iter_mut().filter(|run| is_elsewhere(run) && run.same_as == place).all(|run| {
+        let Range { start, end } = run.range;
+        at += parent[at..].iter().take_while(|theirs| theirs.range.end <= start).count();
+        let theirs = parent.get(at).filter(|theirs| theirs.range.start <= start && end <= theirs.range.end);
+        theirs.is_some_and(|theirs| {
+            *run = Run {
+                range: start..end,
+                offset: theirs.offset + (start - theirs.range.start),
+                ..theirs.clone()
+            };
+            true
+        })
+    });
+    if are_parts {
+        return Ok(runs);
+    }
     let mut resolved = Vec::with_capacity(runs.len());
     let mut at = 0;
     for run in runs {
@@ -340,19 +359,33 @@ fn resolve(name: &str, runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -> Re
 }
 
 /// Ranges, each with something said of it.
-pub type Told<T> = Vec<(std::ops::Range<u64>, T)>;
+pub type Told<T> = Vec<(Range<u64>, T)>;
 
 /// Splits sorted `runs` into what is in `known` too, which is sorted, and the rest.
 pub fn split<T: Copy>(
-    runs: Told<T>,
+    runs: &[(Range<u64>, T)],
     is_candidate: impl Fn(T) -> bool,
     known: &[Run],
-) -> (Vec<std::ops::Range<u64>>, Told<T>) {
+) -> (Vec<Range<u64>>, Told<T>) {
     let (mut both, mut rest) = (Vec::new(), Vec::with_capacity(runs.len()));
+    each_part(runs, is_candidate, known, |range, how, is_known| match is_known {
+        true => both.push(range),
+        false => rest.push((range, how)),
+    });
+    (both, rest)
+}
+
+/// Calls `found` with each part of `runs`, and whether it is a candidate and in `known` too. Both are sorted.
+pub fn each_part<T: Copy>(
+    runs: &[(Range<u64>, T)],
+    is_candidate: impl Fn(T) -> bool,
+    known: &[Run],
+    mut found: impl FnMut(Range<u64>, T, bool),
+) {
     let mut at = 0;
     for (range, how) in runs {
-        if !is_candidate(how) {
-            rest.push((range, how));
+        if !is_candidate(*how) {
+            found(range.clone(), *how, false);
             continue;
         }
         let mut start = range.start;
@@ -361,18 +394,12 @@ pub fn split<T: Copy>(
                 at += 1;
             }
             let next = known.get(at).map_or(u64::MAX, |run| run.range.start);
-            if next > start {
-                let end = next.min(range.end);
-                rest.push((start..end, how));
-                start = end;
-            } else {
-                let end = known[at].range.end.min(range.end);
-                both.push(start..end);
-                start = end;
-            }
+            let is_known = next <= start;
+            let end = if is_known { known[at].range.end } else { next }.min(range.end);
+            found(start..end, *how, is_known);
+            start = end;
         }
     }
-    (both, rest)
 }
 
 const _: () = assert!(PAGE == sys::memory::PAGE);
@@ -382,7 +409,7 @@ mod tests {
     use super::*;
     use image::pagemap::PARENT;
 
-    fn run(pages: std::ops::Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
+    fn run(pages: Range<u64>, flags: u32, offset: u64, layer: u32) -> Run {
         let file = PagesFile { layer, id: 1 };
         let range = pages.start * PAGE..pages.end * PAGE;
         Run { range, flags, offset: offset * PAGE, file, same_as: None }
@@ -396,6 +423,20 @@ mod tests {
         let wanted = [run(0..2, PRESENT, 0, 0), run(2..4, PRESENT, 6, 1), run(4..8, PRESENT, 0, 2)];
         assert_eq!(resolved, wanted);
         assert!(resolve("x", runs, None, &parent[..1]).is_err());
+    }
+
+    #[test]
+    fn parts_of_what_is_in_the_parent_are_found_where_they_are() {
+        let runs = vec![
+            run(0..2, PRESENT, 0, 0),
+            run(2..3, PARENT, 2, 0),
+            run(3..4, PRESENT, 2, 0),
+            run(6..8, PARENT, 3, 0),
+        ];
+        let parent = [run(1..4, PRESENT, 5, 1), run(4..9, PRESENT, 8, 2)];
+        let resolved = resolve("x", runs.clone(), None, &parent).unwrap();
+        let wanted = [runs[0].clone(), run(2..3, PRESENT, 6, 1), runs[2].clone(), run(6..8, PRESENT, 10, 2)];
+        assert_eq!(resolved, wanted);
     }
 
     #[test]
@@ -426,7 +467,7 @@ mod tests {
 
     #[test]
     fn what_another_process_does_not_store_is_zero() {
-        let same = |pages: std::ops::Range<u64>| Run::same_as(pages.start * PAGE..pages.end * PAGE, 7);
+        let same = |pages: Range<u64>| Run::same_as(pages.start * PAGE..pages.end * PAGE, 7);
         let runs = vec![run(0..1, PRESENT, 0, 0), same(1..6), run(6..7, PARENT, 0, 0)];
         let theirs = [run(2..4, PRESENT, 1, 0)];
         let resolved = resolve("x", runs, Some(7), &theirs).unwrap();
@@ -437,7 +478,7 @@ mod tests {
     fn only_candidates_that_are_known_are_split_off() {
         let known = [run(2..4, PRESENT, 0, 0), run(6..7, PRESENT, 0, 0)];
         let runs = vec![(0..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)];
-        let (both, rest) = split(runs, |is_clean| is_clean, &known);
+        let (both, rest) = split(&runs, |is_clean| is_clean, &known);
         assert_eq!((both.len(), &both[0]), (1, &(2 * PAGE..4 * PAGE)));
         assert_eq!(rest, [(0..2 * PAGE, true), (4 * PAGE..5 * PAGE, true), (6 * PAGE..7 * PAGE, false)]);
     }

@@ -17,22 +17,52 @@ const AT_ONCE: u64 = 256 << 10;
 /// What is asked for before it is needed, where that takes time.
 const AHEAD: u64 = 4 * AT_ONCE;
 
-/// Content that waits: by its address, until where, and where its first byte is.
+/// Content that waits. Most of it comes and goes whole, so it stays in the list in which it was read until a part of it is
+/// touched.
 #[derive(Debug, Clone, Default)]
-pub struct Waiting(BTreeMap<u64, (u64, Run)>);
+pub struct Waiting {
+    /// Sorted. What became parts is empty.
+    whole: Vec<Run>,
+    /// Those before are empty.
+    first: usize,
+    /// By address, until where, and where the first byte is.
+    parts: BTreeMap<u64, (u64, Run)>,
+}
 
 impl Waiting {
+    /// `runs` are sorted.
     pub fn new(runs: Vec<Run>) -> Waiting {
-        Waiting(runs.into_iter().map(|run| (run.range.start, (run.range.end, run))).collect())
+        Waiting { whole: runs, ..Waiting::default() }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.first().is_none()
     }
 
     /// The first that waits.
     pub fn first(&self) -> Option<u64> {
-        self.0.keys().next().copied()
+        let part = self.parts.keys().next().copied();
+        self.whole.get(self.first).map(|run| run.range.start).into_iter().chain(part).min()
+    }
+
+    /// What is whole in a range.
+    fn whole_in(&self, range: Range<u64>) -> impl Iterator<Item = usize> {
+        let from = self.first + self.whole[self.first..].partition_point(|run| run.range.end <= range.start);
+        let len = self.whole[from..].partition_point(|run| run.range.start < range.end);
+        (from..from + len).filter(|at| !self.whole[*at].is_empty())
+    }
+
+    /// Makes parts of what is in a range.
+    fn break_up(&mut self, range: Range<u64>) {
+        let found: Vec<usize> = self.whole_in(range).collect();
+        for at in found {
+            let run = self.whole[at].clone();
+            self.whole[at].range.end = run.range.start;
+            self.parts.insert(run.range.start, (run.range.end, run));
+        }
+        while self.whole.get(self.first).is_some_and(Run::is_empty) {
+            self.first += 1;
+        }
     }
 
     /// The first that waits in a range.
@@ -40,20 +70,21 @@ impl Waiting {
         if range.is_empty() {
             return None;
         }
-        let before = self.0.range(..range.start).next_back();
-        if before.is_some_and(|(_, (end, _))| *end > range.start) {
-            return Some(range.start);
-        }
-        self.0.range(range).next().map(|(start, _)| *start)
+        let whole = self.whole_in(range.clone()).next().map(|at| self.whole[at].range.start);
+        let before = self.parts.range(..range.start).next_back();
+        let before = before.filter(|(_, (end, _))| *end > range.start).map(|(start, _)| *start);
+        let part = before.or_else(|| self.parts.range(range.clone()).next().map(|(start, _)| *start));
+        whole.into_iter().chain(part).min().map(|start| start.max(range.start))
     }
 
     /// What waits in `length` bytes from the first on, in the pieces in which it will be given if nothing else happens:
     /// each with the place of its content.
-    fn next(&self, length: u64) -> Vec<(&Run, u64, u64)> {
+    fn next(&mut self, length: u64) -> Vec<(&Run, u64, u64)> {
         let mut pieces = Vec::new();
         let Some(first) = self.first() else { return pieces };
         let limit = first.saturating_add(length);
-        for (start, (end, run)) in self.0.range(first..limit) {
+        self.break_up(first..limit);
+        for (start, (end, run)) in self.parts.range(first..limit) {
             let mut at = *start;
             while at < limit.min(*end) {
                 let border = first + (at - first) / AT_ONCE * AT_ONCE + AT_ONCE;
@@ -67,23 +98,24 @@ impl Waiting {
 
     /// Takes out what is in `range`, piece by piece: the addresses, and the content from there on.
     pub fn take(&mut self, range: Range<u64>) -> Vec<(Range<u64>, Run)> {
+        self.break_up(range.clone());
         let mut taken = Vec::new();
-        let before = self.0.range(..range.start).next_back().map(|(start, (end, _))| (*start, *end));
+        let before = self.parts.range(..range.start).next_back().map(|(start, (end, _))| (*start, *end));
         let first = match before {
             Some((start, end)) if end > range.start => start,
             _ => range.start,
         };
-        let touched: Vec<u64> = self.0.range(first..range.end).map(|(start, _)| *start).collect();
+        let touched: Vec<u64> = self.parts.range(first..range.end).map(|(start, _)| *start).collect();
         for start in touched {
-            let Some((end, run)) = self.0.remove(&start) else { continue };
+            let Some((end, run)) = self.parts.remove(&start) else { continue };
             let part =
                 |from: u64| Run { range: from..end, offset: run.offset + (from - start), ..run.clone() };
             let (from, to) = (start.max(range.start), end.min(range.end));
             if start < from {
-                self.0.insert(start, (from, run.clone()));
+                self.parts.insert(start, (from, run.clone()));
             }
             if to < end {
-                self.0.insert(to, (end, part(to)));
+                self.parts.insert(to, (end, part(to)));
             }
             taken.push((from..to, part(from)));
         }
@@ -93,7 +125,7 @@ impl Waiting {
     /// Puts something in the place where nothing waits.
     fn put(&mut self, range: Range<u64>, run: Run) {
         if !range.is_empty() {
-            self.0.insert(range.start, (range.end, run));
+            self.parts.insert(range.start, (range.end, run));
         }
     }
 
@@ -256,8 +288,9 @@ impl Task {
     ///
     /// # Errors
     /// When who has it cannot be reached.
-    pub fn announce(&self, range: &Range<u64>, source: &mut dyn Source) -> Result<(), Failure> {
-        let before = self.waiting.0.range(..range.end).rev();
+    pub fn announce(&mut self, range: &Range<u64>, source: &mut dyn Source) -> Result<(), Failure> {
+        self.waiting.break_up(range.clone());
+        let before = self.waiting.parts.range(..range.end).rev();
         for (start, (end, run)) in before.take_while(|(_, (end, _))| *end > range.start) {
             let (from, to) = ((*start).max(range.start), (*end).min(range.end));
             // A range may be all there is.
@@ -374,9 +407,10 @@ impl Task {
 
     fn poison(&mut self) -> Result<(), Errno> {
         while let Some(start) = self.waiting.first() {
-            let Some((end, _)) = self.waiting.0.get(&start) else { break };
+            self.waiting.break_up(start..start + 1);
+            let Some((end, _)) = self.waiting.parts.get(&start) else { break };
             self.memory.poison(start..*end)?;
-            self.waiting.0.remove(&start);
+            self.waiting.parts.remove(&start);
         }
         // Nothing waited there: it was zero.
         while let Some(at) = self.later.last() {
@@ -399,7 +433,11 @@ mod tests {
     }
 
     fn places(waiting: &Waiting) -> Vec<(Range<u64>, u64)> {
-        waiting.0.iter().map(|(start, (end, run))| (*start..*end, run.offset)).collect()
+        let whole = waiting.whole_in(0..u64::MAX).map(|at| &waiting.whole[at]);
+        let mut places: Vec<_> = whole.map(|run| (run.range.clone(), run.offset)).collect();
+        places.extend(waiting.parts.iter().map(|(start, (end, run))| (*start..*end, run.offset)));
+        places.sort_by_key(|place| place.0.start);
+        places
     }
 
     #[test]
@@ -412,6 +450,25 @@ mod tests {
         assert_eq!(places(&waiting), left);
         assert!(waiting.take(0x3000..0x5000).is_empty());
         assert_eq!(waiting.take(0..u64::MAX).len(), 3);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn what_was_touched_and_what_is_whole_go_out_in_order() {
+        let runs = (0..6).map(|at| run(at * 0x3000 + 0x1000..at * 0x3000 + 0x3000, at * 0x2000)).collect();
+        let mut waiting = Waiting::new(runs);
+        waiting.take(0x8000..0x9000);
+        waiting.take(0x1000..0x2000);
+        let starts =
+            |pieces: Vec<(&Run, u64, u64)>| pieces.into_iter().map(|(_, at, _)| at).collect::<Vec<_>>();
+        assert_eq!(
+            (waiting.first(), starts(waiting.next(0xa000))),
+            (Some(0x2000), vec![0x1000, 0x2000, 0x4000, 0x6000])
+        );
+        let left = [0x1000, 0x2000, 0x4000, 0x6000, 0x8000, 0xa000];
+        assert_eq!(places(&waiting).into_iter().map(|place| place.1).collect::<Vec<_>>(), left);
+        assert_eq!(waiting.first_in(0x8000..0xb000), Some(0xa000));
+        assert_eq!(waiting.take(0..u64::MAX).len(), 6);
         assert!(waiting.is_empty());
     }
 

@@ -1,5 +1,6 @@
 //! Question pages of an address space hold something of its own.
 
+use agent::crew;
 use model::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -15,6 +16,8 @@ pub struct Area {
     pub is_whole: bool,
     /// Without its own pages it shows a file: there a page of zeros says something.
     pub has_file: bool,
+    /// The kernel notes writes to it.
+    pub is_watched: bool,
 }
 
 /// What matters of the mapping that a run of pages is in.
@@ -48,10 +51,46 @@ pub struct Selection {
 pub enum Question {
     WhatIsThere,
     AndWhatIsNew,
+    /// And from then on nothing counts as written, until it is.
+    AndBeginAnew,
 }
 
 /// Pages that are there or swapped out; guard markers look swapped out.
 const THERE: Query = Query { inverted: 0, all: 0, any: PRESENT | SWAPPED, report: FILE | ZERO | GUARD };
+
+/// Bytes of a mapping that is asked apart from others.
+const LARGE: u64 = 4 << 20;
+
+/// Bytes of mappings that are looked at on all processors.
+const MUCH: u64 = 2 << 30;
+
+/// Cuts the range from the first of some areas to the last into pieces that are looked at beside each other: one, if there is
+/// not much in it.
+fn cut(areas: &[Area]) -> Vec<Range<u64>> {
+    let (mut start, last) = (areas[0].range.start, areas[areas.len() - 1].range.end);
+    let total: u64 = areas.iter().map(|area| area.range.end - area.range.start).sum();
+    let step = match total {
+        ..MUCH => u64::MAX,
+        _ => (total / (2 * crew::size() as u64)).max(MUCH / 2).next_multiple_of(1 << 21),
+    };
+    let (mut pieces, mut filled) = (Vec::new(), 0);
+    for Area { range, .. } in areas {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at.saturating_add(step - filled));
+            filled += end - at;
+            at = end;
+            if filled == step {
+                pieces.push(start..at);
+                (start, filled) = (at, 0);
+            }
+        }
+    }
+    if start < last {
+        pieces.push(start..last);
+    }
+    pieces
+}
 
 /// Finds the pages to keep in `areas`, which are sorted: the mappings with content of their own.
 ///
@@ -61,22 +100,45 @@ pub fn select(pagemap: &File, areas: &[Area], question: Question) -> Result<Sele
     let mut selection = Selection::default();
     // With true where nothing was written since it was last protected.
     let mut found: Vec<(Range<u64>, bool)> = Vec::new();
-    let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(selection) };
-    let all = first.range.start..last.range.end;
     let query = match question {
         Question::WhatIsThere => THERE,
-        Question::AndWhatIsNew => Query { report: THERE.report | WATCHED | WRITTEN, ..THERE },
+        _ => Query { report: THERE.report | WATCHED | WRITTEN, ..THERE },
     };
-    let mut scan = |query| {
+    let begins = |area: &Area| area.is_watched && question == Question::AndBeginAnew;
+    // For that the kernel looks at what it knows of each page, which takes longer than all the rest.
+    let is_of_file = |area: &Area| area.has_file || area.range.end - area.range.start < LARGE;
+    let way = |area: &Area| (begins(area), is_of_file(area));
+    let mut pieces = Vec::new();
+    let all: u64 = areas.iter().map(|area| area.range.end - area.range.start).sum();
+    let many = if all < MUCH { usize::MAX } else { 2 };
+    for some in areas.chunk_by(|one, next| way(one) == way(next)) {
+        pieces.extend(cut(some).into_iter().map(|piece| (piece, way(&some[0]))));
+    }
+    let scan_some = |pieces: &[(Range<u64>, (bool, bool))], query: Query| {
+        let (mut found, mut guards) = (Vec::new(), Vec::new());
+        for (piece, (begins, is_of_file)) in pieces {
+            let mut note = |run, categories| match categories & !(WATCHED | WRITTEN) {
+                0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
+                GUARD => guards.push(run),
+                _ => {}
+            };
+            let query = if *is_of_file { query } else { Query { report: query.report & !FILE, ..query } };
+            match begins {
+                true => pagemap::protect(pagemap, piece.clone(), query, &mut note)?,
+                false => pagemap::scan(pagemap, piece.clone(), query, &mut note)?,
+            }
+        }
+        Ok::<_, Errno>((found, guards))
+    };
+    let mut scan = |query: Query| {
         found.clear();
         selection.guards.clear();
-        pagemap::scan(pagemap, all.clone(), query, |run, categories| {
-            match categories & !(WATCHED | WRITTEN) {
-                0 => push(&mut found, run, categories & (WATCHED | WRITTEN) == WATCHED),
-                GUARD => selection.guards.push(run),
-                _ => {}
-            }
-        })
+        for scanned in crew::in_parallel(&pieces, many, |pieces| scan_some(pieces, query)) {
+            let (some, mut guards) = scanned?;
+            some.into_iter().for_each(|(run, is_clean)| push(&mut found, run, is_clean));
+            selection.guards.append(&mut guards);
+        }
+        Ok::<(), Errno>(())
     };
     // Before Linux 6.15 there is no such category, and before 6.13 no such page.
     let scanned = match scan(query) {
@@ -142,7 +204,7 @@ mod tests {
     use super::*;
 
     fn area(range: Range<u64>, is_whole: bool) -> Area {
-        Area { range, is_readable: true, is_whole, has_file: false }
+        Area { range, is_readable: true, is_whole, has_file: false, is_watched: false }
     }
 
     #[test]
@@ -151,6 +213,20 @@ mod tests {
         let runs = intersect(&[5..12, 15..25, 35..36, 62..80].map(|run| (run, false)), &areas);
         let ranges: Vec<Range<u64>> = runs.into_iter().map(|run| run.0).collect();
         assert_eq!(ranges, [10..12, 15..20, 20..25, 40..50, 62..70]);
+    }
+
+    #[test]
+    fn much_is_cut_into_pieces_and_nothing_is_left_out() {
+        const GIB: u64 = 1 << 30;
+        let much =
+            [area(GIB..2 * GIB, false), area(90 * GIB..200 * GIB, false), area(999 * GIB..1000 * GIB, false)];
+        let pieces = cut(&much);
+        assert!(pieces.len() > crew::size() && pieces.iter().all(|piece| !piece.is_empty()));
+        assert_eq!((pieces[0].start, pieces[pieces.len() - 1].end), (GIB, 1000 * GIB));
+        assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert_eq!((cut(&much[..1]).len(), cut(&much[..1])[0].clone()), (1, GIB..2 * GIB));
+        // As much as two pieces, and no third one.
+        assert_eq!(cut(&[area(0..2 * GIB, false)]).last(), Some(&(GIB..2 * GIB)));
     }
 
     #[test]

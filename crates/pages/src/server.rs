@@ -514,7 +514,7 @@ impl Open {
 
     /// Pages that have not changed. One that is not in the images before was zero then, and still is.
     fn keep(&mut self, range: Range<u64>) {
-        let (both, _) = crate::chain::split(vec![(range, ())], |()| true, &self.before);
+        let (both, _) = crate::chain::split(&[(range, ())], |()| true, &self.before);
         both.into_iter().for_each(|range| self.push(Run::in_parent(range)));
     }
 

@@ -7,6 +7,7 @@
 
 use crate::compressed::{self, Block};
 use crate::select::How;
+use agent::crew;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use sys::memory::SharedMap;
 use sys::userfault::Growing;
 
 const PAGE: usize = 4096;
@@ -47,14 +49,14 @@ pub struct Aside {
 }
 
 impl Aside {
-    /// Reads these runs, which are sorted, of a process that stands still and has no relatives.
+    /// Reads these runs, which are sorted, of a process that stands still.
     ///
     /// # Errors
     /// Those of reading its memory.
-    pub fn read(pid: i32, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
+    pub fn read(pid: i32, has_relatives: bool, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
         let ranges: Vec<Range<u64>> = runs.iter().map(|run| run.0.clone()).collect();
         let mut bytes = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
-        let source = Source::Process { pid, has_relatives: false };
+        let source = Source::Process { pid, has_relatives };
         let mut at = 0;
         for runs in runs.chunks(RANGES) {
             at += read(&source, Owner::Task(pid), runs, &mut bytes[at..])?;
@@ -74,6 +76,48 @@ impl Aside {
             begin += (one.end - one.start) as usize;
         }
         None
+    }
+}
+
+/// Room for pages in a folder of images, made before they are known: half of what it takes to fill a file in memory is
+/// that it grows. It has no name until it gets pages.
+#[derive(Debug)]
+pub struct Room {
+    file: File,
+    len: u64,
+}
+
+impl Room {
+    /// Room for so many bytes, of whole pages, made on all processors; none where the folder is not in memory, or is too
+    /// small.
+    pub fn make(dir: &Dir, len: u64) -> Option<Room> {
+        let file = dir.create_nameless().ok()?;
+        if !sys::fd::is_in_memory(&file) || sys::fd::truncate(&file, len).is_err() {
+            return None;
+        }
+        let map = SharedMap::new(&file, 0, len as usize).ok()?;
+        let parts: Vec<usize> = (0..map.len()).step_by(CHUNK).collect();
+        // Not by fallocate(2), which leaves it to the first write to touch them: a virtual machine may have to get them
+        // from its host then.
+        let populate = |at: &usize| {
+            let part = *at..map.len().min(at + CHUNK);
+            // What is mapped counts as ours.
+            map.populate(part.clone()).map(|()| map.forget(part))
+        };
+        let made = crew::in_parallel(&parts, 2, |some| some.iter().try_for_each(populate));
+        made.iter().all(Result::is_ok).then_some(Room { file, len })
+    }
+
+    /// Is it large enough?
+    pub fn holds(&self, bytes: u64) -> bool {
+        self.len >= bytes
+    }
+
+    /// Gives it its name.
+    fn open(&self, dir: &Dir, name: &str) -> Result<File, Failure> {
+        let explain = |error: Errno| error.on(Object::Path(name.into()), "give it its name");
+        sys::name::link(&self.file, &dir.free(name)?).map_err(explain)?;
+        self.file.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))
     }
 }
 
@@ -104,6 +148,8 @@ pub struct Job {
     pub elsewhere: Vec<Run>,
     pub owner: Owner,
     pub pages_id: u32,
+    /// For its pages, if that was made before.
+    pub room: Option<Room>,
 }
 
 /// What was done.
@@ -138,12 +184,17 @@ impl Target {
         len: u64,
         workers: usize,
         compression: Option<Compression>,
+        room: Option<&Room>,
     ) -> Result<Target, Failure> {
         let (name, other) = match compression {
             Some(_) => (compressed::name(id), pages_name(id)),
             None => (pages_name(id), compressed::name(id)),
         };
         dir.remove(&other)?;
+        let room = room.filter(|room| room.holds(len) && compression.is_none());
+        if let Some(file) = room.and_then(|room| room.open(dir, &name).ok()) {
+            return Ok(Target { name, file, compression, growing: None });
+        }
         let file = dir.create(&name)?;
         let is_worth_it = workers > 1 && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
@@ -227,7 +278,7 @@ pub fn take(
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let create = |job: &Job| -> Result<Target, Failure> {
-        Target::new(dir, job.pages_id, size(job), workers, compression)
+        Target::new(dir, job.pages_id, size(job), workers, compression, job.room.as_ref())
     };
     let work = || {
         let mut buffer = Vec::new();
@@ -539,6 +590,8 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
     const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false };
 
@@ -550,6 +603,37 @@ mod tests {
             drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
         assert_eq!((kept, ranges.first()), (PAGE, Some(&(0x2000..0x3000))));
         assert_eq!(ranges.len(), 1);
+    }
+
+    #[test]
+    fn what_is_too_large_for_a_room_goes_without_and_what_is_smaller_cuts_it() {
+        let folder = Path::new("/dev/shm").join(format!("crtools-room-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let dir = Dir::open(&folder).unwrap();
+        let content: Vec<u8> = (0..9 * PAGE).map(|at| (at / PAGE) as u8).collect();
+        let memory = File::from(sys::memory::memfd(c"room", false).unwrap());
+        memory.write_all_at(&content, 0).unwrap();
+        for (room, is_used) in [(8, false), (9, true), (40, true)] {
+            let room = Room::make(&dir, (room * PAGE) as u64);
+            let number = |file: &File| file.metadata().unwrap().ino();
+            let made = room.as_ref().map(|room| number(&room.file));
+            let job = Job {
+                source: Source::File(memory.try_clone().unwrap()),
+                runs: vec![(0..content.len() as u64, ANONYMOUS)],
+                elsewhere: Vec::new(),
+                owner: Owner::Task(1),
+                pages_id: 1,
+                room,
+            };
+            take(&[job], &dir, None, &|_| ()).unwrap();
+            let file = File::open(folder.join("pages-1.img")).unwrap();
+            assert_eq!(Some(number(&file)) == made, is_used);
+            // The first is of zeros.
+            assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content[PAGE..]);
+        }
+        let names = dir.names().unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(names, ["pagemap-1.img", "pages-1.img"]);
     }
 
     #[test]
@@ -590,6 +674,7 @@ mod tests {
                 elsewhere: Vec::new(),
                 owner: Owner::Task(1),
                 pages_id: 1,
+                room: None,
             };
             take(&[job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");

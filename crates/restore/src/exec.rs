@@ -205,7 +205,7 @@ impl<'r> Exec<'r> {
             segments: &self.checkpoint.segments,
             reach: self.reach(),
             many: if self.lazy.is_some() { 1 } else { memory::MANY },
-            makes_huge: self.lazy.is_none(),
+            is_lazy: self.lazy.is_some(),
         };
         let (checkpoint, files) = (&*self.checkpoint, self.open.files);
         let mut kinds = files.iter().filter_map(|(id, _)| checkpoint.files.get(id));
@@ -417,7 +417,7 @@ impl<'r> Exec<'r> {
                 let pages_compared = counts.pages_compared + filling.compared;
                 self.counts.set(RestoreStats { pages_compared, ..counts });
                 self.count(&[], filling.kept);
-                if filling.copy.is_empty() && filling.huge.is_empty() {
+                if filling.mappings.is_empty() {
                     self.count(&filling.read, 0);
                     memory::read(task, &mut filling.read, sources, ops)?;
                     self.clone_heirs(at, ops)?;
@@ -534,9 +534,12 @@ impl<'r> Exec<'r> {
         let written: u64 = filling.huge.iter().map(|run| run.len() / PAGE).sum();
         let counts = self.counts.get();
         self.counts.set(RestoreStats { pages_restored: counts.pages_restored + written, ..counts });
-        if let Ok(number) = i32::try_from(userfault)
-            && number >= 0
-        {
+        let number = i32::try_from(userfault).ok().filter(|number| *number >= 0);
+        let server = self.lazy.filter(|_| self.comes_later(at));
+        if sources.is_lazy && (server.is_none() || number.is_none()) {
+            filling.copy = filling.all(task).collect();
+        }
+        if let Some(number) = number {
             let take = |fd: OwnedFd| {
                 let memory = Userfault::telling(fd)?;
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
@@ -549,14 +552,14 @@ impl<'r> Exec<'r> {
                 filling.mappings.iter().try_for_each(|range| memory.register(range.clone()))?;
                 pages::put::copy_runs(&memory, &contents, &filling.copy, &done)
             };
-            let copied: u64 = filling.copy.iter().map(|run| run.len() / PAGE).sum();
-            match self.lazy.filter(|_| self.comes_later(at)) {
+            match server {
                 Some(server) => {
                     server.hand_over(task.pid, &fetch().and_then(take).map_err(explain)?)?;
-                    self.options.progress.pages_done(copied);
+                    self.options.progress.pages_done(filling.all(task).map(|run| run.len() / PAGE).sum());
                 }
                 None => {
                     copy().map_err(explain)?;
+                    let copied: u64 = filling.copy.iter().map(|run| run.len() / PAGE).sum();
                     let counts = self.counts.get();
                     self.counts
                         .set(RestoreStats { pages_restored: counts.pages_restored + copied, ..counts });

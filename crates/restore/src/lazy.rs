@@ -345,9 +345,13 @@ impl Pages {
     fn read(&self, pid: i32) -> Result<Map, Failure> {
         let name = pages::take::Owner::Task(pid).pagemap();
         let Pagemap { runs, is_old, .. } = self.chain.load_with_away(&name)?;
-        let here = runs.iter().filter(|run| !run.is_away());
+        let mut files = BTreeSet::new();
+        // Not by collect(), which sorts what are many of few.
+        for run in runs.iter().filter(|run| !run.is_away()) {
+            files.insert(run.file);
+        }
         Ok(Map {
-            files: here.map(|run| run.file).collect(),
+            files,
             is_away: runs.iter().any(Run::is_away),
             is_old,
             pages: runs.iter().map(Run::len).sum::<u64>() / 4096,

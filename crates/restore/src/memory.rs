@@ -12,7 +12,7 @@ use kinds::vma::hugetlb;
 use kinds::vma::sysv::{self, Segments};
 use kinds::vma::{self, Content};
 use model::{Errno, Failure, Object};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use sys::memory::View;
@@ -77,8 +77,9 @@ pub struct Contents {
 
 /// Which parts of each pages file are needed before the tree runs; not those that come later. `comes_later` says of whose
 /// memory that is true, as far as it can.
-pub fn needed(tasks: &[Task], comes_later: impl Fn(usize) -> bool) -> HashMap<PagesFile, Vec<Range<u64>>> {
-    let mut needed: HashMap<PagesFile, Vec<Range<u64>>> = HashMap::new();
+pub fn needed(tasks: &[Task], comes_later: impl Fn(usize) -> bool) -> BTreeMap<PagesFile, Vec<Range<u64>>> {
+    // Few are asked for many times.
+    let mut needed: BTreeMap<PagesFile, Vec<Range<u64>>> = BTreeMap::new();
     for (at, task) in tasks.iter().enumerate() {
         let later = |vma: &&VmaEntry| comes_later(at) && vma::may_come_later(vma);
         let mut later = task.mm.vmas.iter().filter(later).peekable();
@@ -126,12 +127,18 @@ impl Contents {
 
     /// What the images have of a range, from its start on as far as there is no gap.
     pub fn bytes(&self, task: &Task, range: Range<u64>) -> Vec<u8> {
-        let runs = || task.pagemap.runs.iter();
-        let page = |address: u64| {
-            let run = runs().find(|run| run.range.contains(&address))?;
-            self.page(run, address)
-        };
-        range.step_by(PAGE as usize).map_while(page).flatten().copied().collect()
+        range
+            .step_by(PAGE as usize)
+            .map_while(|address| self.page_at(task, address))
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    fn page_at(&self, task: &Task, address: u64) -> Option<&[u8]> {
+        let runs = &task.pagemap.runs;
+        let run = runs.get(runs.partition_point(|run| run.range.end <= address))?;
+        self.page(Some(run).filter(|run| run.range.contains(&address))?, address)
     }
 
     fn page(&self, run: &Run, address: u64) -> Option<&[u8]> {
@@ -160,10 +167,15 @@ fn push(ranges: &mut Vec<Range<u64>>, page: u64) {
 }
 
 /// The runs of a task inside one mapping.
-fn runs_in<'t>(task: &'t Task, vma: &VmaEntry) -> impl Iterator<Item = Run> + 't {
-    let (start, end) = (vma.start, vma.end);
-    let first = task.pagemap.runs.partition_point(|run| run.range.end <= start);
-    task.pagemap.runs[first..].iter().take_while(move |run| run.range.start < end).map(move |run| {
+fn runs_in<'t>(task: &'t Task, vma: &VmaEntry) -> impl Iterator<Item = Run> + use<'t> {
+    runs_of(task, vma.start..vma.end)
+}
+
+/// The same of a range. How many there are is known at once.
+fn runs_of(task: &Task, Range { start, end }: Range<u64>) -> impl ExactSizeIterator<Item = Run> {
+    let runs = &task.pagemap.runs;
+    let runs = &runs[runs.partition_point(|run| run.range.end <= start)..];
+    runs[..runs.partition_point(|run| run.range.start < end)].iter().map(move |run| {
         let from = run.range.start.max(start);
         Run {
             range: from..run.range.end.min(end),
@@ -287,8 +299,8 @@ pub struct Sources<'r> {
     pub reach: Reach,
     /// As many bytes as make it worth while that others than the agent put pages in.
     pub many: u64,
-    /// All pages come now: those that were huge can be so at once.
-    pub makes_huge: bool,
+    /// Pages may come later: none is huge at once, and of those that others than the agent put in, the mappings say enough.
+    pub is_lazy: bool,
 }
 
 /// Pages that go into a new address space.
@@ -296,7 +308,7 @@ pub struct Sources<'r> {
 pub struct Filling {
     /// Read by the agent.
     pub read: Vec<Run>,
-    /// Put in by the coordinator, when they are many.
+    /// Put in by the coordinator, when they are many. Empty in a lazy restore: [`Filling::all`].
     pub copy: Vec<Run>,
     /// Written by the coordinator, into memory that gets huge pages.
     pub huge: Vec<Run>,
@@ -370,7 +382,9 @@ pub fn build(
             map_together(together, &filled, copies, &mut filling, ops);
             let mut filled =
                 together.iter().zip(&filled).filter(|(_, is_filled)| **is_filled).map(|(entry, _)| entry);
-            filling.copy.extend(filled.clone().flat_map(|entry| runs_in(task, entry)));
+            if !sources.is_lazy {
+                filling.copy.extend(filled.clone().flat_map(|entry| runs_in(task, entry)));
+            }
             if let (Some(first), Some(last)) = (filled.clone().next(), filled.next_back()) {
                 filling.mappings.push(first.start..last.end);
             }
@@ -422,7 +436,7 @@ pub fn build(
         numa::restore_mapping(entry, ops)?;
         if is_filled && !vma::may_come_later(entry) {
             filling.read.extend(runs_in(task, entry));
-        } else if is_filled && copies && sources.makes_huge && vma::wants_huge_pages(entry) {
+        } else if is_filled && copies && !sources.is_lazy && vma::wants_huge_pages(entry) {
             vma::prefer_huge_pages(entry, ops);
             for run in runs_in(task, entry) {
                 let [before, whole, behind] = around_huge_pages(run);
@@ -432,7 +446,9 @@ pub fn build(
             // Not parts of it: a mapping that was in parts for a moment may stay so.
             filling.mappings.push(entry.start..entry.end);
         } else if is_filled {
-            filling.copy.extend(runs_in(task, entry));
+            if !sources.is_lazy {
+                filling.copy.extend(runs_in(task, entry));
+            }
             filling.mappings.push(entry.start..entry.end);
         }
     }
@@ -488,6 +504,11 @@ fn map_together(
 }
 
 impl Filling {
+    /// All runs in the mappings that others than the agent fill.
+    pub fn all<'t>(&'t self, task: &'t Task) -> impl Iterator<Item = Run> + 't {
+        self.mappings.iter().flat_map(|range| runs_of(task, range.clone()))
+    }
+
     /// Leaves everything to the agent.
     fn read_all(&mut self) {
         self.read.append(&mut self.copy);
@@ -633,12 +654,9 @@ fn map_vdso(
         return Err(Failure::unsupported(Object::Named("vdso".into()), "this kernel has none").of(task.pid));
     }
     let mut old = vec![0; (code.end - code.start) as usize];
-    for run in &task.pagemap.runs {
-        for page in run.range.clone().step_by(PAGE as usize).filter(|page| code.contains(page)) {
-            if let Some(bytes) = contents.page(run, page) {
-                let at = (page - code.start) as usize;
-                old[at..at + PAGE as usize].copy_from_slice(bytes);
-            }
+    for (page, place) in code.clone().step_by(PAGE as usize).zip(old.chunks_mut(PAGE as usize)) {
+        if let Some(bytes) = contents.page_at(task, page) {
+            place.copy_from_slice(&bytes[..place.len()]);
         }
     }
     let map = |address: u64, ops: &mut TaskOps| {

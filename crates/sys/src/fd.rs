@@ -476,6 +476,15 @@ pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> Result<(), Errno> {
     check("fallocate", result.into()).map(drop)
 }
 
+/// Is this a file in memory (tmpfs)? Source: fstatfs(2).
+pub fn is_in_memory(fd: impl AsFd) -> bool {
+    // SAFETY: zeroed is a valid statfs, and the kernel writes one on this stack.
+    unsafe {
+        let mut about: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(fd.as_fd().as_raw_fd(), &mut about) == 0 && about.f_type == libc::TMPFS_MAGIC
+    }
+}
+
 /// ftruncate(2).
 pub fn truncate(fd: impl AsFd, len: u64) -> Result<(), Errno> {
     // SAFETY: integers only.

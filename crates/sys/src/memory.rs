@@ -95,6 +95,22 @@ impl SharedMap {
         unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), bytes.as_mut_ptr(), bytes.len()) }
     }
 
+    /// Has the file get pages for a part, and touches them. Source: madvise(2) MADV_POPULATE_WRITE, Linux 5.14.
+    ///
+    /// # Errors
+    /// `EFAULT` when the file system is full.
+    ///
+    /// # Panics
+    /// When the part is not inside the mapping.
+    pub fn populate(&self, part: Range<usize>) -> Result<(), Errno> {
+        assert!(part.start <= part.end && part.end <= self.len);
+        // SAFETY: a part of this mapping, of which nothing changes.
+        let result = unsafe {
+            libc::madvise(self.base.as_ptr().add(part.start).cast(), part.len(), libc::MADV_POPULATE_WRITE)
+        };
+        check("madvise", result.into()).map(drop)
+    }
+
     /// Gives the memory of whole pages back; the file keeps what is in them.
     ///
     /// # Panics

@@ -62,18 +62,22 @@ const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Region>() == 24);
 /// _IOWR('f', 16, struct pm_scan_arg)
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 
+/// For `Scan::flags`, PM_SCAN_WP_MATCHING.
+const PROTECT: u64 = 1 << 0;
+
 /// One call: fills `regions` with matching runs of at most `most` pages, zero for any number. Returns how many there
 /// are, and how far the kernel came.
 fn scan_some(
     pagemap: &File,
     range: Range<u64>,
+    flags: u64,
     query: Query,
     most: u64,
     regions: &mut [Region],
 ) -> Result<(usize, u64), Errno> {
     let mut arg = Scan {
         size: size_of::<Scan>() as u64,
-        flags: 0,
+        flags,
         start: range.start,
         end: range.end,
         walk_end: 0,
@@ -98,7 +102,7 @@ fn scan_some(
 /// As [`scan`].
 pub fn has(pagemap: &File, range: Range<u64>, query: Query) -> Result<bool, Errno> {
     let mut region = [Region::default()];
-    Ok(scan_some(pagemap, range, query, 1, &mut region)?.0 > 0)
+    Ok(scan_some(pagemap, range, 0, query, 1, &mut region)?.0 > 0)
 }
 
 /// Calls `found` with each run of pages in `range` that match, and their categories.
@@ -111,12 +115,37 @@ pub fn scan(
     pagemap: &File,
     range: Range<u64>,
     query: Query,
+    found: impl FnMut(Range<u64>, u64),
+) -> Result<(), Errno> {
+    walk(pagemap, range, 0, query, found)
+}
+
+/// The same, and protects what matches and was written, in one step: in mappings that
+/// [`crate::userfault::Userfault::watch`] was told of, and others are passed over. Pages that `query` leaves out get no mark,
+/// which takes page tables, as long as there is room for what is found.
+///
+/// # Errors
+/// As [`scan`].
+pub fn protect(
+    pagemap: &File,
+    range: Range<u64>,
+    query: Query,
+    found: impl FnMut(Range<u64>, u64),
+) -> Result<(), Errno> {
+    walk(pagemap, range, PROTECT, query, found)
+}
+
+fn walk(
+    pagemap: &File,
+    range: Range<u64>,
+    flags: u64,
+    query: Query,
     mut found: impl FnMut(Range<u64>, u64),
 ) -> Result<(), Errno> {
     let mut regions = [Region::default(); 512];
     let mut start = range.start;
     while start < range.end {
-        let (count, walked) = scan_some(pagemap, start..range.end, query, 0, &mut regions)?;
+        let (count, walked) = scan_some(pagemap, start..range.end, flags, query, 0, &mut regions)?;
         for region in &regions[..count] {
             found(region.start..region.end, region.categories);
         }

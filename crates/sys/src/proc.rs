@@ -229,6 +229,8 @@ pub struct Status {
     /// Of memory that is locked, and of anonymous memory that is there or swapped out.
     pub locked_kb: u64,
     pub anonymous_kb: u64,
+    /// Of page tables.
+    pub tables_kb: u64,
 }
 
 fn numbers<T: std::str::FromStr>(value: &[u8]) -> Option<Vec<T>> {
@@ -295,6 +297,7 @@ pub fn parse_status(text: &[u8]) -> Option<Status> {
             b"NoNewPrivs" => status.no_new_privs = decimal(value)?,
             b"Seccomp" => status.seccomp = decimal(value)?,
             b"VmLck" => status.locked_kb = kilobytes(value)?,
+            b"VmPTE" => status.tables_kb = kilobytes(value)?,
             b"RssAnon" | b"VmSwap" => status.anonymous_kb += kilobytes(value)?,
             b"THP_enabled" => status.thp_enabled = Some(decimal::<u32>(value)? != 0),
             _ => {}

@@ -15,7 +15,6 @@ const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
 /// A write to a protected page makes it writable and waits for nobody. Linux 6.7.
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
-const WRITEPROTECT_MODE_WP: u64 = 1;
 /// fork(2), mremap(2), madvise(2) and munmap(2) wait until they were told of.
 const FEATURES_OF_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 const COPY_MODE_DONTWAKE: u64 = 1;
@@ -25,9 +24,6 @@ const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 /// _IOWR(0xaa, 0x03, struct uffdio_copy)
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
-
-/// _IOWR(0xaa, 0x06, struct uffdio_writeprotect)
-const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
 
 /// _IOWR(0xaa, 0x04, struct uffdio_zeropage)
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
@@ -57,13 +53,6 @@ pub enum Event {
     Dropped(Range<u64>),
     /// It has unmapped this.
     Unmapped(Range<u64>),
-}
-
-#[repr(C)]
-struct WriteProtect {
-    start: u64,
-    len: u64,
-    mode: u64,
 }
 
 #[repr(C)]
@@ -249,33 +238,13 @@ impl Userfault {
     }
 
     /// Has the kernel note writes to mappings: `PAGEMAP_SCAN` tells of them, as long as the descriptor lives.
-    /// Every page counts as written until it is protected: [`Userfault::protect`].
+    /// Every page counts as written until it is protected: [`crate::pagemap::protect`].
     ///
     /// # Errors
     /// `EBUSY` for a mapping that another descriptor watches, `EINVAL` for one of a kind that cannot be
     /// watched, `ESRCH` when the process has ended or become another program.
     pub fn watch(&self, range: Range<u64>) -> Result<(), Errno> {
         self.register_as(range, REGISTER_MODE_WP)
-    }
-
-    /// From now on, pages in a watched range count as not written.
-    ///
-    /// # Errors
-    /// `ENOENT` for a range that is not watched.
-    pub fn protect(&self, range: Range<u64>) -> Result<(), Errno> {
-        let len = range.end - range.start;
-        let mut protect = WriteProtect { start: range.start, len, mode: WRITEPROTECT_MODE_WP };
-        loop {
-            // SAFETY: the kernel reads one struct on this stack.
-            let done = unsafe {
-                self.ioctl("ioctl(UFFDIO_WRITEPROTECT)", UFFDIO_WRITEPROTECT, (&raw mut protect).cast())
-            };
-            match done {
-                // The mappings were just changing.
-                Err(error) if error.code == libc::EAGAIN => {}
-                done => return done,
-            }
-        }
     }
 
     fn register_as(&self, range: Range<u64>, mode: u64) -> Result<(), Errno> {

@@ -12,6 +12,7 @@ use crate::sys::process::fork;
 
 pub const CASES: &[Case] = &[
     case!(no_change_is_missed).moves().restless().peer_cannot("it runs too long"),
+    case!(little_that_changes_of_much_is_whole).moves().restless(),
     case!(memory_of_children_made_meanwhile_is_whole).moves().restless(),
     case!(executed_program_is_saved_anew).moves().restless(),
 ];
@@ -65,6 +66,43 @@ fn no_change_is_missed(t: &Trial) {
         }
         let newest = (0..huge.length / PAGE).map(|page| huge.word(page * PAGE + 8).load(Ordering::SeqCst)).max();
         assert_eq!(newest, Some(model.word(4000).load(Ordering::SeqCst)));
+    });
+    t.await_mark("busy");
+    t.checkpoint();
+    worker.succeed();
+}
+
+/// So little that it is written before the program runs on, in single pages, of which some become zero.
+fn little_that_changes_of_much_is_whole(t: &Trial) {
+    const MUCH: usize = 8192;
+    const LITTLE: usize = MUCH / 13;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(t.path("model")).expect("open");
+    file.set_len((LITTLE * 8).next_multiple_of(PAGE) as u64).expect("set_len");
+    let model = Map::file(file.as_fd(), (LITTLE * 8).next_multiple_of(PAGE), RW, libc::MAP_SHARED, 0);
+    let map = Map::private(MUCH * PAGE);
+    let worker = fork(|| {
+        map.fill(0..MUCH, 7);
+        (0..LITTLE).for_each(|at| {
+            map.advise(at * 13..at * 13 + 1, libc::MADV_DONTNEED).expect("madvise");
+        });
+        let mut dice = Dice(7);
+        let mut step = 1_u64;
+        while !t.is_over() {
+            let at = dice.below(LITTLE);
+            let value = if step.is_multiple_of(3) { 0 } else { step };
+            map.word(at * 13 * PAGE).store(value, Ordering::SeqCst);
+            model.word(at * 8).store(value, Ordering::SeqCst);
+            step += 1;
+            if step == 3000 {
+                t.mark("busy");
+            }
+        }
+        for at in 0..LITTLE {
+            let wanted = model.word(at * 8).load(Ordering::SeqCst);
+            assert_eq!(map.word(at * 13 * PAGE).load(Ordering::SeqCst), wanted, "page {}", at * 13);
+        }
+        let others = (0..MUCH).filter(|page| page % 13 != 0 || page / 13 >= LITTLE);
+        others.for_each(|page| map.check(page..page + 1, 7));
     });
     t.await_mark("busy");
     t.checkpoint();

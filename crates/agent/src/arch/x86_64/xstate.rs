@@ -19,11 +19,16 @@ pub const EXTENDED_AT: usize = 576;
 impl Layout {
     /// Offset and length of `component` (2 is AVX, 5 to 7 AVX-512, 9 PKRU, 18 AMX tiles), when there is one.
     pub fn component(self, component: u32) -> Option<(usize, usize)> {
-        // Asked once: the instruction is an expensive one in a virtual machine.
+        // Asked once, of those that there are: the instruction is an expensive one in a virtual machine.
         static COMPONENTS: OnceLock<[(u32, u32); 63]> = OnceLock::new();
         let components = COMPONENTS.get_or_init(|| {
+            // The leaf exists wherever the kernel keeps an extended state at all.
+            let all = __cpuid_count(0xd, 0);
+            let all = u64::from(all.edx) << 32 | u64::from(all.eax);
             std::array::from_fn(|component| {
-                // The leaf exists wherever the kernel keeps an extended state at all.
+                if component < 2 || all >> component & 1 == 0 {
+                    return (0, 0);
+                }
                 let leaf = __cpuid_count(0xd, component as u32);
                 (leaf.ebx, leaf.eax)
             })
