@@ -104,6 +104,13 @@ pub fn pagemap_of(of: impl std::fmt::Display, address: usize, pages: usize) -> V
     bytes.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().expect("eight"))).collect()
 }
 
+/// A counter of all memory; none that the kernel does not have is zero. Source: `/proc/vmstat`.
+pub fn vmstat(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").expect("read vmstat");
+    let mut counters = text.lines().filter_map(|line| line.split_once(' '));
+    counters.find(|counter| counter.0 == name).map_or(0, |counter| counter.1.parse().expect("a number"))
+}
+
 /// Number, six arguments, stack and program counter of the system call that a task is blocked in; empty while
 /// it runs.
 pub fn syscall(of: impl std::fmt::Display) -> Vec<u64> {
