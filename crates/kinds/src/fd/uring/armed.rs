@@ -66,6 +66,9 @@ impl Held {
     /// Waits until nobody has them any more, so that their names and ports are free when the dump is done.
     pub fn await_end(self) {
         const PATIENCE: Duration = Duration::from_millis(300);
+        if self.0.is_empty() {
+            return;
+        }
         let (begun, Some(inside)) = (Instant::now(), sys::inside::inside()) else { return };
         for file in self.0.values() {
             while inside.is_ours_alone(file) == Some(false) && begun.elapsed() < PATIENCE {
