@@ -201,6 +201,9 @@ impl Tracer {
 
 /// Those of these threads that are the kernel's, see [`sys::threads::is_of_kernel`].
 fn workers(pid: i32, tids: &[i32], is_many: bool) -> HashSet<i32> {
+    if tids.is_empty() {
+        return HashSet::new();
+    }
     let told = if is_many { sys::threads::of(pid) } else { None };
     let told: HashMap<i32, bool> =
         told.into_iter().flatten().map(|told| (told.tid, told.is_of_kernel)).collect();
