@@ -178,9 +178,15 @@ fn learned() -> Option<&'static (Each, Names)> {
         let (start, flags) = (member("vm_start"), member("vm_flags"));
         let each = Each::new(Sort::Mappings, &[Word::Member(&start, 0), Word::Member(&flags, 0)])?;
         let _samples = Samples::make()?;
-        let words = words(&each, crate::process::own_pid())?;
+        let told = || words(&each, crate::process::own_pid());
+        let before = told()?;
         let named = named(&std::fs::read("/proc/self/smaps").ok()?);
-        let find = |start| Some(words[words.binary_search_by_key(&start, |(start, _)| *start).ok()?].1);
+        let after = told()?;
+        let of = |words: &[(u64, u64)], start| {
+            Some(words[words.binary_search_by_key(&start, |(start, _)| *start).ok()?].1)
+        };
+        // Other threads may map and unmap meanwhile; what is the same on both sides of a text is what it tells of.
+        let find = |start| of(&before, start).filter(|word| of(&after, start) == Some(*word));
         let samples: Vec<(u64, Words)> =
             named.into_iter().filter_map(|(start, names)| Some((find(start)?, names))).collect();
         Some((each, Names::learn(&samples)))
@@ -259,7 +265,12 @@ mod tests {
                 && vma.inode != 0
                 && afterwards.contains(&found[at])
             {
-                assert_eq!(names.read(found[at].1), Some(vma.flags), "{vma:?}");
+                assert_eq!(
+                    names.read(found[at].1),
+                    Some(vma.flags),
+                    "{:x?} {vma:?} in {names:x?}",
+                    found[at]
+                );
                 same += 1;
             }
         }

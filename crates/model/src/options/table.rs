@@ -264,7 +264,12 @@ specs! {
                 "tty" | "file" if is_pair => {}
                 "tty" => return Err("is not tty[RDEV:DEV] with two hexadecimal numbers of devices".into()),
                 "file" => return Err("is not file[MOUNT:INODE] with two hexadecimal numbers".into()),
-                _ => return Err("only unix[INODE], tty[RDEV:DEV] and file[MOUNT:INODE] are supported yet".into()),
+                "dev" | "mnt" | "net" | "pid" | "veth" | "macvlan" | "netdev" => {
+                    let why = "is of a namespace of the tree's own, and such trees are not carried yet; a tree that \
+                        shares those of the tool needs no such option";
+                    return Err(why.into());
+                }
+                _ => return Err("only unix[INODE], tty[RDEV:DEV] and file[MOUNT:INODE] are known".into()),
             }
             options.external.push(key.to_owned());
             Ok(())
@@ -616,6 +621,18 @@ mod tests {
                 assert!(letters.insert(letter), "-{letter} twice");
             }
         }
+    }
+
+    #[test]
+    fn what_is_outside_of_other_namespaces_is_refused_with_a_reason() {
+        let spec = OPTIONS.iter().find(|spec| spec.long == "external").expect("--external");
+        for key in
+            ["dev[8/1]:disk", "dev[disk]:/dev/sda1", "mnt[/data]:data", "mnt[]", "net[4026531840]:host"]
+        {
+            let why = set(spec, Some(key)).expect_err("it is refused");
+            assert!(why.contains("namespace") && why.contains("not carried yet"), "{key}: {why}");
+        }
+        assert_eq!(set(spec, Some("unix[5]")).expect("it is known").external, ["unix[5]"]);
     }
 
     #[test]
