@@ -742,6 +742,11 @@ impl FileTable {
         self.files.get(id).map(|(kind, entry)| (*kind, &**entry as &dyn Any))
     }
 
+    /// All records and their kinds, in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, (&'static dyn AnyFdKind, &dyn Any))> {
+        self.files.iter().map(|(id, (kind, entry))| (id, (*kind, &**entry as &dyn Any)))
+    }
+
     /// What stands for a file that is not found by its name.
     pub fn remap(&self, id: u32) -> Option<&Remap> {
         self.remaps.get(&id)
