@@ -151,9 +151,11 @@ impl Server {
     /// The tree runs.
     pub fn tell_that_it_runs(&self) -> Result<(), Failure> {
         self.runs.set(true);
-        sys::socket::send(&self.socket, &RUNS.to_ne_bytes(), None)
-            .map_err(explain("tell the server that the tree runs"))
-            .map(drop)
+        let told = sys::socket::send(&self.socket, &RUNS.to_ne_bytes(), None);
+        told.map(drop).map_err(|error| {
+            // It may have ended in the last moment.
+            self.is_there().err().unwrap_or_else(|| explain("tell the server that the tree runs")(error))
+        })
     }
 }
 

@@ -140,7 +140,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
                 kind.arm(entry, fd, &cx)?;
             }
         }
-        Ok(())
+        server.as_ref().map_or(Ok(()), Server::is_there)
     })?;
     segments.keep();
     let mut files: Vec<OwnedFd> = files.into_values().collect();
