@@ -747,6 +747,14 @@ impl FileTable {
         self.files.iter().map(|(id, (kind, entry))| (id, (*kind, &**entry as &dyn Any)))
     }
 
+    /// Those of the records whose files are open, with these, in the order of their ids.
+    pub fn opened<'f>(
+        &'f self,
+        open: &'f IdMap<OwnedFd>,
+    ) -> impl Iterator<Item = (u32, &'f OwnedFd, &'static dyn AnyFdKind, &'f dyn Any)> {
+        self.iter().filter_map(|(id, (kind, entry))| Some((id, open.get(id)?, kind, entry)))
+    }
+
     /// What stands for a file that is not found by its name.
     pub fn remap(&self, id: u32) -> Option<&Remap> {
         self.remaps.get(&id)

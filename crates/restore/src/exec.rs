@@ -208,8 +208,8 @@ impl<'r> Exec<'r> {
             is_lazy: self.lazy.is_some(),
         };
         let (checkpoint, files) = (&*self.checkpoint, self.open.files);
-        let mut kinds = files.iter().filter_map(|(id, _)| checkpoint.files.get(id));
-        let has_errands = kinds.any(|(kind, entry)| !kind.errands(entry).is_empty());
+        let mut opened = checkpoint.files.opened(files);
+        let has_errands = opened.any(|(.., kind, entry)| !kind.errands(entry).is_empty());
         let (open, sent) = std::thread::scope(|scope| {
             // Unless some are still to be exchanged, many descriptors are on their way meanwhile.
             let is_early = open_late.is_none() && !has_errands && table::is_large(checkpoint);

@@ -135,10 +135,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         // Last of all: from here on nothing is done that a watch would see, or that takes time.
         let first_with = |id: u32| checkpoint.first_with(id);
         let cx = ArmCx { files: &files, first_with: &first_with };
-        for (id, fd) in files.iter() {
-            if let Some((kind, entry)) = checkpoint.files.get(id) {
-                kind.arm(entry, fd, &cx)?;
-            }
+        for (_, fd, kind, entry) in checkpoint.files.opened(&files) {
+            kind.arm(entry, fd, &cx)?;
         }
         server.as_ref().map_or(Ok(()), Server::is_there)
     })?;

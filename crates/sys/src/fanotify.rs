@@ -60,15 +60,10 @@ pub fn of_others(group: &OwnedFd) -> Option<usize> {
     let list = inside.at(group, "fsnotify_group", "notification_list")?;
     // More than that cannot be told from a list that goes round.
     let most = inside.int(inside.at(group, "fsnotify_group", "q_len")?)? as usize;
-    let mut next = inside.long(list)?;
     let mut count = 0;
-    for _ in 0..most {
-        if next == list {
-            break;
-        }
-        // The list leads through what is first in each.
-        count += usize::from(!own.contains(&inside.member(next, "fanotify_event", "pid")?));
-        next = inside.long(next)?;
+    // The list leads through what is first in each.
+    for event in inside.nodes(list, list).take(most) {
+        count += usize::from(!own.contains(&inside.member(event?, "fanotify_event", "pid")?));
     }
     Some(count)
 }

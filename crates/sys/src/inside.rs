@@ -479,6 +479,18 @@ impl Inside {
         self.few(address).map(u32::from_ne_bytes)
     }
 
+    /// The nodes of a list (`struct list_head`, `hlist_head`), each by its address, from the head's address on until one says
+    /// that `end` is next: the head, or nothing. None for one that the kernel does not tell, which is the last.
+    pub fn nodes(&self, head: u64, end: u64) -> impl Iterator<Item = Option<u64>> + '_ {
+        // Heads and nodes begin with where the next is.
+        let mut link = Some(head);
+        std::iter::from_fn(move || {
+            let next = self.long(link.take()?);
+            link = next;
+            (next != Some(end)).then_some(next)
+        })
+    }
+
     /// The address of a member of the structure at `address`.
     pub fn at(&self, address: u64, structure: &str, member: &str) -> Option<u64> {
         address.checked_add(self.types.offset(structure, member)?).filter(|_| address != 0)

@@ -562,9 +562,8 @@ fn listed(head: u64) -> Option<Vec<Buffer>> {
     let inside = inside()?;
     let within = types()?.offset(BUFFER, "list")?;
     let mut buffers = Vec::new();
-    let mut next = inside.long(head)?;
-    while next != head {
-        let buffer = next.checked_sub(within)?;
+    for node in inside.nodes(head, head) {
+        let buffer = node?.checked_sub(within)?;
         let len = inside.int(inside.at(buffer, BUFFER, "len")?)?;
         let (address, id) = (inside.member(buffer, BUFFER, "addr")?, inside.half(buffer, BUFFER, "bid")?);
         buffers.push(Buffer { address, len, id });
@@ -572,7 +571,6 @@ fn listed(head: u64) -> Option<Vec<Buffer>> {
         if buffers.len() > 1 << 16 {
             return None;
         }
-        next = inside.long(next)?;
     }
     Some(buffers)
 }

@@ -54,6 +54,16 @@ pub const CASES: &[Case] = &[
         .needs(has_io_uring).peer_cannot(WHY),
 ];
 
+/// Request 8 is to take back number 7, and does.
+#[track_caller]
+fn is_taken_back(ring: &mut Ring, request: Request) {
+    ring.push(request);
+    assert_eq!(ring.submit(2), 1);
+    let mut ends = [ring.reap(), ring.reap()];
+    ends.sort_unstable();
+    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+}
+
 const FILES: u32 = 2;
 const EVENTFD: u32 = 4;
 const READABLE: i32 = libc::POLLIN as i32;
@@ -120,11 +130,7 @@ fn watch_that_has_told_nothing_goes_on(t: &Trial) {
         assert_eq!(told(&mut ring), (7, READABLE));
         reader.read_exact(&mut [0]).expect("read");
     }
-    ring.push(Request::watch_no_more(7, 8));
-    assert_eq!(ring.submit(2), 1);
-    let mut ends = [ring.reap(), ring.reap()];
-    ends.sort_unstable();
-    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+    is_taken_back(&mut ring, Request::watch_no_more(7, 8));
     works(&mut ring, 3);
 }
 
@@ -413,11 +419,7 @@ fn times_go_on(t: &Trial) {
     ends.sort_unstable();
     assert_eq!(ends, [(5, -libc::ETIME), (6, -libc::ETIME)]);
     is_quiet(&mut ring);
-    ring.push(Request::timeout_no_more(7, 8));
-    assert_eq!(ring.submit(2), 1);
-    let mut ends = [ring.reap(), ring.reap()];
-    ends.sort_unstable();
-    assert_eq!(ends, [Some((7, -libc::ECANCELED)), Some((8, 0))]);
+    is_taken_back(&mut ring, Request::timeout_no_more(7, 8));
     works(&mut ring, 3);
 }
 

@@ -23,8 +23,7 @@ struct File<'e> {
 impl Exec<'_> {
     /// Runs the errands of all files, and maps what was made.
     pub(super) fn run_errands(&self, sources: &memory::Sources) -> Result<(), Failure> {
-        for (id, fd) in self.open.files.iter() {
-            let Some((kind, entry)) = self.checkpoint.files.get(id) else { continue };
+        for (id, fd, kind, entry) in self.checkpoint.files.opened(self.open.files) {
             for (nth, errand) in kind.errands(entry).into_iter().enumerate() {
                 let wanted = errand.pid.or_else(|| self.checkpoint.first_with(id));
                 let found = self.tasks().find(|(_, task)| Some(task.pid) == wanted && !task.is_zombie());
@@ -51,8 +50,7 @@ impl Exec<'_> {
     pub(super) fn repeat(&self) -> Result<(), Failure> {
         let first_with = |id: u32| self.checkpoint.first_with(id);
         let cx = ArmCx { files: self.open.files, first_with: &first_with };
-        for (id, fd) in self.open.files.iter() {
-            let Some((kind, entry)) = self.checkpoint.files.get(id) else { continue };
+        for (id, fd, kind, entry) in self.checkpoint.files.opened(self.open.files) {
             for (call, tid) in kind.repeats(entry).into_iter().enumerate() {
                 let nth = |task: &Task| task.tids.iter().position(|its| *its == tid);
                 let number = |task: &Task| {

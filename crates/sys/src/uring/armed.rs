@@ -57,21 +57,20 @@ impl Inner {
         let mut armed = Vec::new();
         for bucket in 0..1 << bits {
             let list = inside.at(buckets + bucket * size, "io_hash_bucket", "list")?;
-            let mut next = inside.long(list)?;
-            while next != 0 {
-                armed.push(request(inside, next.checked_sub(within)?)?);
+            for node in inside.nodes(list, 0) {
+                armed.push(request(inside, node?.checked_sub(within)?)?);
                 if armed.len() > MANY {
                     return None;
                 }
-                next = inside.long(next)?;
             }
         }
         let list = inside.at(self.context, "io_ring_ctx", "timeout_list")?;
         let within = types()?.offset(TIMEOUT, "list")?;
-        let mut next = inside.long(list)?;
-        while next != list && armed.len() <= MANY {
-            armed.push(timeout(inside, next.checked_sub(within)?)?);
-            next = inside.long(next)?;
+        for node in inside.nodes(list, list) {
+            armed.push(timeout(inside, node?.checked_sub(within)?)?);
+            if armed.len() > MANY {
+                return None;
+            }
         }
         Some(armed)
     }
