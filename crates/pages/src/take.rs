@@ -6,11 +6,13 @@
 //! place in the file before it writes; the writing itself is parallel again.
 
 use crate::ahead::Ahead;
+use crate::chain::each_part;
 use crate::compressed::{self, Block};
 use crate::select::How;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
@@ -397,8 +399,8 @@ pub fn read_in_order(
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
                 let part = sys::apart::go_on().and_then(|()| read_of(job, &chunk.runs, &mut buffer));
-                let part = part.map(|length| {
-                    let (kept, ranges) = drop_zeros(&mut buffer[..length.unwrap_or(0)], &chunk.runs);
+                let part = part.map(|found| {
+                    let (kept, ranges) = drop_zeros(&mut buffer[..length(&found)], &found);
                     buffer.truncate(kept);
                     Part::Pages(ranges, buffer)
                 });
@@ -454,11 +456,11 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    let needed: u64 = chunk.runs.iter().map(|run| run.0.end - run.0.start).sum();
-    buffer.resize(buffer.len().max(needed as usize), 0);
+    let needed = length(&chunk.runs);
+    buffer.resize(buffer.len().max(needed), 0);
     let found = read_of(job, &chunk.runs, buffer)?;
-    let length = found.unwrap_or(0);
-    let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
+    let length = length(&found);
+    let (kept, runs) = drop_zeros(&mut buffer[..length], &found);
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
         Some(how) => Some(
@@ -501,8 +503,18 @@ fn copy(
         offset = place.packed;
         place.packed += u64::from(length);
     }
-    if found.is_none() {
-        place.missing.extend(chunk.runs.iter().map(|run| run.0.clone()));
+    if length < needed {
+        let found: Vec<Run> = found.iter().map(|run| Run::in_parent(run.0.clone())).collect();
+        each_part(
+            &chunk.runs,
+            |_| true,
+            &found,
+            |range, _, is_found| {
+                if !is_found {
+                    place.missing.push(range);
+                }
+            },
+        );
     }
     place.offset = at;
     place.index = place.index.saturating_add(1);
@@ -525,15 +537,37 @@ fn not_read(range: &Range<u64>, owner: Owner) -> Failure {
     explain(range, owner, Errno { call: "process_vm_readv", code: libc::EFAULT })
 }
 
-/// Fills `buffer` with runs of a job; none where the process has given something of them back since they were found.
-fn read_of(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
-    match read(&job.source, job.owner, runs, buffer) {
-        Err(failure) if matches!(job.source, Source::Process { runs: true, .. }) => {
-            log::debug!("{failure}");
-            Ok(None)
+fn length(runs: &[(Range<u64>, How)]) -> usize {
+    runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum()
+}
+
+/// Fills `buffer` with runs of a job, and returns them: all but what a process that runs has given back since they were found.
+fn read_of<'r>(
+    job: &Job,
+    runs: &'r [(Range<u64>, How)],
+    buffer: &mut [u8],
+) -> Result<Cow<'r, [(Range<u64>, How)]>, Failure> {
+    let failure = match (read(&job.source, job.owner, runs, buffer), &job.source) {
+        (Ok(_), _) => return Ok(Cow::Borrowed(runs)),
+        (Err(failure), Source::Process { runs: true, .. }) => failure,
+        (Err(failure), _) => return Err(failure),
+    };
+    log::debug!("page by page: {failure}");
+    // In this way also what it may not read itself any more, which is there all the same.
+    let Source::Process { pid, .. } = job.source else { return Err(failure) };
+    let source = Source::Process { pid, has_relatives: true, runs: true };
+    let mut found: Vec<(Range<u64>, How)> = Vec::new();
+    let mut at = 0;
+    for (range, how) in runs {
+        for start in range.clone().step_by(PAGE) {
+            let page = (start..start + PAGE as u64, *how);
+            if read(&source, job.owner, std::slice::from_ref(&page), &mut buffer[at..]).is_ok() {
+                at += PAGE;
+                found.push(page);
+            }
         }
-        read => read.map(Some),
     }
+    Ok(Cow::Owned(found))
 }
 
 /// Fills `buffer` with the runs, one behind the other.
