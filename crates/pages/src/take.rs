@@ -5,18 +5,19 @@
 //! A file has to hold its pages without gaps and in order, so a worker that has read a chunk waits for its
 //! place in the file before it writes; the writing itself is parallel again.
 
+use crate::ahead::Ahead;
+use crate::chain::each_part;
 use crate::compressed::{self, Block};
 use crate::select::How;
-use agent::crew;
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
-use sys::memory::SharedMap;
 use sys::userfault::Growing;
 
 const PAGE: usize = 4096;
@@ -29,10 +30,10 @@ pub(crate) const RANGES: usize = 512;
 /// Where pages come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A frozen process. Reading by process_vm_readv(2) is the fastest, but it pins pages, and the kernel
+    /// A process. Reading by process_vm_readv(2) is the fastest, but it pins pages, and the kernel
     /// (since 5.19) first gives a process that shares a page copy-on-write a copy of its own: only for a
-    /// process without relatives.
-    Process { pid: i32, has_relatives: bool },
+    /// process without relatives. What is not there any more in one that `runs` is left out.
+    Process { pid: i32, has_relatives: bool, runs: bool },
     /// A memory file; ranges are offsets.
     File(File),
     /// A process, read before.
@@ -42,8 +43,8 @@ pub enum Source {
 /// Pages of a process, read at a time.
 #[derive(Debug)]
 pub struct Aside {
-    /// Sorted.
-    ranges: Vec<Range<u64>>,
+    /// Sorted, each with its place in the bytes.
+    ranges: Vec<(Range<u64>, usize)>,
     /// One behind the other.
     bytes: Vec<u8>,
 }
@@ -54,9 +55,14 @@ impl Aside {
     /// # Errors
     /// Those of reading its memory.
     pub fn read(pid: i32, has_relatives: bool, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
-        let ranges: Vec<Range<u64>> = runs.iter().map(|run| run.0.clone()).collect();
-        let mut bytes = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
-        let source = Source::Process { pid, has_relatives };
+        let mut len = 0;
+        let place = |(range, _): &(Range<u64>, How)| {
+            len += (range.end - range.start) as usize;
+            (range.clone(), len - (range.end - range.start) as usize)
+        };
+        let ranges: Vec<(Range<u64>, usize)> = runs.iter().map(place).collect();
+        let mut bytes = vec![0; len];
+        let source = Source::Process { pid, has_relatives, runs: false };
         let mut at = 0;
         for runs in runs.chunks(RANGES) {
             at += read(&source, Owner::Task(pid), runs, &mut bytes[at..])?;
@@ -66,58 +72,32 @@ impl Aside {
 
     /// What was in a range; none where not all of it was read.
     fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
-        let mut begin = 0;
-        for one in &self.ranges {
-            if one.contains(&range.start) {
-                let at = begin + (range.start - one.start) as usize;
-                let part = self.bytes.get(at..at + (range.end - range.start) as usize)?;
-                return (range.end <= one.end).then_some(part);
+        let next = self.ranges.partition_point(|(one, _)| one.end <= range.start);
+        let (one, begin) = self.ranges.get(next).filter(|(one, _)| one.start <= range.start)?;
+        let at = begin + (range.start - one.start) as usize;
+        (range.end <= one.end).then(|| &self.bytes[at..at + (range.end - range.start) as usize])
+    }
+
+    /// The pages of these runs that say something, each with its content.
+    ///
+    /// # Errors
+    /// The run that was not read.
+    fn parts(&self, runs: &[(Range<u64>, How)]) -> Result<Vec<(Range<u64>, &[u8])>, Range<u64>> {
+        let mut parts: Vec<(Range<u64>, &[u8])> = Vec::with_capacity(runs.len());
+        for (range, how) in runs {
+            let bytes = self.get(range).ok_or_else(|| range.clone())?;
+            let says = |page: &[u8]| how.keeps_zeros || !sys::memory::is_zero(page);
+            let mut at = 0;
+            for some in bytes.chunks(PAGE).collect::<Vec<_>>().chunk_by(|one, next| says(one) == says(next)) {
+                let len = some.len() * PAGE;
+                if says(some[0]) {
+                    let start = range.start + at as u64;
+                    parts.push((start..start + len as u64, &bytes[at..at + len]));
+                }
+                at += len;
             }
-            begin += (one.end - one.start) as usize;
         }
-        None
-    }
-}
-
-/// Room for pages in a folder of images, made before they are known: half of what it takes to fill a file in memory is
-/// that it grows. It has no name until it gets pages.
-#[derive(Debug)]
-pub struct Room {
-    file: File,
-    len: u64,
-}
-
-impl Room {
-    /// Room for so many bytes, of whole pages, made on all processors; none where the folder is not in memory, or is too
-    /// small.
-    pub fn make(dir: &Dir, len: u64) -> Option<Room> {
-        let file = dir.create_nameless().ok()?;
-        if !sys::fd::is_in_memory(&file) || sys::fd::truncate(&file, len).is_err() {
-            return None;
-        }
-        let map = SharedMap::new(&file, 0, len as usize).ok()?;
-        let parts: Vec<usize> = (0..map.len()).step_by(CHUNK).collect();
-        // Not by fallocate(2), which leaves it to the first write to touch them: a virtual machine may have to get them
-        // from its host then.
-        let populate = |at: &usize| {
-            let part = *at..map.len().min(at + CHUNK);
-            // What is mapped counts as ours.
-            map.populate(part.clone()).map(|()| map.forget(part))
-        };
-        let made = crew::in_parallel(&parts, 2, |some| some.iter().try_for_each(populate));
-        made.iter().all(Result::is_ok).then_some(Room { file, len })
-    }
-
-    /// Is it large enough?
-    pub fn holds(&self, bytes: u64) -> bool {
-        self.len >= bytes
-    }
-
-    /// Gives it its name.
-    fn open(&self, dir: &Dir, name: &str) -> Result<File, Failure> {
-        let explain = |error: Errno| error.on(Object::Path(name.into()), "give it its name");
-        sys::name::link(&self.file, &dir.free(name)?).map_err(explain)?;
-        self.file.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))
+        Ok(parts)
     }
 }
 
@@ -148,8 +128,8 @@ pub struct Job {
     pub elsewhere: Vec<Run>,
     pub owner: Owner,
     pub pages_id: u32,
-    /// For its pages, if that was made before.
-    pub room: Option<Room>,
+    /// What was saved before: then the source has what is missing, aside.
+    pub ahead: Option<Ahead>,
 }
 
 /// What was done.
@@ -168,7 +148,7 @@ struct Chunk {
 }
 
 /// A pages file, open.
-struct Target {
+pub(crate) struct Target {
     name: String,
     file: File,
     compression: Option<Compression>,
@@ -184,18 +164,24 @@ impl Target {
         len: u64,
         workers: usize,
         compression: Option<Compression>,
-        room: Option<&Room>,
     ) -> Result<Target, Failure> {
         let (name, other) = match compression {
             Some(_) => (compressed::name(id), pages_name(id)),
             None => (pages_name(id), compressed::name(id)),
         };
         dir.remove(&other)?;
-        let room = room.filter(|room| room.holds(len) && compression.is_none());
-        if let Some(file) = room.and_then(|room| room.open(dir, &name).ok()) {
-            return Ok(Target { name, file, compression, growing: None });
-        }
         let file = dir.create(&name)?;
+        Target::of(file, name, len, workers, compression)
+    }
+
+    /// `file` is new.
+    pub fn of(
+        file: File,
+        name: String,
+        len: u64,
+        workers: usize,
+        compression: Option<Compression>,
+    ) -> Result<Target, Failure> {
         let is_worth_it = workers > 1 && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
             let len = usize::try_from(len).ok()?;
@@ -207,6 +193,11 @@ impl Target {
             target.put(0, &compressed::head(how)).map_err(|error| target.explain(&error))?;
         }
         Ok(target)
+    }
+
+    /// The file, in which nothing more is put.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     fn explain(&self, error: &std::io::Error) -> Failure {
@@ -222,7 +213,7 @@ impl Target {
     }
 
     /// All has come.
-    fn end(&self, place: &Place) -> Result<(), Failure> {
+    pub fn end(&self, place: &Place) -> Result<(), Failure> {
         if self.compression.is_some() {
             let end = compressed::end(&place.blocks, place.packed, place.offset);
             return self.put(place.packed, &end).map_err(|error| self.explain(&error));
@@ -246,10 +237,12 @@ struct Progress {
 }
 
 #[derive(Default)]
-struct Place {
+pub(crate) struct Place {
     index: usize,
     offset: u64,
-    runs: Vec<Run>,
+    pub runs: Vec<Run>,
+    /// What could not be read.
+    pub missing: Vec<Range<u64>>,
     /// Of a compressed file, and where the next block goes.
     blocks: Vec<Block>,
     packed: u64,
@@ -261,31 +254,77 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Writes the page maps and pages files of all jobs. `progress` is told of pages as they are done.
 pub fn take(
-    jobs: &[Job],
+    jobs: Vec<Job>,
     dir: &Dir,
     compression: Option<Compression>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, Failure> {
+    let create = |job: &Job, len: u64, workers: usize| -> Result<Target, Failure> {
+        Target::new(dir, job.pages_id, len, workers, compression)
+    };
+    let (filled, mut taken) = fill(&jobs, compression, &create, &sys::apart::go_on, progress)?;
+    for (job, (target, place)) in jobs.into_iter().zip(filled) {
+        let mut runs = match (job.ahead, &job.source, target) {
+            (Some(ahead), Source::Aside(aside), _) => {
+                let fresh = aside.parts(&job.runs).map_err(|range| not_read(&range, job.owner))?;
+                let runs = ahead.complete(dir, &pages_name(job.pages_id), &fresh)?;
+                taken.written_pages += runs.iter().map(|run| run.len() / PAGE as u64).sum::<u64>();
+                runs
+            }
+            (_, _, Some(target)) => {
+                target.end(&place)?;
+                place.runs
+            }
+            // A page map without pages names a file all the same.
+            (_, _, None) => {
+                dir.remove(&compressed::name(job.pages_id))?;
+                dir.create(&pages_name(job.pages_id))?;
+                Vec::new()
+            }
+        };
+        runs.extend(job.elsewhere);
+        // What is in the file stays in its order: it is sorted already.
+        runs.sort_by_key(|run| run.range.start);
+        let pagemap = Pagemap { pages_id: job.pages_id, runs, is_old: false };
+        dir.write(&job.owner.pagemap(), &pagemap.encode())?;
+    }
+    Ok(taken)
+}
+
+/// Makes the file of a job, for at most so many bytes from so many workers.
+pub(crate) type Create<'c> = &'c (dyn Fn(&Job, u64, usize) -> Result<Target, Failure> + Sync);
+
+/// A file for each job, if it has pages, and what is where in it.
+pub(crate) type Filled = Vec<(Option<Target>, Place)>;
+
+/// Copies the pages of all jobs into files, as long as `go_on` has nothing against it. Those of jobs with pages ahead are
+/// left out.
+pub(crate) fn fill(
+    jobs: &[Job],
+    compression: Option<Compression>,
+    create: Create,
+    go_on: &(dyn Fn() -> Result<(), Failure> + Sync),
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Filled, Taken), Failure> {
     let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
+    let wanted = jobs.iter().enumerate().filter(|(_, job)| job.ahead.is_none());
     let chunks: Mutex<VecDeque<Chunk>> =
-        Mutex::new(jobs.iter().enumerate().flat_map(|(job, work)| cut(job, &work.runs)).collect());
+        Mutex::new(wanted.clone().flat_map(|(job, work)| cut(job, &work.runs)).collect());
     let total = Mutex::new(Taken::default());
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
     let size = |job: &Job| job.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
-    let workers = match jobs.iter().map(size).sum::<u64>() {
+    let workers = match wanted.map(|(_, job)| size(job)).sum::<u64>() {
         // A thread costs more than reading a little.
         bytes if bytes < 2 * CHUNK as u64 => 1,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let create = |job: &Job| -> Result<Target, Failure> {
-        Target::new(dir, job.pages_id, size(job), workers, compression, job.room.as_ref())
-    };
+    let create = |job: &Job| create(job, size(job), workers);
     let work = || {
         let mut buffer = Vec::new();
         loop {
             let Some(chunk) = lock(&chunks).pop_front() else { return };
             let state = &states[chunk.job];
-            let copied = sys::apart::go_on()
+            let copied = go_on()
                 .and_then(|()| copy(&jobs[chunk.job], state, &chunk, &create, compression, &mut buffer));
             match copied {
                 Ok(done) => {
@@ -314,24 +353,11 @@ pub fn take(
     if let Some(failure) = failure.into_inner().unwrap_or_else(|held| held.into_inner()) {
         return Err(failure);
     }
-    for (job, state) in jobs.iter().zip(states) {
+    let done = states.into_iter().map(|state| {
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
-        match state.target.get() {
-            Some(target) => target.end(&place)?,
-            // A page map without pages names a file all the same.
-            None => {
-                dir.remove(&compressed::name(job.pages_id))?;
-                dir.create(&pages_name(job.pages_id))?;
-            }
-        }
-        let mut runs = place.runs;
-        runs.extend(job.elsewhere.iter().cloned());
-        // What is in the file stays in its order: it is sorted already.
-        runs.sort_by_key(|run| run.range.start);
-        let pagemap = Pagemap { pages_id: job.pages_id, runs, is_old: false };
-        dir.write(&job.owner.pagemap(), &pagemap.encode())?;
-    }
-    Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
+        (state.target.into_inner(), place)
+    });
+    Ok((done.collect(), total.into_inner().unwrap_or_else(|held| held.into_inner())))
 }
 
 /// A part of a job, in the order of addresses.
@@ -372,13 +398,12 @@ pub fn read_in_order(
             for mut chunk in cut(0, runs) {
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
-                let part = sys::apart::go_on()
-                    .and_then(|()| read(&job.source, job.owner, &chunk.runs, &mut buffer))
-                    .map(|length| {
-                        let (kept, ranges) = drop_zeros(&mut buffer[..length], &chunk.runs);
-                        buffer.truncate(kept);
-                        Part::Pages(ranges, buffer)
-                    });
+                let part = sys::apart::go_on().and_then(|()| read_of(job, &chunk.runs, &mut buffer));
+                let part = part.map(|found| {
+                    let (kept, ranges) = drop_zeros(&mut buffer[..length(&found)], &found);
+                    buffer.truncate(kept);
+                    Part::Pages(ranges, buffer)
+                });
                 if parts.send(part).is_err() {
                     return;
                 }
@@ -431,10 +456,11 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    let needed: u64 = chunk.runs.iter().map(|run| run.0.end - run.0.start).sum();
-    buffer.resize(buffer.len().max(needed as usize), 0);
-    let length = read(&job.source, job.owner, &chunk.runs, buffer)?;
-    let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
+    let needed = length(&chunk.runs);
+    buffer.resize(buffer.len().max(needed), 0);
+    let found = read_of(job, &chunk.runs, buffer)?;
+    let length = length(&found);
+    let (kept, runs) = drop_zeros(&mut buffer[..length], &found);
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
         Some(how) => Some(
@@ -477,6 +503,19 @@ fn copy(
         offset = place.packed;
         place.packed += u64::from(length);
     }
+    if length < needed {
+        let found: Vec<Run> = found.iter().map(|run| Run::in_parent(run.0.clone())).collect();
+        each_part(
+            &chunk.runs,
+            |_| true,
+            &found,
+            |range, _, is_found| {
+                if !is_found {
+                    place.missing.push(range);
+                }
+            },
+        );
+    }
     place.offset = at;
     place.index = place.index.saturating_add(1);
     drop(place);
@@ -489,6 +528,48 @@ fn copy(
     Ok(done)
 }
 
+fn explain(range: &Range<u64>, owner: Owner, error: Errno) -> Failure {
+    let object = Object::Vma { start: range.start, end: range.end, what: owner.pagemap() };
+    error.on(object, "read its pages")
+}
+
+fn not_read(range: &Range<u64>, owner: Owner) -> Failure {
+    explain(range, owner, Errno { call: "process_vm_readv", code: libc::EFAULT })
+}
+
+fn length(runs: &[(Range<u64>, How)]) -> usize {
+    runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum()
+}
+
+/// Fills `buffer` with runs of a job, and returns them: all but what a process that runs has given back since they were found.
+fn read_of<'r>(
+    job: &Job,
+    runs: &'r [(Range<u64>, How)],
+    buffer: &mut [u8],
+) -> Result<Cow<'r, [(Range<u64>, How)]>, Failure> {
+    let failure = match (read(&job.source, job.owner, runs, buffer), &job.source) {
+        (Ok(_), _) => return Ok(Cow::Borrowed(runs)),
+        (Err(failure), Source::Process { runs: true, .. }) => failure,
+        (Err(failure), _) => return Err(failure),
+    };
+    log::debug!("page by page: {failure}");
+    // In this way also what it may not read itself any more, which is there all the same.
+    let Source::Process { pid, .. } = job.source else { return Err(failure) };
+    let source = Source::Process { pid, has_relatives: true, runs: true };
+    let mut found: Vec<(Range<u64>, How)> = Vec::new();
+    let mut at = 0;
+    for (range, how) in runs {
+        for start in range.clone().step_by(PAGE) {
+            let page = (start..start + PAGE as u64, *how);
+            if read(&source, job.owner, std::slice::from_ref(&page), &mut buffer[at..]).is_ok() {
+                at += PAGE;
+                found.push(page);
+            }
+        }
+    }
+    Ok(Cow::Owned(found))
+}
+
 /// Fills `buffer` with the runs, one behind the other.
 fn read(
     source: &Source,
@@ -497,12 +578,9 @@ fn read(
     buffer: &mut [u8],
 ) -> Result<usize, Failure> {
     let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
-    let explain = |range: &Range<u64>, error: Errno| {
-        let object = Object::Vma { start: range.start, end: range.end, what: owner.pagemap() };
-        error.on(object, "read its pages")
-    };
+    let explain = |range: &Range<u64>, error: Errno| explain(range, owner, error);
     match source {
-        Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1.is_readable) => {
+        Source::Process { pid, has_relatives: false, .. } if runs.iter().all(|run| run.1.is_readable) => {
             let ranges: Vec<(u64, usize)> =
                 runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();
             let span = runs[0].0.start..runs[runs.len() - 1].0.end;
@@ -523,8 +601,7 @@ fn read(
         Source::Aside(aside) => {
             let mut at = 0;
             for (range, _) in runs {
-                let none = Errno { call: "process_vm_readv", code: libc::EFAULT };
-                let bytes = aside.get(range).ok_or_else(|| explain(range, none))?;
+                let bytes = aside.get(range).ok_or_else(|| not_read(range, owner))?;
                 buffer[at..at + bytes.len()].copy_from_slice(bytes);
                 at += bytes.len();
             }
@@ -582,7 +659,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
 /// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
 pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
     let page = PAGE as u64;
-    let how = How { is_readable: true, keeps_zeros: false, is_clean: false };
+    let how = How { is_readable: true, ..How::default() };
     let whole = |range: Range<u64>| (range.start / page * page..range.end.next_multiple_of(page), how);
     Ok(sys::fd::data(file)?.into_iter().map(whole).collect())
 }
@@ -590,10 +667,8 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
-    use std::path::Path;
 
-    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false };
+    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false, is_watched: false };
 
     #[test]
     fn zeros_over_a_file_are_kept() {
@@ -603,37 +678,6 @@ mod tests {
             drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
         assert_eq!((kept, ranges.first()), (PAGE, Some(&(0x2000..0x3000))));
         assert_eq!(ranges.len(), 1);
-    }
-
-    #[test]
-    fn what_is_too_large_for_a_room_goes_without_and_what_is_smaller_cuts_it() {
-        let folder = Path::new("/dev/shm").join(format!("crtools-room-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let dir = Dir::open(&folder).unwrap();
-        let content: Vec<u8> = (0..9 * PAGE).map(|at| (at / PAGE) as u8).collect();
-        let memory = File::from(sys::memory::memfd(c"room", false).unwrap());
-        memory.write_all_at(&content, 0).unwrap();
-        for (room, is_used) in [(8, false), (9, true), (40, true)] {
-            let room = Room::make(&dir, (room * PAGE) as u64);
-            let number = |file: &File| file.metadata().unwrap().ino();
-            let made = room.as_ref().map(|room| number(&room.file));
-            let job = Job {
-                source: Source::File(memory.try_clone().unwrap()),
-                runs: vec![(0..content.len() as u64, ANONYMOUS)],
-                elsewhere: Vec::new(),
-                owner: Owner::Task(1),
-                pages_id: 1,
-                room,
-            };
-            take(&[job], &dir, None, &|_| ()).unwrap();
-            let file = File::open(folder.join("pages-1.img")).unwrap();
-            assert_eq!(Some(number(&file)) == made, is_used);
-            // The first is of zeros.
-            assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content[PAGE..]);
-        }
-        let names = dir.names().unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(names, ["pagemap-1.img", "pages-1.img"]);
     }
 
     #[test]
@@ -674,9 +718,9 @@ mod tests {
                 elsewhere: Vec::new(),
                 owner: Owner::Task(1),
                 pages_id: 1,
-                room: None,
+                ahead: None,
             };
-            take(&[job], &dir, None, &|_| ()).unwrap();
+            take(vec![job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");
         }
         std::fs::remove_dir_all(&folder).unwrap();
