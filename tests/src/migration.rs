@@ -495,7 +495,7 @@ fn criu_server_is_refused(round: &mut Round) -> Result<(), String> {
     subject.bystanders.clear();
     // It may have ended by itself.
     let _ = kill(Pid::from_raw(server), Signal::SIGKILL);
-    subject.reaper.wait(server, LIMIT).ok_or("the server does not end")?;
+    subject.see_nobody("after the refusal")?;
     fs::remove_file(images.join("lazy-pages.socket")).map_err(|e| format!("remove its socket: {e}"))?;
     subject.restore(&images)?;
     finish(subject)
