@@ -134,7 +134,7 @@ fn pages_that_come_and_go_among_others_are_whole(t: &Trial) {
     let model = Map::file(model_file.as_fd(), MUCH * PAGE, RW, libc::MAP_SHARED, 0);
     let map = Map::private(MUCH * PAGE);
     let scratch = Map::private(PAGE);
-    let is_one = |page: usize| page % SOME.1 == 0;
+    let is_one = |page: usize| page.is_multiple_of(SOME.1);
     let worker = fork(|| {
         (0..MUCH).filter(|page| !is_one(*page)).for_each(|page| map.fill(page..page + 1, 7));
         let mut dice = Dice(9);
