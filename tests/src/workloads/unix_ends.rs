@@ -61,6 +61,9 @@ fn serve(o: &mut Outside, server: &OwnedFd, folder: &str, go: fn(&Path)) {
 fn stop(o: &mut Outside) {
     for pid in o.bystanders.drain(..) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
+        // By then its descriptors are closed.
+        let has_ended = || std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+        crate::case::until("the end of the server", has_ended);
     }
 }
 
