@@ -5,6 +5,7 @@
 mod copies;
 mod encode;
 mod freeze;
+mod hands;
 mod identity;
 mod keep;
 mod observe;

@@ -6,7 +6,7 @@ use crate::freeze::{State, Tree, freeze};
 use crate::observe::{self, Common, Depth};
 use crate::past::{Past, divide};
 use crate::run::{Saved, Taking, connect, dedup, micros, put_aside, share};
-use crate::{encode, track};
+use crate::{encode, hands, track};
 use image::Dir;
 use model::hooks::Action;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -85,6 +85,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
             memory_of,
             aside: None,
             room,
+            hands: None,
             runs,
             elsewhere,
         });
@@ -101,7 +102,9 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         frozen_us = let_go(&mut tree);
     }
     if way != Way::WrittenFirst {
+        hands::give(&mut tree, &mut saved, options, dir);
         taking.memory(saved)?;
+        hands::end(&mut tree);
     }
     taking.finish()?;
     sys::apart::go_on()?;

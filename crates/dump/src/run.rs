@@ -6,8 +6,9 @@ use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::{Census, Reading};
-use crate::{copies, encode, observe, secrets, survey, track};
+use crate::{copies, encode, hands, observe, secrets, survey, track};
 use agent::crew;
+use agent::hands::Hands;
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
@@ -187,7 +188,9 @@ fn dump(
         keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
     if way != Way::WrittenFirst {
+        hands::give(&mut tree, &mut saved, options, dir);
         taking.memory(saved)?;
+        hands::end(&mut tree);
     }
     taking.finish()?;
 
@@ -296,7 +299,7 @@ impl<'d> Taking<'d> {
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
         self.last_id += 1;
-        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, room: None }
+        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, room: None, hands: None }
     }
 
     fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
@@ -335,13 +338,13 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, aside, room, runs, elsewhere, .. } in saved {
+        for Saved { pid, memory_of, aside, room, hands, runs, elsewhere, .. } in saved {
             let of_process =
                 || Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
             let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
-            jobs.push(Job { elsewhere, room, ..self.job(source, runs, Owner::Task(pid)) });
+            jobs.push(Job { elsewhere, room, hands, ..self.job(source, runs, Owner::Task(pid)) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -440,6 +443,8 @@ pub struct Saved {
     pub aside: Option<Aside>,
     /// Where it may go.
     pub room: Option<Room>,
+    /// Who may move it.
+    pub hands: Option<Hands>,
     pub runs: Runs,
     /// What the images before have, or another process.
     pub elsewhere: Vec<Run>,
@@ -453,7 +458,7 @@ impl Saved {
             let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
             let (pid, parent) = (process.pid, process.pstree.ppid as i32);
             let (memory_of, room) = (process.memory_of, rooms.remove(&pid));
-            Saved { pid, parent, memory_of, aside: None, room, runs, elsewhere }
+            Saved { pid, parent, memory_of, aside: None, room, hands: None, runs, elsewhere }
         });
         saved.collect()
     }

@@ -8,6 +8,7 @@
 use crate::compressed::{self, Block};
 use crate::select::How;
 use agent::crew;
+use agent::hands::{self, Hand, Hands};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
@@ -23,6 +24,8 @@ const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
 /// Bytes from which on it pays to map a file that is filled.
 const GROWING: u64 = 8 << 20;
+/// Of pages of which it is known that they are kept.
+const KEPT: How = How { is_readable: true, keeps_zeros: true, is_clean: false };
 /// Ranges of one process_vm_readv(2).
 pub(crate) const RANGES: usize = 512;
 
@@ -150,6 +153,14 @@ pub struct Job {
     pub pages_id: u32,
     /// For its pages, if that was made before.
     pub room: Option<Room>,
+    /// Who may move its pages without a buffer.
+    pub hands: Option<Hands>,
+}
+
+impl Job {
+    fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.0.end - run.0.start).sum()
+    }
 }
 
 /// What was done.
@@ -177,30 +188,32 @@ struct Target {
 }
 
 impl Target {
-    /// `len` bytes will come at most, from so many workers.
+    /// For the pages of a job, from so many workers.
     fn new(
         dir: &Dir,
-        id: u32,
-        len: u64,
+        job: &Job,
         workers: usize,
         compression: Option<Compression>,
-        room: Option<&Room>,
     ) -> Result<Target, Failure> {
+        let (id, len) = (job.pages_id, job.bytes());
         let (name, other) = match compression {
             Some(_) => (compressed::name(id), pages_name(id)),
             None => (pages_name(id), compressed::name(id)),
         };
         dir.remove(&other)?;
-        let room = room.filter(|room| room.holds(len) && compression.is_none());
+        let room = job.room.as_ref().filter(|room| room.holds(len) && compression.is_none());
         if let Some(file) = room.and_then(|room| room.open(dir, &name).ok()) {
             return Ok(Target { name, file, compression, growing: None });
         }
         let file = dir.create(&name)?;
-        let is_worth_it = workers > 1 && len >= GROWING && compression.is_none();
+        let is_worth_it = (workers > 1 || job.hands.is_some()) && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
             let len = usize::try_from(len).ok()?;
             sys::fd::truncate(&file, len as u64).ok()?;
-            Growing::new(&file, len).ok()
+            match &job.hands {
+                Some(hands) => Growing::by(hands.userfault().clone(), &file, len).ok(),
+                None => Growing::new(&file, len).ok(),
+            }
         });
         let target = Target { name, file, compression, growing: growing.flatten() };
         if let Some(how) = compression {
@@ -268,18 +281,15 @@ pub fn take(
 ) -> Result<Taken, Failure> {
     let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
     let chunks: Mutex<VecDeque<Chunk>> =
-        Mutex::new(jobs.iter().enumerate().flat_map(|(job, work)| cut(job, &work.runs)).collect());
+        Mutex::new(jobs.iter().enumerate().flat_map(|(at, job)| cut(at, job)).collect());
     let total = Mutex::new(Taken::default());
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
-    let size = |job: &Job| job.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
-    let workers = match jobs.iter().map(size).sum::<u64>() {
+    let workers = match jobs.iter().map(Job::bytes).sum::<u64>() {
         // A thread costs more than reading a little.
         bytes if bytes < 2 * CHUNK as u64 => 1,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let create = |job: &Job| -> Result<Target, Failure> {
-        Target::new(dir, job.pages_id, size(job), workers, compression, job.room.as_ref())
-    };
+    let create = |job: &Job| -> Result<Target, Failure> { Target::new(dir, job, workers, compression) };
     let work = || {
         let mut buffer = Vec::new();
         loop {
@@ -369,7 +379,7 @@ pub fn read_in_order(
                 }
                 continue;
             }
-            for mut chunk in cut(0, runs) {
+            for mut chunk in cut_runs(0, runs, CHUNK) {
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
                 let part = sys::apart::go_on()
@@ -402,8 +412,12 @@ pub fn pages_name(id: u32) -> String {
     format!("pages-{id}.img")
 }
 
-/// Cuts runs into chunks of at most a buffer.
-fn cut(job: usize, runs: &[(Range<u64>, How)]) -> Vec<Chunk> {
+/// Cuts a job into chunks of at most a buffer, or as much as a hand does at once.
+fn cut(at: usize, job: &Job) -> Vec<Chunk> {
+    cut_runs(at, &job.runs, if job.hands.is_some() { hands::PART } else { CHUNK })
+}
+
+fn cut_runs(job: usize, runs: &[(Range<u64>, How)], size: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut room = 0;
     for (range, how) in runs {
@@ -411,7 +425,7 @@ fn cut(job: usize, runs: &[(Range<u64>, How)]) -> Vec<Chunk> {
         while start < range.end {
             if room == 0 || chunks.last().is_none_or(|chunk| chunk.runs.len() == RANGES) {
                 chunks.push(Chunk { job, index: chunks.len(), runs: Vec::new() });
-                room = CHUNK as u64;
+                room = size as u64;
             }
             let part = start..range.end.min(start + room);
             room -= part.end - part.start;
@@ -431,10 +445,16 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    let needed: u64 = chunk.runs.iter().map(|run| run.0.end - run.0.start).sum();
-    buffer.resize(buffer.len().max(needed as usize), 0);
-    let length = read(&job.source, job.owner, &chunk.runs, buffer)?;
-    let (kept, runs) = drop_zeros(&mut buffer[..length], &chunk.runs);
+    let size =
+        |ranges: &[Range<u64>]| ranges.iter().map(|range| (range.end - range.start) as usize).sum::<usize>();
+    let length: usize = chunk.runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
+    let mut hand = job.hands.as_ref().and_then(Hands::free);
+    let found = hand.as_mut().and_then(|hand| find(hand, &chunk.runs).ok());
+    let is_read = found.is_none();
+    let (kept, runs) = match found {
+        Some(ranges) => (size(&ranges), ranges),
+        None => read_some(job, &chunk.runs, buffer)?,
+    };
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
         Some(how) => Some(
@@ -456,7 +476,7 @@ fn copy(
     }
     let mut offset = place.offset;
     let mut at = offset;
-    for range in runs {
+    for range in runs.iter().cloned() {
         let length = range.end - range.start;
         match place.runs.last_mut() {
             Some(last) if last.range.end == range.start => last.range.end = range.end,
@@ -483,10 +503,61 @@ fn copy(
     state.moved.notify_all();
 
     if let Some(target) = state.target.get().filter(|_| kept > 0) {
+        let is_put = !is_read
+            && target.growing.as_ref().zip(hand.as_mut()).is_some_and(|(growing, hand)| {
+                let put = hand.put(growing, offset, &runs);
+                put.inspect_err(|error| log::debug!("not by a hand: {error}")).is_ok()
+            });
+        if is_put {
+            return Ok(done);
+        }
+        if !is_read {
+            let runs: Vec<_> = runs.iter().map(|range| (range.clone(), KEPT)).collect();
+            read_some(job, &runs, buffer)?;
+        }
         let bytes = packed.as_deref().unwrap_or(&buffer[..kept]);
         target.put(offset, bytes).map_err(|error| target.explain(&error))?;
     }
     Ok(done)
+}
+
+/// Reads runs into `buffer`, without pages of zeros; returns the bytes and ranges that are left.
+fn read_some(
+    job: &Job,
+    runs: &[(Range<u64>, How)],
+    buffer: &mut Vec<u8>,
+) -> Result<(usize, Vec<Range<u64>>), Failure> {
+    let needed: u64 = runs.iter().map(|run| run.0.end - run.0.start).sum();
+    buffer.resize(buffer.len().max(needed as usize), 0);
+    let length = read(&job.source, job.owner, runs, buffer)?;
+    Ok(drop_zeros(&mut buffer[..length], runs))
+}
+
+/// Has a hand look which pages of these runs are to be kept.
+///
+/// # Errors
+/// `EFAULT` where it may not read them all; where it does not answer.
+fn find(hand: &mut Hand, runs: &[(Range<u64>, How)]) -> Result<Vec<Range<u64>>, Errno> {
+    if !runs.iter().all(|(_, how)| how.is_readable) {
+        return Err(Errno { call: "read", code: libc::EFAULT });
+    }
+    let looked: Vec<Range<u64>> =
+        runs.iter().filter(|(_, how)| !how.keeps_zeros).map(|run| run.0.clone()).collect();
+    let found = hand.find(&looked)?;
+    let mut found = found.into_iter();
+    let mut keeps = |how: &How| how.keeps_zeros || found.next() != Some(0);
+    let pages = runs.iter().flat_map(|(range, how)| range.clone().step_by(PAGE).map(move |page| (page, how)));
+    let mut ranges = Vec::new();
+    pages.filter(|(_, how)| keeps(how)).for_each(|(page, _)| push(&mut ranges, page));
+    Ok(ranges)
+}
+
+/// Adds a page to ranges of pages that end before it.
+fn push(ranges: &mut Vec<Range<u64>>, page: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end == page => last.end += PAGE as u64,
+        _ => ranges.push(page..page + PAGE as u64),
+    }
 }
 
 /// Fills `buffer` with the runs, one behind the other.
@@ -571,10 +642,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
             buffer.copy_within(at..at + PAGE, kept);
         }
         kept += PAGE;
-        match ranges.last_mut() {
-            Some(last) if last.end == address => last.end += PAGE as u64,
-            _ => ranges.push(address..address + PAGE as u64),
-        }
+        push(&mut ranges, address);
     }
     (kept, ranges)
 }
@@ -624,6 +692,7 @@ mod tests {
                 owner: Owner::Task(1),
                 pages_id: 1,
                 room,
+                hands: None,
             };
             take(&[job], &dir, None, &|_| ()).unwrap();
             let file = File::open(folder.join("pages-1.img")).unwrap();
@@ -639,7 +708,7 @@ mod tests {
     #[test]
     fn chunks_are_no_larger_than_a_buffer_and_lose_nothing() {
         let runs = [(0..(3 * CHUNK as u64 / 2), ANONYMOUS), (1 << 30..(1 << 30) + 4096, ANONYMOUS)];
-        let chunks = cut(0, &runs);
+        let chunks = cut_runs(0, &runs, CHUNK);
         assert_eq!(chunks.len(), 2);
         let size = |chunk: &Chunk| chunk.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
         assert!(chunks.iter().all(|chunk| size(chunk) <= CHUNK as u64));
@@ -675,6 +744,7 @@ mod tests {
                 owner: Owner::Task(1),
                 pages_id: 1,
                 room: None,
+                hands: None,
             };
             take(&[job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");
