@@ -36,6 +36,8 @@ complete -c crtools -l cpu-cap -d 'what of the processor must be the same: none,
 complete -c crtools -l dry-run -d 'print what would be done, in order, and do nothing'
 complete -c crtools -l copy-on-write -d 'let the tree run on while its memory is read from copies; so by default, unless a script is told the steps'
 complete -c crtools -l no-copy-on-write -d 'let the tree run on while its memory is read from copies; so by default, unless a script is told the steps'
+complete -c crtools -l pre-copy -d 'save memory while the tree runs, then what it changed; so by default of much that is to run on'
+complete -c crtools -l no-pre-copy -d 'save memory while the tree runs, then what it changed; so by default of much that is to run on'
 complete -c crtools -l compress -d 'compress pages in blocks, by lz4 (if nothing is said) or zstd; CRIU cannot read that'
 complete -c crtools -l share-pages -d 'store pages once that relatives share, if they are many; so by default. CRIU cannot read that'
 complete -c crtools -l no-share-pages -d 'store pages once that relatives share, if they are many; so by default. CRIU cannot read that'

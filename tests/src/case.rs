@@ -232,6 +232,7 @@ impl Case {
             Mode::Plain,
             Mode::Twice,
             Mode::Snapshot,
+            Mode::Ahead,
             Mode::Incremental,
             Mode::Lazy,
             Mode::Compressed,
@@ -272,6 +273,8 @@ pub enum Mode {
     Twice,
     /// `--leave-running`: the program never notices.
     Snapshot,
+    /// Its memory is saved while it runs, and what it changed when it stands still: a snapshot, then a dump.
+    Ahead,
     /// Its memory is saved first, while it runs, several times; the dump adds what has changed since.
     Incremental,
     /// Dump, gone, restore with memory that comes when it is touched.
@@ -303,10 +306,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
+        Self::Ahead,
         Self::Incremental,
         Self::Lazy,
         Self::PostCopy,
@@ -328,6 +332,7 @@ impl Mode {
             Self::Plain => "plain",
             Self::Twice => "twice",
             Self::Snapshot => "snapshot",
+            Self::Ahead => "ahead",
             Self::Incremental => "incremental",
             Self::Lazy => "lazy",
             Self::PostCopy => "post-copy",

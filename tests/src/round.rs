@@ -283,10 +283,25 @@ impl Round {
         if is_restless { Ok(()) } else { self.compare(&before, "the dump and the restore") }
     }
 
-    fn snapshot(&mut self, is_restless: bool) -> Result<(), String> {
+    /// Memory that is saved while the program runs, of a snapshot and of the dump proper.
+    fn ahead(&mut self, is_restless: bool) -> Result<(), String> {
+        self.snapshot(is_restless, &["--pre-copy"])?;
+        let before = Fingerprint::of(self.subject.pid);
+        let images = self.subject.dump_away_with(&["--pre-copy"])?;
+        let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+        if !log.contains("memory is saved ahead") && !log.contains("saved memory ahead") {
+            return Err("the dump did not even try to save memory ahead".into());
+        }
+        self.let_outside_act(Moment::Away);
+        self.subject.restore(&images)?;
+        self.let_outside_act(Moment::Back);
+        if is_restless { Ok(()) } else { self.compare(&before, "the dump and the restore") }
+    }
+
+    fn snapshot(&mut self, is_restless: bool, more: &[&str]) -> Result<(), String> {
         let before = Fingerprint::of(self.subject.pid);
         let images = self.subject.step("images")?;
-        let ran = self.subject.dump(&images, &["--leave-running"])?;
+        let ran = self.subject.dump(&images, &[&["--leave-running"], more].concat())?;
         if !ran.is_good() {
             return Err(format!("the snapshot failed: {:?}", ran.status));
         }
@@ -340,12 +355,13 @@ impl Round {
     fn killed_dumps(&mut self, is_restless: bool) -> Result<(), String> {
         const KILLS: u32 = 40;
         let begin = Instant::now();
-        self.snapshot(true)?;
+        self.snapshot(true, &["--pre-copy"])?;
         let whole = begin.elapsed();
         let before = Fingerprint::of(self.subject.pid);
         for kill in 0..KILLS {
             let delay = whole * kill / KILLS;
-            self.subject.dump_killed(delay)?;
+            let ahead: &[&str] = if kill % 2 == 1 { &["--pre-copy"] } else { &[] };
+            self.subject.dump_killed(delay, ahead)?;
             self.subject.still_there(&format!("after a dump that was killed after {delay:?}"))?;
         }
         if is_restless { Ok(()) } else { self.compare(&before, "killed dumps") }
@@ -408,7 +424,8 @@ impl Round {
             Mode::Twice => {
                 self.dump_and_restore(is_restless).and_then(|()| self.dump_and_restore(is_restless))
             }
-            Mode::Snapshot => self.snapshot(is_restless),
+            Mode::Snapshot => self.snapshot(is_restless, &[]),
+            Mode::Ahead => self.ahead(is_restless),
             Mode::Compressed => {
                 // The name of the workload says which way, so that both are tried.
                 let how = if case.name.len().is_multiple_of(2) { "--compress" } else { "--compress=zstd" };

@@ -204,13 +204,14 @@ impl Subject {
     ///
     /// # Errors
     /// When it cannot be started, or a part of it stays.
-    pub fn dump_killed(&mut self, delay: Duration) -> Result<(), String> {
+    pub fn dump_killed(&mut self, delay: Duration, more: &[&str]) -> Result<(), String> {
         let images = self.step("images")?;
         let tool = self.tools.dump.clone();
         let pid = self.pid.to_string();
         let given = ["-t", pid.as_str(), "--leave-running"];
         let own = self.own_for_dump();
-        let arguments: Vec<&str> = own.iter().map(String::as_str).chain(given).collect();
+        let arguments: Vec<&str> =
+            own.iter().map(String::as_str).chain(given).chain(more.iter().copied()).collect();
         let ran = tool
             .run_killed(&mut self.reaper, &images, "dump", &arguments, delay)
             .map_err(|e| format!("start {}: {e}", tool.path.display()))?;

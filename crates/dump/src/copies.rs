@@ -20,7 +20,6 @@ use image::pagemap::Run;
 use kinds::vma;
 use model::{Errno, Failure, Object, Options};
 use pages::select::{Area, Question, select};
-use pages::take::Room;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -100,7 +99,7 @@ impl Drop for Copies {
 
 /// Is a tree to run on while its memory is saved? Not when scripts follow the steps, unless it is asked for:
 /// they may rely on a tree that stands still until the end.
-fn are_wanted(options: &Options) -> bool {
+pub fn are_wanted(options: &Options) -> bool {
     options.leave_running
         && !options.lazy_pages
         && options.copy_on_write.unwrap_or(options.action_scripts.is_empty())
@@ -120,8 +119,8 @@ pub enum Way {
     StandsStill,
     /// What is to be saved is so little that it is read first.
     PutAside,
-    /// There is room for what is to be saved: it is written first.
-    WrittenFirst,
+    /// What it changes is noted, and saved by the next run.
+    RunsOn,
     Copied,
 }
 
@@ -146,21 +145,10 @@ pub fn way(options: &Options, tree: &Tree) -> Way {
     }
 }
 
-/// The way that is shorter than copies, where it is known what is to be saved: `known` are the pages that the images before
-/// have.
-pub fn shorter(looks: &[Seen], known: &HashMap<i32, Vec<Run>>, rooms: &HashMap<i32, Room>) -> Option<Way> {
-    let (mut total, mut without_room) = (0, 0);
-    for (pid, look) in looks {
-        let bytes = bytes_to_save(&look.memory.pages.runs, known.get(pid));
-        let has_room = rooms.get(pid).is_some_and(|room| room.holds(bytes));
-        total += bytes;
-        without_room += if has_room { 0 } else { bytes };
-    }
-    match (total, without_room) {
-        (..=SMALL, _) => Some(Way::PutAside),
-        (_, ..=SMALL) => Some(Way::WrittenFirst),
-        _ => None,
-    }
+/// Is so little to be saved that it is read first? `known` are the pages that need not be.
+pub fn is_little<'k>(looks: &[Seen], limit: u64, known: impl Fn(i32) -> Option<&'k Vec<Run>>) -> bool {
+    let bytes = |(pid, look): &Seen| bytes_to_save(&look.memory.pages.runs, known(*pid));
+    looks.iter().map(bytes).sum::<u64>() <= limit
 }
 
 /// Makes copies, if there is room for them, and all can be copied. Returns what became of the tree.

@@ -38,8 +38,7 @@ pub fn give(tree: &mut Tree, saved: &mut [Saved], options: &Options, dir: &Dir) 
 
 fn is_worth_it(saved: &Saved) -> bool {
     let bytes: u64 = saved.runs.iter().map(|run| run.0.end - run.0.start).sum();
-    let is_read = saved.aside.is_some() || saved.room.is_some();
-    !is_read && bytes >= WORTH_IT && bytes / saved.runs.len() as u64 >= RUN
+    !saved.runs_on && saved.aside.is_none() && bytes >= WORTH_IT && bytes / saved.runs.len() as u64 >= RUN
 }
 
 /// A copy that there is becomes hands; otherwise there is none, for what stands still need not be copied.

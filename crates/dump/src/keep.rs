@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn runs_stay_that_are_in_mappings_that_may_come_later() {
-        let how = How { is_readable: true, keeps_zeros: false, is_clean: false };
+        let how = How { is_readable: true, ..How::default() };
         let runs = [0x1000..0x3000, 0x3000..0x4000, 0x6000..0x7000, 0x9000..0xa000].map(|run| (run, how));
         let (away, rest) = part(runs.to_vec(), &[0x0..0x3000, 0x3000..0x5000, 0x9000..0xb000]);
         assert_eq!(away, [0x1000..0x4000, 0x9000..0xa000]);

@@ -2,6 +2,7 @@
 //! that for memory alone.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod copies;
 mod encode;
 mod freeze;

@@ -1,16 +1,16 @@
 //! What earlier snapshots of a tree mean for this one: which pages need not be saved again.
 
+use crate::ahead::{self, Ahead};
 use crate::copies;
 use crate::freeze::Tree;
 use crate::observe::{self, Look};
-use crate::track::{self, Known, Watched};
+use crate::track::{self, Known, Maps, Watched};
 use agent::crew;
 use image::pagemap::Run;
 use image::{Dir, InventoryEntry, kind};
 use model::{Errno, Failure, Object, Options, Remedy};
 use pages::chain::{Chain, PARENT_LINK, each_part, split};
 use pages::select::{How, Question};
-use pages::take::Room;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,11 +18,6 @@ use sys::userfault::Userfault;
 
 /// Runs of pages, each with what matters of its mapping.
 pub type Runs = Vec<(Range<u64>, How)>;
-
-/// The part of the memory of a process that is written sooner than all of it is copied, by the factor that it takes longer.
-const LITTLE: u64 = 8;
-/// The part of what has changed that may change yet.
-const MORE: u64 = 8;
 
 /// The folder before this one.
 #[derive(Debug)]
@@ -58,11 +53,18 @@ impl Parent {
     }
 }
 
+/// A process, where it has a `syscall` instruction, and its mappings.
+pub type Door<'m> = (i32, u64, &'m Maps);
+
 /// The snapshot before, and who has noted what changed since.
 #[derive(Debug)]
 pub struct Past {
     known: Known,
     parent: Option<Parent>,
+    /// What was saved while the tree ran.
+    ahead: Option<Ahead>,
+    /// What was known of its pages is so no more.
+    is_spent: bool,
     /// Changes are to be noted from now on.
     watches: bool,
     /// Of this run.
@@ -80,7 +82,7 @@ impl Past {
         let name = options.prev_images_dir.as_ref();
         let known = if watches || name.is_some() { Known::find() } else { Known::default() };
         let parent = name.map(|name| Parent::open(name, dir, &known, options.page_server)).transpose()?;
-        Ok(Past { known, parent, watches, run_id })
+        Ok(Past { known, parent, ahead: None, is_spent: false, watches, run_id })
     }
 
     /// The tree that was frozen consists of these processes: nothing else counts from now on.
@@ -91,10 +93,10 @@ impl Past {
     /// What the kernel has to be asked about pages, when the memory is looked at; `later` when that can be done in
     /// copies. Nothing where [`Past::watch`] will ask.
     pub fn ask(&self, later: bool) -> Option<Question> {
-        match (self.watches, &self.parent) {
+        match (self.watches, self.parent.is_some() || self.ahead.is_some()) {
             (true, _) => None,
-            (false, Some(_)) => Some(Question::AndWhatIsNew),
-            (false, None) => (!later).then_some(Question::WhatIsThere),
+            (false, true) => Some(Question::AndWhatIsNew),
+            (false, false) => (!later).then_some(Question::WhatIsThere),
         }
     }
 
@@ -125,25 +127,18 @@ impl Past {
             return Ok(Vec::new());
         }
         let mut looks: Vec<_> = looks.collect();
-        let needy = looks.iter().filter(|(pid, look)| track::needs_new(&self.known, *pid, look));
-        let mut new = copies::userfaults(tree, needy.map(|(pid, look)| (*pid, look.instruction)).collect());
-        let explain = |error: Errno, pid| error.on(Object::Task, "note changes of its memory").of(pid);
-        let mut held = Vec::with_capacity(looks.len());
-        for (pid, _) in &looks {
-            let made = new.remove(pid).map(|made| {
-                made.and_then(|fd| Userfault::tracking(fd).map_err(|error| explain(error, *pid)))
-            });
-            held.push(made.or_else(|| Some(self.known.fetch(*pid)?.map_err(|error| explain(error, *pid)))));
-        }
-        self.known.forget();
+        let doors: Vec<Door> =
+            looks.iter().map(|(pid, look)| (*pid, look.instruction, &look.memory.maps[..])).collect();
+        let userfaults = self.userfaults(tree, &doors);
         let mut watched = Vec::with_capacity(looks.len());
-        for ((pid, look), userfault) in looks.iter_mut().zip(held) {
-            match userfault {
-                Some(Ok(userfault)) => watched.push(track::watch(*pid, userfault, look)?),
-                other => {
-                    let why =
-                        other.and_then(Result::err).map_or(String::new(), |failure| format!(": {failure}"));
-                    log::warn!("pid {pid}: the next snapshot has to save all of it{why}");
+        for ((pid, look), userfault) in looks.iter_mut().zip(userfaults) {
+            match userfault.and_then(|userfault| track::watch(*pid, userfault, &look.memory.maps)) {
+                Ok((one, pages)) => {
+                    watched.push(one);
+                    look.memory.pages = pages;
+                }
+                Err(failure) => {
+                    log::warn!("pid {pid}: the next snapshot has to save all of it: {failure}");
                     let areas = observe::areas(&look.memory.maps);
                     look.memory.pages = observe::find_pages(*pid, &areas, Question::AndWhatIsNew)?;
                 }
@@ -152,44 +147,94 @@ impl Past {
         Ok(watched)
     }
 
-    /// The pages that the images before have, of those processes whose changes were noted since.
-    pub fn pages(&mut self, pids: &[i32]) -> HashMap<i32, Vec<Run>> {
-        let Some(parent) = &mut self.parent else { return HashMap::new() };
-        let pages = std::mem::take(&mut parent.pages);
-        for pid in pids.iter().filter(|pid| !pages.contains_key(pid)) {
+    /// A userfaultfd for each of these frozen processes, that of the keeper where it has one. From now on nothing that is
+    /// known of their pages is good for another run.
+    pub fn userfaults(&mut self, tree: &mut Tree, doors: &[Door]) -> Vec<Result<Userfault, Failure>> {
+        let explain = |error: Errno, pid| error.on(Object::Task, "note changes of its memory").of(pid);
+        let mut ahead = self.ahead.as_mut();
+        let mut held: HashMap<i32, Userfault> = HashMap::with_capacity(doors.len());
+        for (pid, _, maps) in doors {
+            let own = ahead.as_mut().and_then(|ahead| ahead.userfault(*pid));
+            let one = own.or_else(|| self.known.fetch(*pid)?.ok()).filter(|one| track::is_good(one, maps));
+            held.extend(one.map(|one| (*pid, one)));
+        }
+        let needy = doors.iter().filter(|(pid, ..)| !held.contains_key(pid));
+        let mut new =
+            copies::userfaults(tree, needy.map(|(pid, instruction, _)| (*pid, *instruction)).collect());
+        self.known.forget();
+        self.is_spent = true;
+        let mut find = |pid: i32| match held.remove(&pid) {
+            Some(held) => Ok(held),
+            None => {
+                let none = || Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid);
+                let made = new.remove(&pid).ok_or_else(none)??;
+                Userfault::tracking(made).map_err(|error| explain(error, pid))
+            }
+        };
+        doors.iter().map(|(pid, ..)| find(*pid)).collect()
+    }
+
+    /// Saves memory of the tree below `root` while that runs, if it is worth it.
+    pub fn save_ahead(&mut self, root: i32, options: &Options, dir: &Dir) {
+        if !ahead::is_wanted(root, options) {
+            return;
+        }
+        match Ahead::take(root, options, dir, self) {
+            // What it has of the images before is all that is known of them.
+            Ok(ahead) => (self.ahead, self.is_spent) = (Some(ahead), false),
+            Err(failure) => {
+                let level = if options.pre_copy.is_some() { log::Level::Warn } else { log::Level::Info };
+                log::log!(level, "no memory is saved ahead: {failure}");
+                if self.is_spent {
+                    self.parent.iter_mut().for_each(|parent| parent.pages.clear());
+                }
+            }
+        }
+    }
+
+    /// Of pages that need not be saved: those that the images before have, and those that were saved ahead.
+    pub fn claim(&mut self, pid: i32, unchanged: Vec<Run>) -> (Vec<Run>, Option<pages::ahead::Ahead>) {
+        let Some(ahead) = &mut self.ahead else { return (unchanged, None) };
+        self.is_spent = true;
+        ahead.claim(pid, unchanged)
+    }
+
+    /// The pages that the images before have, or that were saved ahead, of a process whose changes were noted since.
+    pub fn pages(&self, pid: i32) -> Option<&Vec<Run>> {
+        match &self.ahead {
+            Some(ahead) => ahead.pages(pid),
+            None => self.parent.as_ref()?.pages.get(&pid),
+        }
+    }
+
+    /// Says which processes are saved as if nothing was before.
+    pub fn tell(&self, pids: &[i32]) {
+        let Some(parent) = &self.parent else { return };
+        for pid in pids.iter().filter(|pid| self.pages(**pid).is_none()) {
             let name = parent.name.display();
             log::info!("pid {pid}: its changes since {name} were not noted: all of it is saved");
         }
-        pages
     }
 
-    /// Makes room for the pages of processes that have changed little, while they run. It is a guess, of some more than
-    /// have changed by now.
-    pub fn make_room(&self, options: &Options, dir: &Dir) -> HashMap<i32, Room> {
-        let is_elsewhere = options.page_server || options.compress.is_some() || options.lazy_pages;
-        if is_elsewhere || options.copy_on_write == Some(true) {
-            return HashMap::new();
-        }
-        let parents = self.parent.iter().flat_map(|parent| &parent.pages);
-        let rooms = parents.filter_map(|(pid, known)| {
-            let areas = observe::areas(&observe::read_maps(*pid).ok()?);
-            let pages = observe::find_pages(*pid, &areas, Question::AndWhatIsNew).ok()?;
-            let wanted = bytes_to_save(&pages.runs, Some(known));
-            let is_little = wanted > copies::SMALL && wanted <= pages.scanned_pages * 4096 / LITTLE;
-            let room = is_little.then(|| Room::make(dir, (wanted + wanted / MORE).next_multiple_of(1 << 20)));
-            Some((*pid, room??))
-        });
-        rooms.collect()
+    /// Was anything saved ahead?
+    pub fn ahead(&mut self) -> Option<&mut Ahead> {
+        self.ahead.as_mut()
+    }
+
+    /// Is nothing true any more of what was known when it was made?
+    pub fn is_spent(&self) -> bool {
+        self.is_spent
     }
 
     /// Nobody is watched any more.
     pub fn forget(&mut self) {
         self.known.forget();
+        self.ahead = None;
     }
 
     /// Is there a userfaultfd of ours over the memory of this process?
     pub fn is_ours(&self, pid: i32) -> bool {
-        self.known.has(pid)
+        self.known.has(pid) || self.ahead.as_ref().is_some_and(|ahead| ahead.has(pid))
     }
 }
 

@@ -1,11 +1,14 @@
 //! A dump of memory alone, while the tree runs: what has not changed by the time of the dump proper need not be
-//! saved then. Every page is as it was at one moment, in which the tree stood still.
+//! saved then. Pages are copied while the tree runs on, as they are by then: what it writes from the moment on in which it
+//! stood still is noted, and saved again. Only pages that processes have in common have to be as they were in that moment,
+//! for they are stored once.
 
+use crate::ahead::{self, Outline};
 use crate::copies::{self, Seen, Way};
 use crate::freeze::{State, Tree, freeze};
 use crate::observe::{self, Common, Depth};
-use crate::past::{Past, divide};
-use crate::run::{Saved, Taking, connect, dedup, micros, put_aside, share};
+use crate::past::{Past, bytes_to_save, divide};
+use crate::run::{Saved, Taking, connect, dedup, micros, share};
 use crate::{encode, hands, track};
 use image::Dir;
 use model::hooks::Action;
@@ -30,7 +33,6 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let mut receiver = connect(options)?;
     let mut taking = Taking::new(dir, options, receiver.as_mut());
     let mut past = Past::of(options, dir, true)?;
-    let mut rooms = past.make_room(options, dir);
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let frozen = Instant::now();
     let freezing_us = micros(start);
@@ -47,12 +49,17 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
     let looks = tree.crew.each(alive, move |_, pid| observe::look(pid, depth, common.as_deref()));
     let mut looks = pids.iter().copied().zip(looks).map(|(pid, look)| look.map(|look| (pid, look)));
     let mut looks = looks.by_ref().collect::<Result<Vec<_>, Failure>>()?;
-    let known = past.pages(&pids);
+    past.tell(&pids);
     let watched = past.watch(&mut tree, looks.iter_mut().map(|(pid, look)| (*pid, look)))?;
     let seen: Vec<Seen> = looks.iter().map(|(pid, look)| (*pid, look)).collect();
-    let way = match (options.copy_on_write, copies::shorter(&seen, &known, &rooms)) {
-        (Some(false), _) => Way::StandsStill,
-        (None, Some(shorter)) => shorter,
+    let outlines: Vec<Outline> = seen
+        .iter()
+        .map(|(pid, look)| (*pid, look.stat.ppid, bytes_to_save(&look.memory.pages.runs, past.pages(*pid))))
+        .collect();
+    let runs_on = options.copy_on_write.is_none() && ahead::pays(&outlines, 0, options.share_pages);
+    let way = match options.copy_on_write {
+        Some(false) => Way::StandsStill,
+        _ if runs_on => Way::RunsOn,
         _ => copies::make(&mut tree, &seen),
     };
     let mut frozen_us = None;
@@ -62,7 +69,7 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         log::info!("the tree stood still for {us} us");
         Some(us)
     };
-    if way == Way::Copied {
+    if matches!(way, Way::Copied | Way::RunsOn) {
         frozen_us = let_go(&mut tree);
     }
     let mut saved = Vec::with_capacity(looks.len());
@@ -71,41 +78,33 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         // The flags say what is not worth saving.
         let maps = match way {
             Way::Copied => copies::read(&tree.copies, *pid, None)?.memory.maps,
-            _ => observe::read_memory(*pid, None)?.maps,
+            _ => match observe::read_memory(*pid, None) {
+                Ok(memory) => memory.maps,
+                // It has ended since.
+                Err(failure) if runs_on => {
+                    log::info!("{failure}");
+                    continue;
+                }
+                Err(failure) => return Err(failure.into()),
+            },
         };
         look.memory.maps = maps;
         look.memory.keep_content();
         scanned += look.memory.pages.scanned_pages;
-        let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), known.get(pid));
+        let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), past.pages(*pid));
         let memory_of = tree.copies.of(*pid).filter(|_| way == Way::Copied).map_or(*pid, |copy| copy.pid);
-        let room = rooms.remove(pid);
-        saved.push(Saved {
-            pid: *pid,
-            parent: look.stat.ppid,
-            memory_of,
-            aside: None,
-            room,
-            hands: None,
-            runs,
-            elsewhere,
-        });
+        let (pid, parent) = (*pid, look.stat.ppid);
+        let (aside, ahead, hands) = (None, None, None);
+        saved.push(Saved { pid, parent, memory_of, runs_on, aside, ahead, hands, runs, elsewhere });
     }
-    share(&mut saved, options)?;
+    if !runs_on {
+        share(&mut saved, options)?;
+    }
     dir.begin()?;
     past.link(dir)?;
-    match way {
-        Way::PutAside => put_aside(&mut saved)?,
-        Way::WrittenFirst => taking.memory(std::mem::take(&mut saved))?,
-        Way::StandsStill | Way::Copied => {}
-    }
-    if matches!(way, Way::PutAside | Way::WrittenFirst) {
-        frozen_us = let_go(&mut tree);
-    }
-    if way != Way::WrittenFirst {
-        hands::give(&mut tree, &mut saved, options, dir);
-        taking.memory(saved)?;
-        hands::end(&mut tree);
-    }
+    hands::give(&mut tree, &mut saved, options, dir);
+    taking.memory(saved)?;
+    hands::end(&mut tree);
     taking.finish()?;
     sys::apart::go_on()?;
     let frozen_us = frozen_us.unwrap_or_else(|| micros(frozen));

@@ -18,10 +18,11 @@ use kinds::vma::sysv;
 use model::hooks::Action;
 use model::stats::DumpStats;
 use model::{Errno, Failure, Failures, Hooks, Object, Options, Remedy};
+use pages::ahead::Ahead;
 use pages::away::Ended;
 use pages::select::Question;
 use pages::server::{self, Receiver};
-use pages::take::{Aside, Job, Owner, Room, Source, Taken, data_runs, take};
+use pages::take::{Aside, Job, Owner, Source, Taken, data_runs, take};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
@@ -47,11 +48,21 @@ pub fn run(options: &Options) -> Result<(), Failures> {
     let mut receiver = connect(options)?;
     let mut keeping = options.lazy_pages.then(|| Keeping::begin(options)).transpose()?;
     let mut tries = 0;
+    let goes_on = options.leave_running || options.leave_stopped;
+    let find_past = || Past::of(options, &dir, options.track_mem && goes_on);
+    sys::apart::go_on()?;
+    let mut past = find_past()?;
+    past.save_ahead(root, options, &dir);
     loop {
         tries += 1;
         let taking = Taking::new(&dir, options, receiver.as_mut());
-        let Err(failures) = dump(root, options, taking, &mut keeping, &hooks) else { return Ok(()) };
+        let Err(failures) = dump(root, options, taking, &mut past, &mut keeping, &hooks) else {
+            return Ok(());
+        };
         dir.discard();
+        if past.is_spent() {
+            past = find_past()?;
+        }
         if tries == TRIES || !failures.iter().all(|failure| failure.is_passing) {
             return Err(failures);
         }
@@ -77,6 +88,7 @@ fn dump(
     root: i32,
     options: &Options,
     mut taking: Taking,
+    past: &mut Past,
     keeping: &mut Option<Keeping>,
     hooks: &Hooks,
 ) -> Result<(), Failures> {
@@ -88,9 +100,6 @@ fn dump(
     sys::fd::reserve(DESCRIPTORS.max(descriptors * 2));
     observe::expect_descriptors(descriptors);
     let own_namespaces = observe::namespaces("self");
-    let goes_on = options.leave_running || options.leave_stopped;
-    let mut past = Past::of(options, dir, options.track_mem && goes_on)?;
-    let mut rooms = past.make_room(options, dir);
     let mut tree = freeze(root, Duration::from_secs(options.timeout_s.max(1).into()))?;
     let freezing_us = micros(start);
     log::info!("froze {} processes in {freezing_us} us", tree.processes.len());
@@ -104,17 +113,28 @@ fn dump(
     let depth = Depth { flags: !wants_copies, pages: past.ask(wants_copies) };
     let has_pages = past.watches() || depth.pages.is_some();
     let mut survey = survey::survey(&mut tree, options, depth, own_namespaces)?;
-    let known = past.pages(&pids);
     let mut watched = Vec::new();
     if survey.is_good() {
         watched = past.watch(&mut tree, survey.looks_mut())?;
+        past.tell(&pids);
         let looks: Vec<Seen> = survey.looks().collect();
-        let shorter = has_pages.then(|| copies::shorter(&looks, &known, &rooms)).flatten();
-        way = match (way, shorter) {
-            (Way::Copied, Some(shorter)) if options.copy_on_write != Some(true) => shorter,
-            (Way::Copied, _) => copies::make(&mut tree, &looks),
-            _ => way,
+        let limit = past.ahead().and_then(|ahead| ahead.limit(&looks));
+        let is_ahead = limit.is_some();
+        let limit = limit.unwrap_or(copies::SMALL);
+        let is_little = has_pages && copies::is_little(&looks, limit, |pid| past.pages(pid));
+        way = match way {
+            Way::Copied if is_little && options.copy_on_write != Some(true) => Way::PutAside,
+            Way::StandsStill if is_little && is_ahead => Way::PutAside,
+            Way::Copied => copies::make(&mut tree, &looks),
+            way => way,
         };
+    } else if way == Way::Copied {
+        way = Way::StandsStill;
+    }
+    if way != Way::PutAside
+        && let Some(ahead) = past.ahead()
+    {
+        ahead.forget();
     }
     let is_copied = way == Way::Copied;
     let let_go = |tree: &mut Tree| {
@@ -138,7 +158,7 @@ fn dump(
             }
             Ok(reading)
         })?;
-        saved = Saved::of(&mut census, &known, &mut rooms);
+        saved = Saved::of(&mut census, past);
         sharing = share(&mut saved, options)?;
     } else {
         census = survey.conclude(&tree, &|pid, look| {
@@ -172,14 +192,12 @@ fn dump(
             drop(tty::write(&mut census.cx)?);
             frozen_us = Some(let_go(&mut tree));
         }
-        saved = Saved::of(&mut census, &known, &mut rooms);
+        saved = Saved::of(&mut census, past);
         sharing = share(&mut saved, options)?;
-        match way {
-            Way::PutAside => put_aside(&mut saved)?,
-            Way::WrittenFirst => taking.memory(std::mem::take(&mut saved))?,
-            Way::StandsStill | Way::Copied => {}
+        if way == Way::PutAside {
+            put_aside(&mut saved)?;
         }
-        if matches!(way, Way::PutAside | Way::WrittenFirst) {
+        if way == Way::PutAside && copies::are_wanted(options) {
             drop(tty::write(&mut census.cx)?);
             frozen_us = Some(let_go(&mut tree));
         }
@@ -187,11 +205,9 @@ fn dump(
     if let Some(keeping) = keeping {
         keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
-    if way != Way::WrittenFirst {
-        hands::give(&mut tree, &mut saved, options, dir);
-        taking.memory(saved)?;
-        hands::end(&mut tree);
-    }
+    hands::give(&mut tree, &mut saved, options, dir);
+    taking.memory(saved)?;
+    hands::end(&mut tree);
     taking.finish()?;
 
     sys::apart::go_on()?;
@@ -299,14 +315,14 @@ impl<'d> Taking<'d> {
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
         self.last_id += 1;
-        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, room: None, hands: None }
+        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, ahead: None, hands: None }
     }
 
-    fn take(&mut self, jobs: &[Job]) -> Result<(), Failure> {
+    fn take(&mut self, jobs: Vec<Job>) -> Result<(), Failure> {
         let begun = Instant::now();
         let progress = self.options.progress.clone();
         let taken = match &mut self.receiver {
-            Some(receiver) => send(jobs, receiver, &|pages| progress.pages_done(pages))?,
+            Some(receiver) => send(&jobs, receiver, &|pages| progress.pages_done(pages))?,
             None => take(jobs, self.dir, self.options.compress, &|pages| progress.pages_done(pages))?,
         };
         self.taken.written_pages += taken.written_pages;
@@ -327,7 +343,7 @@ impl<'d> Taking<'d> {
                 data_runs(&file).map_err(|error| error.on(Object::Path(owner.pagemap()), "find its data"))?;
             jobs.push(self.job(Source::File(file), runs, owner));
         }
-        self.take(&jobs)?;
+        self.take(jobs)?;
         let links = ghost::make_links(cx)?;
         ghost::write(cx, self.dir)?;
         Ok(links)
@@ -338,17 +354,17 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, aside, room, hands, runs, elsewhere, .. } in saved {
-            let of_process =
-                || Source::Process { pid: memory_of, has_relatives: has_relatives || pid != memory_of };
+        for Saved { pid, memory_of, runs_on, aside, ahead, hands, runs, elsewhere, .. } in saved {
+            let has_relatives = has_relatives || pid != memory_of;
+            let of_process = || Source::Process { pid: memory_of, has_relatives, runs: runs_on };
             let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
-            jobs.push(Job { elsewhere, room, hands, ..self.job(source, runs, Owner::Task(pid)) });
+            jobs.push(Job { elsewhere, ahead, hands, ..self.job(source, runs, Owner::Task(pid)) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
-        self.take(&jobs)?;
+        self.take(jobs)?;
         log::info!("wrote {} pages in {} us", self.taken.written_pages, self.us);
         Ok(())
     }
@@ -356,7 +372,7 @@ impl<'d> Taking<'d> {
 
 /// Pages that relatives have in common, in a whole tree, from which on they are stored once: below, images stay
 /// readable for CRIU, which knows no such thing.
-const WORTH_SHARING: u64 = 4 << 20;
+pub const WORTH_SHARING: u64 = 4 << 20;
 
 /// The part of a child's pages that it shares at least with its parent, if for that the memory of both is to be there before
 /// they run: as much more memory is taken where it comes later.
@@ -439,10 +455,12 @@ pub struct Saved {
     pub parent: i32,
     /// Where it is read: the process, or its copy.
     pub memory_of: i32,
+    /// It runs while it is read.
+    pub runs_on: bool,
     /// Or what was read of it already.
     pub aside: Option<Aside>,
-    /// Where it may go.
-    pub room: Option<Room>,
+    /// What was saved before that.
+    pub ahead: Option<Ahead>,
     /// Who may move it.
     pub hands: Option<Hands>,
     pub runs: Runs,
@@ -451,21 +469,22 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Of every living process; `known` are the pages that the images before have.
-    fn of(census: &mut Census, known: &HashMap<i32, Vec<Run>>, rooms: &mut HashMap<i32, Room>) -> Vec<Saved> {
+    /// Of every living process.
+    fn of(census: &mut Census, past: &mut Past) -> Vec<Saved> {
         let alive = census.processes.iter_mut().filter(|process| process.cores[0].1.thread_core.is_some());
         let saved = alive.map(|process| {
-            let (elsewhere, runs) = divide(std::mem::take(&mut process.runs), known.get(&process.pid));
-            let (pid, parent) = (process.pid, process.pstree.ppid as i32);
-            let (memory_of, room) = (process.memory_of, rooms.remove(&pid));
-            Saved { pid, parent, memory_of, aside: None, room, hands: None, runs, elsewhere }
+            let (pid, parent, memory_of) = (process.pid, process.pstree.ppid as i32, process.memory_of);
+            let (unchanged, runs) = divide(std::mem::take(&mut process.runs), past.pages(pid));
+            let (elsewhere, ahead) = past.claim(pid, unchanged);
+            let (runs_on, aside, hands) = (false, None, None);
+            Saved { pid, parent, memory_of, runs_on, aside, ahead, hands, runs, elsewhere }
         });
         saved.collect()
     }
 }
 
 /// Reads what is to be saved of processes that stand still.
-pub fn put_aside(saved: &mut [Saved]) -> Result<(), Failure> {
+fn put_aside(saved: &mut [Saved]) -> Result<(), Failure> {
     let has_relatives = saved.len() > 1;
     for one in saved {
         one.aside = Some(Aside::read(one.pid, has_relatives, &one.runs)?);

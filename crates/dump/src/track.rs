@@ -11,11 +11,12 @@
 //! Not noted, and so always saved: memory that was mapped or moved since, children, and a program that was
 //! executed since.
 
-use crate::observe::{Look, areas, find_pages};
+use crate::observe::{areas, find_pages};
 use image::{VmaEntry, vma as status};
+use kinds::fd::uring;
 use kinds::vma;
 use model::{Errno, Failure, Object};
-use pages::select::Question;
+use pages::select::{Question, Selection};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -126,23 +127,42 @@ impl Watched {
     pub fn is_of(&self, pid: i32) -> bool {
         self.pid == pid
     }
+
+    pub fn into_userfault(self) -> Userfault {
+        self.userfault
+    }
 }
 
-/// Does a process need a new userfaultfd, made by itself?
-pub fn needs_new(known: &Known, pid: i32, look: &Look) -> bool {
-    let Some(Ok(userfault)) = known.fetch(pid) else { return true };
+/// The mappings of a process, with their records.
+pub type Maps = [(Vma, VmaEntry)];
+
+/// Is a userfaultfd good for this process, which may have become another program since it was made?
+pub fn is_good(userfault: &Userfault, maps: &Maps) -> bool {
     // One of a program that is no more answers ESRCH.
-    let first = look.memory.maps.iter().find(|(map, entry)| is_watchable(map, entry));
-    first.is_some_and(|(map, _)| userfault.watch(map.start..map.end).is_err())
+    let first = maps.iter().find(|(map, entry)| is_watchable(map, entry));
+    first.is_none_or(|(map, _)| userfault.watch(map.start..map.end).is_ok())
+}
+
+/// Why writes of a process cannot be noted: the kernel writes to pages that were handed to it before, and protection says
+/// nothing of that.
+fn hides_writes(pid: i32, maps: &Maps) -> Option<&'static str> {
+    let has = |is: &dyn Fn(&Vma) -> bool| maps.iter().any(|(map, _)| is(map));
+    if has(&|map| *map.name == *uring::NAME) {
+        return Some("it has an io_uring");
+    }
+    let is_busy = |map: &Vma| sys::aio::in_flight(pid, map.start).is_none_or(|count| count != 0);
+    has(&|map| vma::aio::is_ring(&map.name) && is_busy(map)).then_some("it waits for AIO requests")
 }
 
 /// Has the kernel note writes of a frozen process, and finds its pages: those that were not written since that was last
 /// done are clean, and from now on all of them are.
 ///
 /// # Errors
-/// When its pages cannot be found.
-pub fn watch(pid: i32, userfault: Userfault, look: &mut Look) -> Result<Watched, Failure> {
-    let maps = &look.memory.maps;
+/// When its writes cannot be noted, or its pages not found.
+pub fn watch(pid: i32, userfault: Userfault, maps: &Maps) -> Result<(Watched, Selection), Failure> {
+    if let Some(why) = hides_writes(pid, maps) {
+        return Err(Failure::conflict(Object::Task, "note changes of its memory", why).of(pid));
+    }
     // One that cannot be watched counts as changed.
     let watches = |(map, entry): &(Vma, VmaEntry)| {
         is_watchable(map, entry) && userfault.watch(map.start..map.end).is_ok()
@@ -150,8 +170,8 @@ pub fn watch(pid: i32, userfault: Userfault, look: &mut Look) -> Result<Watched,
     let watched: HashSet<u64> = maps.iter().filter(|map| watches(map)).map(|(map, _)| map.start).collect();
     let mut areas = areas(maps);
     areas.iter_mut().for_each(|area| area.is_watched = watched.contains(&area.range.start));
-    look.memory.pages = find_pages(pid, &areas, Question::AndBeginAnew)?;
-    Ok(Watched { pid, userfault })
+    let pages = find_pages(pid, &areas, Question::AndBeginAnew)?;
+    Ok((Watched { pid, userfault }, pages))
 }
 
 fn is_watchable(map: &Vma, entry: &VmaEntry) -> bool {

@@ -314,6 +314,8 @@ pub struct Options {
     pub leave_stopped: bool,
     /// Let the tree run on while its memory is read from copies; absent for where that is sure to be right.
     pub copy_on_write: Option<bool>,
+    /// Save memory before the tree is frozen; absent for where that shortens the time in which it stands still.
+    pub pre_copy: Option<bool>,
     /// Store pages once that relatives share.
     pub share_pages: bool,
     /// Of a dump: secret memory is stored, too.
@@ -394,6 +396,7 @@ impl Default for Options {
             leave_running: false,
             leave_stopped: false,
             copy_on_write: None,
+            pre_copy: None,
             share_pages: true,
             secret_memory: false,
             prev_images_dir: None,

@@ -2,6 +2,7 @@
 //! `pages-*.img`, and back.
 #![forbid(unsafe_code)]
 
+pub mod ahead;
 pub mod away;
 pub mod background;
 pub mod chain;

@@ -21,17 +21,20 @@ pub struct Area {
 }
 
 /// What matters of the mapping that a run of pages is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct How {
     pub is_readable: bool,
     pub keeps_zeros: bool,
     /// Not written since it was last saved.
     pub is_clean: bool,
+    /// Writes to it are noted.
+    pub is_watched: bool,
 }
 
 impl Area {
     fn how(&self) -> How {
-        How { is_readable: self.is_readable, keeps_zeros: self.has_file, is_clean: false }
+        let (is_readable, keeps_zeros, is_watched) = (self.is_readable, self.has_file, self.is_watched);
+        How { is_readable, keeps_zeros, is_clean: false, is_watched }
     }
 }
 

@@ -5,9 +5,9 @@
 //! A file has to hold its pages without gaps and in order, so a worker that has read a chunk waits for its
 //! place in the file before it writes; the writing itself is parallel again.
 
+use crate::ahead::Ahead;
 use crate::compressed::{self, Block};
 use crate::select::How;
-use agent::crew;
 use agent::hands::{self, Hand, Hands};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
@@ -17,7 +17,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
-use sys::memory::SharedMap;
 use sys::userfault::Growing;
 
 const PAGE: usize = 4096;
@@ -25,17 +24,17 @@ const CHUNK: usize = 1 << 20;
 /// Bytes from which on it pays to map a file that is filled.
 const GROWING: u64 = 8 << 20;
 /// Of pages of which it is known that they are kept.
-const KEPT: How = How { is_readable: true, keeps_zeros: true, is_clean: false };
+const KEPT: How = How { is_readable: true, keeps_zeros: true, is_clean: false, is_watched: false };
 /// Ranges of one process_vm_readv(2).
 pub(crate) const RANGES: usize = 512;
 
 /// Where pages come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A frozen process. Reading by process_vm_readv(2) is the fastest, but it pins pages, and the kernel
+    /// A process. Reading by process_vm_readv(2) is the fastest, but it pins pages, and the kernel
     /// (since 5.19) first gives a process that shares a page copy-on-write a copy of its own: only for a
-    /// process without relatives.
-    Process { pid: i32, has_relatives: bool },
+    /// process without relatives. What is not there any more in one that `runs` is left out.
+    Process { pid: i32, has_relatives: bool, runs: bool },
     /// A memory file; ranges are offsets.
     File(File),
     /// A process, read before.
@@ -45,8 +44,8 @@ pub enum Source {
 /// Pages of a process, read at a time.
 #[derive(Debug)]
 pub struct Aside {
-    /// Sorted.
-    ranges: Vec<Range<u64>>,
+    /// Sorted, each with its place in the bytes.
+    ranges: Vec<(Range<u64>, usize)>,
     /// One behind the other.
     bytes: Vec<u8>,
 }
@@ -57,9 +56,14 @@ impl Aside {
     /// # Errors
     /// Those of reading its memory.
     pub fn read(pid: i32, has_relatives: bool, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
-        let ranges: Vec<Range<u64>> = runs.iter().map(|run| run.0.clone()).collect();
-        let mut bytes = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
-        let source = Source::Process { pid, has_relatives };
+        let mut len = 0;
+        let place = |(range, _): &(Range<u64>, How)| {
+            len += (range.end - range.start) as usize;
+            (range.clone(), len - (range.end - range.start) as usize)
+        };
+        let ranges: Vec<(Range<u64>, usize)> = runs.iter().map(place).collect();
+        let mut bytes = vec![0; len];
+        let source = Source::Process { pid, has_relatives, runs: false };
         let mut at = 0;
         for runs in runs.chunks(RANGES) {
             at += read(&source, Owner::Task(pid), runs, &mut bytes[at..])?;
@@ -69,58 +73,32 @@ impl Aside {
 
     /// What was in a range; none where not all of it was read.
     fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
-        let mut begin = 0;
-        for one in &self.ranges {
-            if one.contains(&range.start) {
-                let at = begin + (range.start - one.start) as usize;
-                let part = self.bytes.get(at..at + (range.end - range.start) as usize)?;
-                return (range.end <= one.end).then_some(part);
+        let next = self.ranges.partition_point(|(one, _)| one.end <= range.start);
+        let (one, begin) = self.ranges.get(next).filter(|(one, _)| one.start <= range.start)?;
+        let at = begin + (range.start - one.start) as usize;
+        (range.end <= one.end).then(|| &self.bytes[at..at + (range.end - range.start) as usize])
+    }
+
+    /// The pages of these runs that say something, each with its content.
+    ///
+    /// # Errors
+    /// The run that was not read.
+    fn parts(&self, runs: &[(Range<u64>, How)]) -> Result<Vec<(Range<u64>, &[u8])>, Range<u64>> {
+        let mut parts: Vec<(Range<u64>, &[u8])> = Vec::with_capacity(runs.len());
+        for (range, how) in runs {
+            let bytes = self.get(range).ok_or_else(|| range.clone())?;
+            let says = |page: &[u8]| how.keeps_zeros || !sys::memory::is_zero(page);
+            let mut at = 0;
+            for some in bytes.chunks(PAGE).collect::<Vec<_>>().chunk_by(|one, next| says(one) == says(next)) {
+                let len = some.len() * PAGE;
+                if says(some[0]) {
+                    let start = range.start + at as u64;
+                    parts.push((start..start + len as u64, &bytes[at..at + len]));
+                }
+                at += len;
             }
-            begin += (one.end - one.start) as usize;
         }
-        None
-    }
-}
-
-/// Room for pages in a folder of images, made before they are known: half of what it takes to fill a file in memory is
-/// that it grows. It has no name until it gets pages.
-#[derive(Debug)]
-pub struct Room {
-    file: File,
-    len: u64,
-}
-
-impl Room {
-    /// Room for so many bytes, of whole pages, made on all processors; none where the folder is not in memory, or is too
-    /// small.
-    pub fn make(dir: &Dir, len: u64) -> Option<Room> {
-        let file = dir.create_nameless().ok()?;
-        if !sys::fd::is_in_memory(&file) || sys::fd::truncate(&file, len).is_err() {
-            return None;
-        }
-        let map = SharedMap::new(&file, 0, len as usize).ok()?;
-        let parts: Vec<usize> = (0..map.len()).step_by(CHUNK).collect();
-        // Not by fallocate(2), which leaves it to the first write to touch them: a virtual machine may have to get them
-        // from its host then.
-        let populate = |at: &usize| {
-            let part = *at..map.len().min(at + CHUNK);
-            // What is mapped counts as ours.
-            map.populate(part.clone()).map(|()| map.forget(part))
-        };
-        let made = crew::in_parallel(&parts, 2, |some| some.iter().try_for_each(populate));
-        made.iter().all(Result::is_ok).then_some(Room { file, len })
-    }
-
-    /// Is it large enough?
-    pub fn holds(&self, bytes: u64) -> bool {
-        self.len >= bytes
-    }
-
-    /// Gives it its name.
-    fn open(&self, dir: &Dir, name: &str) -> Result<File, Failure> {
-        let explain = |error: Errno| error.on(Object::Path(name.into()), "give it its name");
-        sys::name::link(&self.file, &dir.free(name)?).map_err(explain)?;
-        self.file.try_clone().map_err(|error| explain(sys::memory::io_errno("dup", &error)))
+        Ok(parts)
     }
 }
 
@@ -151,8 +129,8 @@ pub struct Job {
     pub elsewhere: Vec<Run>,
     pub owner: Owner,
     pub pages_id: u32,
-    /// For its pages, if that was made before.
-    pub room: Option<Room>,
+    /// What was saved before: then the source has what is missing, aside.
+    pub ahead: Option<Ahead>,
     /// Who may move its pages without a buffer.
     pub hands: Option<Hands>,
 }
@@ -179,7 +157,7 @@ struct Chunk {
 }
 
 /// A pages file, open.
-struct Target {
+pub(crate) struct Target {
     name: String,
     file: File,
     compression: Option<Compression>,
@@ -195,18 +173,27 @@ impl Target {
         workers: usize,
         compression: Option<Compression>,
     ) -> Result<Target, Failure> {
-        let (id, len) = (job.pages_id, job.bytes());
+        let id = job.pages_id;
         let (name, other) = match compression {
             Some(_) => (compressed::name(id), pages_name(id)),
             None => (pages_name(id), compressed::name(id)),
         };
         dir.remove(&other)?;
-        let room = job.room.as_ref().filter(|room| room.holds(len) && compression.is_none());
-        if let Some(file) = room.and_then(|room| room.open(dir, &name).ok()) {
-            return Ok(Target { name, file, compression, growing: None });
-        }
         let file = dir.create(&name)?;
-        let is_worth_it = (workers > 1 || job.hands.is_some()) && len >= GROWING && compression.is_none();
+        Target::of(file, name, job, workers, compression)
+    }
+
+    /// `file` is new.
+    pub fn of(
+        file: File,
+        name: String,
+        job: &Job,
+        workers: usize,
+        compression: Option<Compression>,
+    ) -> Result<Target, Failure> {
+        let len = job.bytes();
+        let has_many = workers > 1 || job.hands.is_some();
+        let is_worth_it = has_many && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
             let len = usize::try_from(len).ok()?;
             sys::fd::truncate(&file, len as u64).ok()?;
@@ -222,6 +209,11 @@ impl Target {
         Ok(target)
     }
 
+    /// The file, in which nothing more is put.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     fn explain(&self, error: &std::io::Error) -> Failure {
         sys::memory::io_errno("pwrite", error).on(Object::Path(self.name.clone()), "write pages")
     }
@@ -235,7 +227,7 @@ impl Target {
     }
 
     /// All has come.
-    fn end(&self, place: &Place) -> Result<(), Failure> {
+    pub fn end(&self, place: &Place) -> Result<(), Failure> {
         if self.compression.is_some() {
             let end = compressed::end(&place.blocks, place.packed, place.offset);
             return self.put(place.packed, &end).map_err(|error| self.explain(&error));
@@ -259,10 +251,12 @@ struct Progress {
 }
 
 #[derive(Default)]
-struct Place {
+pub(crate) struct Place {
     index: usize,
     offset: u64,
-    runs: Vec<Run>,
+    pub runs: Vec<Run>,
+    /// What could not be read.
+    pub missing: Vec<Range<u64>>,
     /// Of a compressed file, and where the next block goes.
     blocks: Vec<Block>,
     packed: u64,
@@ -274,28 +268,74 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Writes the page maps and pages files of all jobs. `progress` is told of pages as they are done.
 pub fn take(
-    jobs: &[Job],
+    jobs: Vec<Job>,
     dir: &Dir,
     compression: Option<Compression>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, Failure> {
+    let create = |job: &Job, workers: usize| Target::new(dir, job, workers, compression);
+    let (filled, mut taken) = fill(&jobs, compression, &create, &sys::apart::go_on, progress)?;
+    for (job, (target, place)) in jobs.into_iter().zip(filled) {
+        let mut runs = match (job.ahead, &job.source, target) {
+            (Some(ahead), Source::Aside(aside), _) => {
+                let fresh = aside.parts(&job.runs).map_err(|range| not_read(&range, job.owner))?;
+                let runs = ahead.complete(dir, &pages_name(job.pages_id), &fresh)?;
+                taken.written_pages += runs.iter().map(|run| run.len() / PAGE as u64).sum::<u64>();
+                runs
+            }
+            (_, _, Some(target)) => {
+                target.end(&place)?;
+                place.runs
+            }
+            // A page map without pages names a file all the same.
+            (_, _, None) => {
+                dir.remove(&compressed::name(job.pages_id))?;
+                dir.create(&pages_name(job.pages_id))?;
+                Vec::new()
+            }
+        };
+        runs.extend(job.elsewhere);
+        // What is in the file stays in its order: it is sorted already.
+        runs.sort_by_key(|run| run.range.start);
+        let pagemap = Pagemap { pages_id: job.pages_id, runs, is_old: false };
+        dir.write(&job.owner.pagemap(), &pagemap.encode())?;
+    }
+    Ok(taken)
+}
+
+/// Makes the file of a job, for what so many workers put in it.
+pub(crate) type Create<'c> = &'c (dyn Fn(&Job, usize) -> Result<Target, Failure> + Sync);
+
+/// A file for each job, if it has pages, and what is where in it.
+pub(crate) type Filled = Vec<(Option<Target>, Place)>;
+
+/// Copies the pages of all jobs into files, as long as `go_on` has nothing against it. Those of jobs with pages ahead are
+/// left out.
+pub(crate) fn fill(
+    jobs: &[Job],
+    compression: Option<Compression>,
+    create: Create,
+    go_on: &(dyn Fn() -> Result<(), Failure> + Sync),
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Filled, Taken), Failure> {
     let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
+    let wanted = jobs.iter().enumerate().filter(|(_, job)| job.ahead.is_none());
     let chunks: Mutex<VecDeque<Chunk>> =
-        Mutex::new(jobs.iter().enumerate().flat_map(|(at, job)| cut(at, job)).collect());
+        Mutex::new(wanted.clone().flat_map(|(at, job)| cut(at, job)).collect());
     let total = Mutex::new(Taken::default());
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
-    let workers = match jobs.iter().map(Job::bytes).sum::<u64>() {
+    let workers = match wanted.map(|(_, job)| job.bytes()).sum::<u64>() {
         // A thread costs more than reading a little.
         bytes if bytes < 2 * CHUNK as u64 => 1,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let create = |job: &Job| -> Result<Target, Failure> { Target::new(dir, job, workers, compression) };
+    let create = |job: &Job| create(job, workers);
     let work = || {
         let mut buffer = Vec::new();
         loop {
             let Some(chunk) = lock(&chunks).pop_front() else { return };
             let state = &states[chunk.job];
-            let copied = sys::apart::go_on()
+            let copied = go_on()
                 .and_then(|()| copy(&jobs[chunk.job], state, &chunk, &create, compression, &mut buffer));
             match copied {
                 Ok(done) => {
@@ -324,24 +364,11 @@ pub fn take(
     if let Some(failure) = failure.into_inner().unwrap_or_else(|held| held.into_inner()) {
         return Err(failure);
     }
-    for (job, state) in jobs.iter().zip(states) {
+    let done = states.into_iter().map(|state| {
         let place = state.place.into_inner().unwrap_or_else(|held| held.into_inner());
-        match state.target.get() {
-            Some(target) => target.end(&place)?,
-            // A page map without pages names a file all the same.
-            None => {
-                dir.remove(&compressed::name(job.pages_id))?;
-                dir.create(&pages_name(job.pages_id))?;
-            }
-        }
-        let mut runs = place.runs;
-        runs.extend(job.elsewhere.iter().cloned());
-        // What is in the file stays in its order: it is sorted already.
-        runs.sort_by_key(|run| run.range.start);
-        let pagemap = Pagemap { pages_id: job.pages_id, runs, is_old: false };
-        dir.write(&job.owner.pagemap(), &pagemap.encode())?;
-    }
-    Ok(total.into_inner().unwrap_or_else(|held| held.into_inner()))
+        (state.target.into_inner(), place)
+    });
+    Ok((done.collect(), total.into_inner().unwrap_or_else(|held| held.into_inner())))
 }
 
 /// A part of a job, in the order of addresses.
@@ -382,13 +409,12 @@ pub fn read_in_order(
             for mut chunk in cut_runs(0, runs, CHUNK) {
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
-                let part = sys::apart::go_on()
-                    .and_then(|()| read(&job.source, job.owner, &chunk.runs, &mut buffer))
-                    .map(|length| {
-                        let (kept, ranges) = drop_zeros(&mut buffer[..length], &chunk.runs);
-                        buffer.truncate(kept);
-                        Part::Pages(ranges, buffer)
-                    });
+                let part = sys::apart::go_on().and_then(|()| read_of(job, &chunk.runs, &mut buffer));
+                let part = part.map(|length| {
+                    let (kept, ranges) = drop_zeros(&mut buffer[..length.unwrap_or(0)], &chunk.runs);
+                    buffer.truncate(kept);
+                    Part::Pages(ranges, buffer)
+                });
                 if parts.send(part).is_err() {
                     return;
                 }
@@ -445,16 +471,18 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    let size =
-        |ranges: &[Range<u64>]| ranges.iter().map(|range| (range.end - range.start) as usize).sum::<usize>();
     let length: usize = chunk.runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
     let mut hand = job.hands.as_ref().and_then(Hands::free);
     let found = hand.as_mut().and_then(|hand| find(hand, &chunk.runs).ok());
     let is_read = found.is_none();
-    let (kept, runs) = match found {
-        Some(ranges) => (size(&ranges), ranges),
+    let found = match found {
+        Some(ranges) => Some(ranges),
         None => read_some(job, &chunk.runs, buffer)?,
     };
+    let is_missing = found.is_none();
+    let length = if is_missing { 0 } else { length };
+    let runs = found.unwrap_or_default();
+    let kept = runs.iter().map(|range| (range.end - range.start) as usize).sum();
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
         Some(how) => Some(
@@ -497,6 +525,9 @@ fn copy(
         offset = place.packed;
         place.packed += u64::from(length);
     }
+    if is_missing {
+        place.missing.extend(chunk.runs.iter().map(|run| run.0.clone()));
+    }
     place.offset = at;
     place.index = place.index.saturating_add(1);
     drop(place);
@@ -519,18 +550,6 @@ fn copy(
         target.put(offset, bytes).map_err(|error| target.explain(&error))?;
     }
     Ok(done)
-}
-
-/// Reads runs into `buffer`, without pages of zeros; returns the bytes and ranges that are left.
-fn read_some(
-    job: &Job,
-    runs: &[(Range<u64>, How)],
-    buffer: &mut Vec<u8>,
-) -> Result<(usize, Vec<Range<u64>>), Failure> {
-    let needed: u64 = runs.iter().map(|run| run.0.end - run.0.start).sum();
-    buffer.resize(buffer.len().max(needed as usize), 0);
-    let length = read(&job.source, job.owner, runs, buffer)?;
-    Ok(drop_zeros(&mut buffer[..length], runs))
 }
 
 /// Has a hand look which pages of these runs are to be kept.
@@ -560,6 +579,38 @@ fn push(ranges: &mut Vec<Range<u64>>, page: u64) {
     }
 }
 
+fn explain(range: &Range<u64>, owner: Owner, error: Errno) -> Failure {
+    let object = Object::Vma { start: range.start, end: range.end, what: owner.pagemap() };
+    error.on(object, "read its pages")
+}
+
+fn not_read(range: &Range<u64>, owner: Owner) -> Failure {
+    explain(range, owner, Errno { call: "process_vm_readv", code: libc::EFAULT })
+}
+
+/// Reads runs of a job into `buffer`, without pages of zeros, and returns what is left; as [`read_of`].
+fn read_some(
+    job: &Job,
+    runs: &[(Range<u64>, How)],
+    buffer: &mut Vec<u8>,
+) -> Result<Option<Vec<Range<u64>>>, Failure> {
+    let needed: u64 = runs.iter().map(|run| run.0.end - run.0.start).sum();
+    buffer.resize(buffer.len().max(needed as usize), 0);
+    let length = read_of(job, runs, buffer)?;
+    Ok(length.map(|length| drop_zeros(&mut buffer[..length], runs).1))
+}
+
+/// Fills `buffer` with runs of a job; none where the process has given something of them back since they were found.
+fn read_of(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
+    match read(&job.source, job.owner, runs, buffer) {
+        Err(failure) if matches!(job.source, Source::Process { runs: true, .. }) => {
+            log::debug!("{failure}");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
 /// Fills `buffer` with the runs, one behind the other.
 fn read(
     source: &Source,
@@ -568,12 +619,9 @@ fn read(
     buffer: &mut [u8],
 ) -> Result<usize, Failure> {
     let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
-    let explain = |range: &Range<u64>, error: Errno| {
-        let object = Object::Vma { start: range.start, end: range.end, what: owner.pagemap() };
-        error.on(object, "read its pages")
-    };
+    let explain = |range: &Range<u64>, error: Errno| explain(range, owner, error);
     match source {
-        Source::Process { pid, has_relatives: false } if runs.iter().all(|run| run.1.is_readable) => {
+        Source::Process { pid, has_relatives: false, .. } if runs.iter().all(|run| run.1.is_readable) => {
             let ranges: Vec<(u64, usize)> =
                 runs.iter().map(|run| (run.0.start, (run.0.end - run.0.start) as usize)).collect();
             let span = runs[0].0.start..runs[runs.len() - 1].0.end;
@@ -594,8 +642,7 @@ fn read(
         Source::Aside(aside) => {
             let mut at = 0;
             for (range, _) in runs {
-                let none = Errno { call: "process_vm_readv", code: libc::EFAULT };
-                let bytes = aside.get(range).ok_or_else(|| explain(range, none))?;
+                let bytes = aside.get(range).ok_or_else(|| not_read(range, owner))?;
                 buffer[at..at + bytes.len()].copy_from_slice(bytes);
                 at += bytes.len();
             }
@@ -650,7 +697,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
 /// The parts of a memory file that hold data. Source: lseek(2) SEEK_DATA, SEEK_HOLE.
 pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
     let page = PAGE as u64;
-    let how = How { is_readable: true, keeps_zeros: false, is_clean: false };
+    let how = How { is_readable: true, ..How::default() };
     let whole = |range: Range<u64>| (range.start / page * page..range.end.next_multiple_of(page), how);
     Ok(sys::fd::data(file)?.into_iter().map(whole).collect())
 }
@@ -658,10 +705,8 @@ pub fn data_runs(file: &File) -> Result<Vec<(Range<u64>, How)>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
-    use std::path::Path;
 
-    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false };
+    const ANONYMOUS: How = How { is_readable: true, keeps_zeros: false, is_clean: false, is_watched: false };
 
     #[test]
     fn zeros_over_a_file_are_kept() {
@@ -671,38 +716,6 @@ mod tests {
             drop_zeros(&mut buffer, &[(0x1000..0x2000, ANONYMOUS), (0x2000..0x3000, over_file)]);
         assert_eq!((kept, ranges.first()), (PAGE, Some(&(0x2000..0x3000))));
         assert_eq!(ranges.len(), 1);
-    }
-
-    #[test]
-    fn what_is_too_large_for_a_room_goes_without_and_what_is_smaller_cuts_it() {
-        let folder = Path::new("/dev/shm").join(format!("crtools-room-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let dir = Dir::open(&folder).unwrap();
-        let content: Vec<u8> = (0..9 * PAGE).map(|at| (at / PAGE) as u8).collect();
-        let memory = File::from(sys::memory::memfd(c"room", false).unwrap());
-        memory.write_all_at(&content, 0).unwrap();
-        for (room, is_used) in [(8, false), (9, true), (40, true)] {
-            let room = Room::make(&dir, (room * PAGE) as u64);
-            let number = |file: &File| file.metadata().unwrap().ino();
-            let made = room.as_ref().map(|room| number(&room.file));
-            let job = Job {
-                source: Source::File(memory.try_clone().unwrap()),
-                runs: vec![(0..content.len() as u64, ANONYMOUS)],
-                elsewhere: Vec::new(),
-                owner: Owner::Task(1),
-                pages_id: 1,
-                room,
-                hands: None,
-            };
-            take(&[job], &dir, None, &|_| ()).unwrap();
-            let file = File::open(folder.join("pages-1.img")).unwrap();
-            assert_eq!(Some(number(&file)) == made, is_used);
-            // The first is of zeros.
-            assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content[PAGE..]);
-        }
-        let names = dir.names().unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(names, ["pagemap-1.img", "pages-1.img"]);
     }
 
     #[test]
@@ -743,10 +756,10 @@ mod tests {
                 elsewhere: Vec::new(),
                 owner: Owner::Task(1),
                 pages_id: 1,
-                room: None,
+                ahead: None,
                 hands: None,
             };
-            take(&[job], &dir, None, &|_| ()).unwrap();
+            take(vec![job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");
         }
         std::fs::remove_dir_all(&folder).unwrap();

@@ -189,6 +189,20 @@ impl Merge {
                 );
             }
         }
+        if options.pre_copy == Some(true) {
+            let elsewhere = [
+                (options.page_server, "--page-server: pre-dump sends memory there while the tree runs"),
+                (options.lazy_pages, "--lazy-pages of dump, which copies nothing before it is asked for"),
+                (
+                    options.compress.is_some(),
+                    "--compress: pages that changed have to take the places of others",
+                ),
+                (options.copy_on_write == Some(true), "--copy-on-write, another way to the same end"),
+            ];
+            for (_, why) in elsewhere.into_iter().filter(|(is_given, _)| *is_given) {
+                messages.push(format!("--pre-copy does not go with {why}"));
+            }
+        }
         if options.page_server && !matches!(command, Command::PageServer) {
             let uses = match command {
                 Command::Dump | Command::PreDump | Command::LazyPages => true,

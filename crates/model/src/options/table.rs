@@ -209,6 +209,12 @@ specs! {
             options.copy_on_write = Some(given.on);
             Ok(())
         });
+    PRE_COPY = Row::flag("pre-copy").negatable().section(Section::Memory).of(DUMP).own()
+        .help("save memory while the tree runs, then what it changed; so by default of much that is to run on")
+        .sets(|options, given| {
+            options.pre_copy = Some(given.on);
+            Ok(())
+        });
     COMPRESS = Row::optional("compress", "HOW").section(Section::Memory).of(DUMPS | PAGE_SERVER_CMD).own()
         .help("compress pages in blocks, by lz4 (if nothing is said) or zstd; CRIU cannot read that")
         .sets(|options, given| {
