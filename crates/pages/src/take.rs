@@ -6,12 +6,14 @@
 //! place in the file before it writes; the writing itself is parallel again.
 
 use crate::ahead::Ahead;
+use crate::chain::each_part;
 use crate::compressed::{self, Block};
 use crate::select::How;
 use agent::hands::{self, Hand, Hands};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
@@ -83,6 +85,7 @@ impl Aside {
     ///
     /// # Errors
     /// The run that was not read.
+    #[allow(clippy::type_complexity)]
     fn parts(&self, runs: &[(Range<u64>, How)]) -> Result<Vec<(Range<u64>, &[u8])>, Range<u64>> {
         let mut parts: Vec<(Range<u64>, &[u8])> = Vec::with_capacity(runs.len());
         for (range, how) in runs {
@@ -410,8 +413,8 @@ pub fn read_in_order(
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
                 let part = sys::apart::go_on().and_then(|()| read_of(job, &chunk.runs, &mut buffer));
-                let part = part.map(|length| {
-                    let (kept, ranges) = drop_zeros(&mut buffer[..length.unwrap_or(0)], &chunk.runs);
+                let part = part.map(|found| {
+                    let (kept, ranges) = drop_zeros(&mut buffer[..length(&found)], &found);
                     buffer.truncate(kept);
                     Part::Pages(ranges, buffer)
                 });
@@ -471,17 +474,15 @@ fn copy(
     compression: Option<Compression>,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
-    let length: usize = chunk.runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
+    let needed = length(&chunk.runs);
     let mut hand = job.hands.as_ref().and_then(Hands::free);
-    let found = hand.as_mut().and_then(|hand| find(hand, &chunk.runs).ok());
-    let is_read = found.is_none();
-    let found = match found {
-        Some(ranges) => Some(ranges),
+    let by_hand = hand.as_mut().and_then(|hand| find(hand, &chunk.runs).ok());
+    let is_read = by_hand.is_none();
+    let (found, runs) = match by_hand {
+        Some(ranges) => (Cow::Borrowed(&chunk.runs[..]), ranges),
         None => read_some(job, &chunk.runs, buffer)?,
     };
-    let is_missing = found.is_none();
-    let length = if is_missing { 0 } else { length };
-    let runs = found.unwrap_or_default();
+    let length = length(&found);
     let kept = runs.iter().map(|range| (range.end - range.start) as usize).sum();
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
@@ -525,8 +526,18 @@ fn copy(
         offset = place.packed;
         place.packed += u64::from(length);
     }
-    if is_missing {
-        place.missing.extend(chunk.runs.iter().map(|run| run.0.clone()));
+    if length < needed {
+        let found: Vec<Run> = found.iter().map(|run| Run::in_parent(run.0.clone())).collect();
+        each_part(
+            &chunk.runs,
+            |_| true,
+            &found,
+            |range, _, is_found| {
+                if !is_found {
+                    place.missing.push(range);
+                }
+            },
+        );
     }
     place.offset = at;
     place.index = place.index.saturating_add(1);
@@ -588,27 +599,48 @@ fn not_read(range: &Range<u64>, owner: Owner) -> Failure {
     explain(range, owner, Errno { call: "process_vm_readv", code: libc::EFAULT })
 }
 
-/// Reads runs of a job into `buffer`, without pages of zeros, and returns what is left; as [`read_of`].
-fn read_some(
+/// Fills `buffer` with runs of a job, without pages of zeros; returns those that were found, and where what is left belongs.
+fn read_some<'r>(
     job: &Job,
-    runs: &[(Range<u64>, How)],
+    runs: &'r [(Range<u64>, How)],
     buffer: &mut Vec<u8>,
-) -> Result<Option<Vec<Range<u64>>>, Failure> {
-    let needed: u64 = runs.iter().map(|run| run.0.end - run.0.start).sum();
-    buffer.resize(buffer.len().max(needed as usize), 0);
-    let length = read_of(job, runs, buffer)?;
-    Ok(length.map(|length| drop_zeros(&mut buffer[..length], runs).1))
+) -> Result<(Found<'r>, Vec<Range<u64>>), Failure> {
+    buffer.resize(buffer.len().max(length(runs)), 0);
+    let found = read_of(job, runs, buffer)?;
+    let (_, kept) = drop_zeros(&mut buffer[..length(&found)], &found);
+    Ok((found, kept))
 }
 
-/// Fills `buffer` with runs of a job; none where the process has given something of them back since they were found.
-fn read_of(job: &Job, runs: &[(Range<u64>, How)], buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
-    match read(&job.source, job.owner, runs, buffer) {
-        Err(failure) if matches!(job.source, Source::Process { runs: true, .. }) => {
-            log::debug!("{failure}");
-            Ok(None)
+/// Runs of those that were asked for, or all.
+type Found<'r> = Cow<'r, [(Range<u64>, How)]>;
+
+fn length(runs: &[(Range<u64>, How)]) -> usize {
+    runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum()
+}
+
+/// Fills `buffer` with runs of a job, and returns them: all but what a process that runs has given back since they were found.
+fn read_of<'r>(job: &Job, runs: &'r [(Range<u64>, How)], buffer: &mut [u8]) -> Result<Found<'r>, Failure> {
+    let failure = match (read(&job.source, job.owner, runs, buffer), &job.source) {
+        (Ok(_), _) => return Ok(Cow::Borrowed(runs)),
+        (Err(failure), Source::Process { runs: true, .. }) => failure,
+        (Err(failure), _) => return Err(failure),
+    };
+    log::debug!("page by page: {failure}");
+    // In this way also what it may not read itself any more, which is there all the same.
+    let Source::Process { pid, .. } = job.source else { return Err(failure) };
+    let source = Source::Process { pid, has_relatives: true, runs: true };
+    let mut found: Vec<(Range<u64>, How)> = Vec::new();
+    let mut at = 0;
+    for (range, how) in runs {
+        for start in range.clone().step_by(PAGE) {
+            let page = (start..start + PAGE as u64, *how);
+            if read(&source, job.owner, std::slice::from_ref(&page), &mut buffer[at..]).is_ok() {
+                at += PAGE;
+                found.push(page);
+            }
         }
-        read => read.map(Some),
     }
+    Ok(Cow::Owned(found))
 }
 
 /// Fills `buffer` with the runs, one behind the other.

@@ -13,6 +13,7 @@ use crate::sys::process::fork;
 pub const CASES: &[Case] = &[
     case!(no_change_is_missed).moves().restless().peer_cannot("it runs too long"),
     case!(little_that_changes_of_much_is_whole).moves().restless(),
+    case!(pages_that_come_and_go_among_others_are_whole).moves().restless(),
     case!(memory_of_children_made_meanwhile_is_whole).moves().restless(),
     case!(executed_program_is_saved_anew).moves().restless(),
 ];
@@ -50,7 +51,7 @@ fn no_change_is_missed(t: &Trial) {
         let mut step = 1_u64;
         while !t.is_over() {
             for _ in 0..300 {
-                change(&mut dice, step, &map, &model, &scratch, &source);
+                change(&mut dice, step, &map, &model, &scratch, &source, ALL);
                 let page = dice.below(huge.length / PAGE);
                 huge.word(page * PAGE + 8).store(step, Ordering::SeqCst);
                 model.word(4000).store(step, Ordering::SeqCst);
@@ -109,9 +110,64 @@ fn little_that_changes_of_much_is_whole(t: &Trial) {
     worker.succeed();
 }
 
+/// Which pages change: so many, each so many pages behind the one before.
+type Which = (usize, usize);
+const ALL: Which = (COUNT, 1);
+
+/// Single pages, among many that stay as they are, change in every way and are there or not: their places in a pages file are
+/// other ones from moment to moment.
+fn pages_that_come_and_go_among_others_are_whole(t: &Trial) {
+    const SOME: Which = (90, 89);
+    const MUCH: usize = SOME.0 * SOME.1;
+    let file = |name: &str| {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(t.path(name)).expect("open");
+        file.set_len((MUCH * PAGE) as u64).expect("set_len");
+        file
+    };
+    let (model_file, source) = (file("model"), file("source"));
+    let model = Map::file(model_file.as_fd(), MUCH * PAGE, RW, libc::MAP_SHARED, 0);
+    let map = Map::private(MUCH * PAGE);
+    let scratch = Map::private(PAGE);
+    let is_one = |page: usize| page.is_multiple_of(SOME.1);
+    let worker = fork(|| {
+        (0..MUCH).filter(|page| !is_one(*page)).for_each(|page| map.fill(page..page + 1, 7));
+        let mut dice = Dice(9);
+        let mut step = 1_u64;
+        while !t.is_over() {
+            for _ in 0..100 {
+                change(&mut dice, step, &map, &model, &scratch, &source, SOME);
+                step += 1;
+            }
+            if step > 1000 && !t.path("busy").exists() {
+                t.mark("busy");
+            }
+        }
+        for page in 0..MUCH {
+            match is_one(page) {
+                true => {
+                    let wanted = model.word(page * PAGE).load(Ordering::SeqCst);
+                    assert_eq!(map.word(page * PAGE).load(Ordering::SeqCst), wanted, "page {page}");
+                }
+                false => map.check(page..page + 1, 7),
+            }
+        }
+    });
+    t.await_mark("busy");
+    t.checkpoint();
+    worker.succeed();
+}
+
 /// Changes a page in one of many ways.
-fn change(dice: &mut Dice, step: u64, map: &Map, model: &Map, scratch: &Map, source: &std::fs::File) {
-    let page = dice.below(COUNT);
+fn change(
+    dice: &mut Dice,
+    step: u64,
+    map: &Map,
+    model: &Map,
+    scratch: &Map,
+    source: &std::fs::File,
+    (count, apart): Which,
+) {
+    let page = dice.below(count) * apart;
     let at = page * PAGE;
     let word = || map.word(at);
     let mut wanted = step;
@@ -150,7 +206,7 @@ fn change(dice: &mut Dice, step: u64, map: &Map, model: &Map, scratch: &Map, sou
         }
         22 => {
             // Two pages change places.
-            let other = dice.below(COUNT);
+            let other = dice.below(count) * apart;
             if other == page {
                 return;
             }
@@ -163,8 +219,8 @@ fn change(dice: &mut Dice, step: u64, map: &Map, model: &Map, scratch: &Map, sou
             model.word(other * PAGE).store(own, Ordering::SeqCst);
             wanted = theirs;
         }
-        _ if step.is_multiple_of(8) => {
-            // What a child changes is its own.
+        _ if step.is_multiple_of(8) && apart == 1 => {
+            // What a child changes is its own. Relatives of much memory are another case.
             fork(|| word().store(step + 1, Ordering::SeqCst)).succeed();
             word().store(step, Ordering::SeqCst);
         }
