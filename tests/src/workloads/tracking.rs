@@ -1,7 +1,8 @@
 //! Memory that changes between snapshots, in every way that the kernel has for it.
 
 use std::fs::OpenOptions;
-use std::os::fd::AsFd;
+use std::io::Seek;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
@@ -9,11 +10,16 @@ use crate::case;
 use crate::case::{Case, Trial};
 use crate::sys::memory::{Map, PAGE, READ, RW};
 use crate::sys::process::fork;
+use crate::sys::uring::{Request, Ring};
 
 pub const CASES: &[Case] = &[
     case!(no_change_is_missed).moves().restless().peer_cannot("it runs too long"),
     case!(little_that_changes_of_much_is_whole).moves().restless(),
     case!(pages_that_come_and_go_among_others_are_whole).moves().restless(),
+    case!(what_a_ring_reads_into_pinned_pages_is_noted)
+        .restless()
+        .needs(crate::sys::strange::has_io_uring)
+        .peer_cannot("it refuses rings"),
     case!(memory_of_children_made_meanwhile_is_whole).moves().restless(),
     case!(executed_program_is_saved_anew).moves().restless(),
 ];
@@ -227,6 +233,50 @@ fn change(
         _ => word().store(step, Ordering::SeqCst),
     }
     model.word(at).store(wanted, Ordering::SeqCst);
+}
+
+/// The kernel has the pages of registered buffers pinned, and writes to them past every page table.
+fn what_a_ring_reads_into_pinned_pages_is_noted(t: &Trial) {
+    const PINNED: usize = 40;
+    let file = |name: &str| {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(t.path(name)).expect("open");
+        file.set_len(PAGE as u64).expect("set_len");
+        file
+    };
+    let (model_file, mut source) = (file("model"), file("source"));
+    let model = Map::file(model_file.as_fd(), PAGE, RW, libc::MAP_SHARED, 0);
+    let worker = fork(|| {
+        let map = Map::private(PINNED * PAGE);
+        map.fill(0..PINNED, 0);
+        let address = std::ptr::from_ref(map.word(0)) as u64;
+        let mut ring = Ring::new(8, 0);
+        ring.register(0, &[libc::iovec { iov_base: address as *mut libc::c_void, iov_len: PINNED * PAGE }]);
+        ring.register(2, &[source.as_raw_fd()]);
+        let mut dice = Dice(11);
+        let mut step = 1_u64;
+        while !t.is_over() {
+            let page = dice.below(PINNED);
+            source.write_all_at(&step.to_ne_bytes(), 0).expect("write");
+            source.rewind().expect("lseek");
+            ring.push(Request::fixed(false, 0, address + (page * PAGE) as u64, 8, step));
+            assert_eq!(ring.submit(1), 1);
+            // A call that is interrupted after it has submitted something does not wait.
+            let seen = std::iter::repeat_with(|| ring.reap()).find_map(|seen| seen);
+            assert_eq!(seen, Some((step, 8)));
+            model.word(page * 8).store(step, Ordering::SeqCst);
+            step += 1;
+            if step == 500 {
+                t.mark("busy");
+            }
+        }
+        for page in 0..PINNED {
+            let wanted = model.word(page * 8).load(Ordering::SeqCst);
+            assert_eq!(map.word(page * PAGE).load(Ordering::SeqCst), wanted, "page {page}");
+        }
+    });
+    t.await_mark("busy");
+    t.checkpoint();
+    worker.succeed();
 }
 
 /// Nobody watches a child that was made after the watch began.
