@@ -27,7 +27,7 @@ pub fn give(tree: &mut Tree, saved: &mut [Saved], options: &Options, dir: &Dir) 
     let holders = wanting.iter().filter_map(|at| Some((*at, tree.holder(saved[*at].pid)?)));
     let (places, tasks): (Vec<usize>, Vec<_>) =
         holders.map(|(at, holder)| (at, (holder, saved[at].pid))).unzip();
-    let made = tree.crew.each(tasks, |tracer, pid| make(tracer, pid));
+    let made = tree.crew.each(tasks, make);
     for (at, made) in places.into_iter().zip(made) {
         match made {
             Ok(hands) => saved[at].hands = Some(hands),
@@ -56,7 +56,7 @@ pub fn end(tree: &mut Tree) {
     tree.crew.each(members.map(|member| (member, ())), |tracer, ()| copies::end(tracer));
 }
 
-/// Others files have no pages that come by a userfaultfd.
+/// Other files have no pages that come by a userfaultfd.
 fn is_in_memory(dir: &Dir) -> bool {
     std::fs::File::open(dir.path()).is_ok_and(sys::fd::is_in_memory)
 }
