@@ -21,7 +21,8 @@ use crate::namespace::beside;
 use crate::reap::{Reaper, others};
 use crate::round::Round;
 use crate::subject::{Subject, says};
-use crate::tool::LIMIT;
+use crate::sys::traced::{Call, Traced};
+use crate::tool::{LIMIT, Tool};
 use crate::workloads::TOUCHED;
 
 /// What is moved: 64 MiB, and a mark when it runs.
@@ -58,9 +59,22 @@ pub const TRIALS: &[(&str, Trial)] = &[
     ("criu_asks_for_memory", criu_asks_for_memory),
     ("what_was_touched_first_comes_first", what_was_touched_first_comes_first),
     ("what_was_touched_is_freed_at_once", what_was_touched_is_freed_at_once),
+    (
+        "server_that_dies_as_the_tree_starts_takes_it_along",
+        server_that_dies_as_the_tree_starts_takes_it_along,
+    ),
+    (
+        "server_that_restore_started_and_that_dies_takes_the_tree_along",
+        server_that_restore_started_and_that_dies_takes_the_tree_along,
+    ),
+    (
+        "tree_whose_restore_dies_as_it_starts_has_its_memory",
+        tree_whose_restore_dies_as_it_starts_has_its_memory,
+    ),
     ("memory_comes_over_an_encrypted_line", memory_comes_over_an_encrypted_line),
     ("page_server_with_another_authority_gets_nothing", page_server_with_another_authority_gets_nothing),
     ("side_with_another_authority_gets_no_memory", side_with_another_authority_gets_no_memory),
+    ("criu_server_is_refused", criu_server_is_refused),
     ("criu_encrypts_too", criu_encrypts_too),
     ("criu_is_not_sent_compressed_pages", criu_is_not_sent_compressed_pages),
     ("criu_keeps_pages", criu_keeps_pages),
@@ -265,23 +279,32 @@ fn memory_of_a_broken_line_is_never_zero(round: &mut Round) -> Result<(), String
     subject.see_good_end(LIMIT)
 }
 
+/// Starts a server of pages, and waits until it can be reached; its pid and its log.
+fn serve(
+    subject: &mut Subject,
+    tool: &Tool,
+    images: &Path,
+    words: &[&str],
+) -> Result<(i32, std::path::PathBuf), String> {
+    let started = tool.start(&mut subject.reaper, images, "lazy-pages", words);
+    let start = Instant::now();
+    while !images.join("lazy-pages.socket").exists() {
+        if start.elapsed() > LIMIT {
+            return Err("the server does not wait for a restore".into());
+        }
+        crate::sys::nap();
+    }
+    started.map_err(|e| format!("start the server: {e}"))
+}
+
 /// Before a restore has come: nothing is to be restored any more.
 fn server_ends_when_the_dump_does(round: &mut Round) -> Result<(), String> {
     let subject = &mut round.subject;
     let (images, dump) = begin(subject)?;
     let words = ["--page-server", "--address", "127.0.0.1", "--port", DUMP];
     let tool = subject.tools.restore.clone();
-    let (server, log) = tool
-        .start(&mut subject.reaper, &images, "lazy-pages", &words)
-        .map_err(|e| format!("start the server: {e}"))?;
+    let (server, log) = serve(subject, &tool, &images, &words)?;
     let socket = images.join("lazy-pages.socket");
-    let start = Instant::now();
-    while !socket.exists() {
-        if start.elapsed() > LIMIT {
-            return Err("the server does not wait for a restore".into());
-        }
-        crate::sys::nap();
-    }
     kill(Pid::from_raw(dump), Signal::SIGTERM).map_err(|e| format!("ask it to end: {e}"))?;
     see_failed(subject, dump, &images, &["interrupted by signal 15"])?;
     match subject.reaper.wait(server, LIMIT) {
@@ -441,16 +464,10 @@ fn criu_asks_for_memory(round: &mut Round) -> Result<(), String> {
     let copy = images.clone();
     let other_side = beside(|| {
         subject.reaper = Reaper::default();
-        let server = peer.start(&mut subject.reaper, &copy, "lazy-pages", &there()[1..]);
-        let start = Instant::now();
-        while !copy.join("lazy-pages.socket").exists() && start.elapsed() < LIMIT {
-            crate::sys::nap();
-        }
+        let server = serve(subject, &peer, &copy, &there()[1..]);
         subject.tools.restore = peer;
         subject.more_for_every_restore.push("--lazy-pages");
-        let restored = server
-            .map_err(|e| format!("start the server: {e}"))
-            .and_then(|_| subject.restore(&copy).and_then(|()| finish(subject)));
+        let restored = server.and_then(|_| subject.restore(&copy).and_then(|()| finish(subject)));
         match restored {
             Ok(()) => 0,
             Err(why) => {
@@ -464,6 +481,24 @@ fn criu_asks_for_memory(round: &mut Round) -> Result<(), String> {
     see_end(subject, other_side)?;
     all_has_passed(passed)?;
     see_moved(subject, dump)
+}
+
+/// It would give only some of the pages that are expected of it.
+fn criu_server_is_refused(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let peer = crate::tool::peer().ok_or("there is no peer")?;
+    let images = subject.dump_away()?;
+    let (server, _) = serve(subject, &peer, &images, &[])?;
+    subject.bystanders.push(server);
+    subject.more_for_every_restore = vec!["--lazy-pages"];
+    subject.restore_refused(&images, &["not of this program", "crtools lazy-pages"])?;
+    subject.bystanders.clear();
+    // It may have ended by itself.
+    let _ = kill(Pid::from_raw(server), Signal::SIGKILL);
+    subject.see_nobody("after the refusal")?;
+    fs::remove_file(images.join("lazy-pages.socket")).map_err(|e| format!("remove its socket: {e}"))?;
+    subject.restore(&images)?;
+    finish(subject)
 }
 
 fn criu_is_not_sent_compressed_pages(round: &mut Round) -> Result<(), String> {
@@ -640,6 +675,83 @@ fn what_was_touched_is_freed_at_once(round: &mut Round) -> Result<(), String> {
     }
     fs::create_dir(subject.own("all")).map_err(|e| format!("make a mark: {e}"))?;
     subject.see_good_end(LIMIT)
+}
+
+/// A lazy restore that is held in the moment in which its tree is about to run: its pid, and that of the server. The program
+/// has been told to look at its memory as soon as it runs.
+fn restore_held(subject: &mut Subject, has_server: bool) -> Result<(i32, i32, Traced), String> {
+    let images = subject.dump_away()?;
+    fs::File::create(subject.own(GO)).map_err(|e| format!("say go: {e}"))?;
+    let tool = subject.tools.restore.clone();
+    let wrong = |e: std::io::Error| format!("start the tool: {e}");
+    if has_server {
+        serve(subject, &tool, &images, &[])?;
+    }
+    let (there, go_on) = (subject.own("there"), subject.own("go-on"));
+    let script = format!(
+        "[ $CRTOOLS_SCRIPT_ACTION = pre-resume ] || exit 0; mkdir {}; until [ -e {} ]; do sleep 0.01; done",
+        there.display(),
+        go_on.display()
+    );
+    let words = ["-d", "--lazy-pages", "--action-script", &script];
+    let (restore, _) = tool.start(&mut subject.reaper, &images, "restore", &words).map_err(wrong)?;
+    let start = Instant::now();
+    while !there.exists() {
+        if start.elapsed() > LIMIT || subject.reaper.ended(restore).is_some() {
+            return Err("the restore does not come to its end".into());
+        }
+        crate::sys::nap();
+    }
+    let is_server = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(b"lazy-pages")
+    };
+    let server = others().into_iter().find(is_server).ok_or("there is no server")?;
+    let traced = Traced::begin(restore)?;
+    fs::create_dir(go_on).map_err(|e| format!("let the restore go on: {e}"))?;
+    Ok((restore, server, traced))
+}
+
+/// The last moment in which a restore could look for its server is over: no thread of the tree runs yet.
+fn see_taken_along(subject: &mut Subject, has_server: bool) -> Result<(), String> {
+    let (restore, server, traced) = restore_held(subject, has_server)?;
+    let lets_go = |call: &Call| call[..2] == [libc::SYS_ptrace as u64, u64::from(libc::PTRACE_DETACH)];
+    traced.before(lets_go, || {
+        kill(Pid::from_raw(server), Signal::SIGKILL)
+            .map_err(|e| e.to_string())
+            .and_then(|()| await_state(server, &['Z']))
+    })?;
+    match subject.reaper.wait(restore, LIMIT) {
+        Some(WaitStatus::Exited(_, 1)) => {}
+        other => return Err(format!("the restore should fail with status 1, but: {other:?}")),
+    }
+    // One that finds zeros ends by itself, and then it is we who hear of it.
+    match subject.reaper.ended(subject.pid) {
+        None | Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => subject.see_nobody("after the restore"),
+        other => Err(format!("the program ended with {other:?}")),
+    }
+}
+
+fn server_that_dies_as_the_tree_starts_takes_it_along(round: &mut Round) -> Result<(), String> {
+    see_taken_along(&mut round.subject, true)
+}
+
+fn server_that_restore_started_and_that_dies_takes_the_tree_along(round: &mut Round) -> Result<(), String> {
+    see_taken_along(&mut round.subject, false)
+}
+
+/// Nobody tells the server that the tree runs, and it does.
+fn tree_whose_restore_dies_as_it_starts_has_its_memory(round: &mut Round) -> Result<(), String> {
+    let subject = &mut round.subject;
+    let (restore, _, traced) = restore_held(subject, true)?;
+    let says = |call: &Call| call[0] == libc::SYS_sendto as u64;
+    traced.before(says, || {
+        kill(Pid::from_raw(restore), Signal::SIGKILL).map_err(|e| format!("kill the restore: {e}"))
+    })?;
+    match subject.reaper.wait(restore, LIMIT) {
+        Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => subject.see_good_end(LIMIT),
+        other => Err(format!("the restore should be killed, but: {other:?}")),
+    }
 }
 
 fn certificates(subject: &mut Subject) -> Result<Vec<&'static str>, String> {

@@ -87,20 +87,9 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// `Corrupt`, with the number of the record, when it is cut or no such message.
     pub fn record<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
-        self.record_with(|_| None)
-    }
-
-    /// The same, where `short` has a shorter way for most records.
-    fn record_with<M: Message + Default>(
-        &mut self,
-        short: impl FnOnce(&[u8]) -> Option<M>,
-    ) -> Result<Option<M>, Failure> {
         let Some(length) = self.word()? else { return Ok(None) };
         let body = self.take(length as usize, "record")?;
-        let message = match short(body) {
-            Some(message) => message,
-            None => M::decode(body).map_err(|error| self.corrupt(error.to_string()))?,
-        };
+        let message = M::decode(body).map_err(|error| self.corrupt(error.to_string()))?;
         self.entry += 1;
         Ok(Some(message))
     }
@@ -110,24 +99,24 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// As [`Reader::record`]; `Unsupported` for fields that are not known here.
     pub fn whole<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
-        self.whole_with(|_| None)
-    }
-
-    /// The same, where `short` has a shorter way for most records.
-    pub fn whole_with<M: Message + Default>(
-        &mut self,
-        short: impl FnOnce(&[u8]) -> Option<M>,
-    ) -> Result<Option<M>, Failure> {
         let from = self.at + 4;
-        // What the shorter way takes has nothing else.
-        let mut is_whole = false;
-        let short = |body: &[u8]| short(body).inspect(|_| is_whole = true);
-        let Some(message) = self.record_with(short)? else { return Ok(None) };
+        let Some(message) = self.record::<M>()? else { return Ok(None) };
         // Every writer of the format is brief: what is known, and no field twice.
-        match is_whole || message.encoded_len() == self.at - from {
+        match message.encoded_len() == self.at - from {
             true => Ok(Some(message)),
             false => Err(self.unknown(self.entry - 1, "fields that are not known here")),
         }
+    }
+
+    /// The next record, if `decode` knows it whole: a shorter way for what there is much of. None leaves it to the others.
+    #[inline]
+    pub fn short<M>(&mut self, decode: impl FnOnce(&[u8]) -> Option<M>) -> Option<M> {
+        let (length, rest) = self.bytes[self.at..].split_first_chunk()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let message = decode(rest.get(..length)?)?;
+        self.at += 4 + length;
+        self.entry += 1;
+        Some(message)
     }
 
     /// A refusal of a record that says what only a newer version could.

@@ -81,8 +81,15 @@ const LEAST: usize = 16;
 
 /// Reads a record that holds only what records do today: of the many that there are, in a third of the time. None for any
 /// other.
+#[inline]
 fn decode(mut body: &[u8]) -> Option<PagemapEntry> {
+    #[inline(always)]
     fn number(body: &mut &[u8]) -> Option<u64> {
+        // Most are one byte long.
+        if let [byte @ ..0x80, rest @ ..] = *body {
+            *body = rest;
+            return Some((*byte).into());
+        }
         let mut value = 0;
         for shift in (0..63).step_by(7) {
             let (byte, rest) = body.split_first()?;
@@ -130,7 +137,14 @@ impl Pagemap {
         let mut map = Pagemap { pages_id: head.pages_id, ..Pagemap::default() };
         let (mut last, mut offset) = (0, 0u64);
         map.runs.reserve(bytes.len() / LEAST);
-        while let Some(entry) = reader.whole_with(decode).map_err(|failure| failure.help(advice))? {
+        loop {
+            let entry = match reader.short(decode) {
+                Some(entry) => entry,
+                None => match reader.whole().map_err(|failure| failure.help(advice))? {
+                    Some(entry) => entry,
+                    None => break,
+                },
+            };
             let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
             let unknown = flags & !(PARENT | LAZY | PRESENT);
             if unknown != 0 {

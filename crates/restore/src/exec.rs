@@ -219,6 +219,7 @@ impl<'r> Exec<'r> {
             Ok::<_, Failure>((open, sent))
         })?;
         let forking_us = started.elapsed().as_micros() as u64;
+        self.lazy.map_or(Ok(()), Server::ask_whether_ready)?;
         stage.ends("made the processes and their memory");
         self.aio_contexts()?;
         let has_threads = open_late.is_some() || has_errands;
@@ -249,6 +250,7 @@ impl<'r> Exec<'r> {
         self.start_timers()?;
         arm()?;
         self.become_tasks(threads)?;
+        self.lazy.map_or(Ok(()), Server::tell_that_it_runs)?;
         stage.ends("let the tasks go");
         created.is_kept = true;
         Ok(RestoreStats { forking_us, ..self.counts.get() })
@@ -288,7 +290,9 @@ impl<'r> Exec<'r> {
 
     /// Waits for a list; returns it with its results.
     fn wait(&self, pid: i32, run: Run) -> Result<Vec<u8>, Failure> {
-        self.area.wait(run, || is_at_work(pid)).map_err(|failed| match failed {
+        // Who touches memory that comes later waits for the server.
+        let has_server = || self.lazy.map_or(Ok(()), Server::is_there);
+        self.area.wait(run, || is_at_work(pid) && has_server().is_ok()).map_err(|failed| match failed {
             Some(failed) => {
                 let why = failed.errno().on(Object::Task, failed.doing).of(pid);
                 match failed.errno() {
@@ -301,10 +305,10 @@ impl<'r> Exec<'r> {
                     _ => why,
                 }
             }
-            None => {
+            None => has_server().err().unwrap_or_else(|| {
                 let why = "the process ended, or was stopped by a fault";
                 Failure::conflict(Object::Task, "build it", why).of(pid)
-            }
+            }),
         })
     }
 
@@ -554,7 +558,7 @@ impl<'r> Exec<'r> {
             };
             match server {
                 Some(server) => {
-                    server.hand_over(task.pid, &fetch().and_then(take).map_err(explain)?)?;
+                    server.hand_over(task.pid, fetch().and_then(take).map_err(explain)?)?;
                     self.options.progress.pages_done(filling.all(task).map(|run| run.len() / PAGE).sum());
                 }
                 None => {

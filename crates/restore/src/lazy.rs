@@ -2,9 +2,11 @@
 //! way to it.
 //!
 //! They meet at a stream socket in the work directory, as CRIU's do: for each process its pid (int32), then a byte
-//! with its userfaultfd; when the tree runs, [`RUNS`], and when it never will, [`FAILED`]. Where no server waits, the
-//! restore starts one. It stays until every page has come, or every process has ended. If it is killed before, the
-//! memory that has not come reads as zeros: it is as much a part of the tree as its memory.
+//! with its userfaultfd; then [`READY`], which the server says, too, when it can give all of that; when the tree runs,
+//! [`RUNS`], and when it never will, [`FAILED`]. Where no server waits, the restore starts one. It stays until every page
+//! has come, or every process has ended. If it is killed before, the memory that has not come reads as zeros: it is as
+//! much a part of the tree as its memory. Not so while the restore has the descriptors too, until the server has been
+//! told that the tree runs: a touch waits then, and the tree is killed.
 //!
 //! Pages are in the images, or still with the dump (`--page-server`). If that is lost midway, the tree is hit by SIGBUS
 //! where it touches what has not come.
@@ -20,7 +22,7 @@ use pages::compressed::Blocks;
 use pages::lazy::{Source, Task, Waiting};
 use pages::server;
 use pages::take::pages_name;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -32,6 +34,9 @@ use sys::userfault::Userfault;
 
 /// The name of the socket in the work directory.
 const SOCKET: &str = "lazy-pages.socket";
+/// The name to which a server binds it, to be seen by getpeername(2). One that does not is CRIU's: it says nothing, and
+/// gives only pages that its own dump has marked.
+const ANSWERING: &str = "lazy-pages.answer";
 /// "The tree runs", in the place of a pid.
 const RUNS: u32 = 0x5253_5446;
 /// "The restore has failed, and nothing of the tree is left"; no pid either. Ours.
@@ -40,15 +45,21 @@ const FAILED: u32 = 0x8000_0000;
 const RECORD: u32 = 0x8000_0001;
 /// "Free in the images what the tree has"; likewise.
 const FREE: u32 = 0x8000_0002;
+/// "That was all: is it there?", and the answer, that it is. Ours.
+const READY: u32 = 0x8000_0003;
 
 fn explain(doing: &'static str) -> impl Fn(Errno) -> Failure {
     move |error| error.on(Object::Named("lazy pages".into()), doing)
 }
 
-fn address(work_dir: &Path) -> Vec<u8> {
-    let path = work_dir.join(SOCKET);
+fn address(path: &Path) -> Vec<u8> {
     let name = [path.as_os_str().as_encoded_bytes(), &[0]].concat();
     sys::socket::unix_address(&name)
+}
+
+/// Says a word.
+fn say(socket: &OwnedFd, word: u32) -> Result<(), Errno> {
+    sys::socket::send_all(socket, &word.to_ne_bytes(), &[])
 }
 
 /// A server that will be needed. Its start, and its reading of the images, take their time beside the restore's.
@@ -94,6 +105,8 @@ impl Drop for Coming<'_> {
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
+    /// The memory that was handed over. As long as we have it too, nobody finds zeros where something has not come.
+    memories: RefCell<Vec<Userfault>>,
     runs: Cell<bool>,
 }
 
@@ -106,64 +119,99 @@ impl Server {
         let server = Server::find(options)?;
         for (word, is_wanted) in [(RECORD, options.record_working_set), (FREE, options.auto_dedup)] {
             if is_wanted {
-                sys::socket::send(&server.socket, &word.to_ne_bytes(), None)
-                    .map_err(explain("tell the server what else is wanted"))?;
+                say(&server.socket, word).map_err(explain("tell the server what else is wanted"))?;
             }
         }
         Ok(server)
     }
 
     fn find(options: &Options) -> Result<Server, Failure> {
-        let address = address(&options.work_dir);
-        let connect = || -> Result<Server, Errno> {
+        let path = options.work_dir.join(SOCKET);
+        let connect = || -> Result<OwnedFd, Errno> {
             let socket = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
-            sys::socket::connect(&socket, &address)?;
-            Ok(Server { socket, runs: Cell::new(false) })
+            sys::socket::connect(&socket, &address(&path)).map(|()| socket)
         };
-        match connect() {
+        let socket = match connect() {
             Err(error) if matches!(error.code, libc::ENOENT | libc::ECONNREFUSED) => {
                 begin(options)?.ready()?;
-                connect().map_err(explain("reach the server"))
+                connect()
             }
-            connected => connected.map_err(explain("reach the server")),
+            connected => connected,
+        };
+        let socket = socket.map_err(explain("reach the server"))?;
+        let name = sys::socket::name(&socket, true).map_err(explain("reach the server"))?;
+        if !name.ends_with(&[ANSWERING.as_bytes(), &[0]].concat()) {
+            let why = "the server that waits there is not of this program, which needs its own";
+            let failure = Failure::unsupported(Object::Path(path.display().to_string()), why);
+            return Err(
+                failure.help(model::Remedy::Advice("crtools lazy-pages, or none: then it is started"))
+            );
         }
+        Ok(Server { socket, memories: RefCell::default(), runs: Cell::new(false) })
     }
 
     /// Hands the memory of a process over.
-    pub fn hand_over(&self, pid: i32, memory: &Userfault) -> Result<(), Failure> {
-        let explain = explain("hand the memory of a process to the server");
-        sys::socket::send(&self.socket, &pid.to_ne_bytes(), None).map_err(&explain)?;
-        sys::socket::send_with(&self.socket, &[0], None, &[memory.as_fd()], None).map_err(explain).map(drop)
+    pub fn hand_over(&self, pid: i32, memory: Userfault) -> Result<(), Failure> {
+        let send = |bytes: &[u8], rights: &[BorrowedFd]| {
+            let sent = sys::socket::send_all(&self.socket, bytes, rights);
+            sent.map_err(|error| self.failure(error, "hand the memory of a process to the server"))
+        };
+        send(&pid.to_ne_bytes(), &[])?;
+        send(&[0], &[memory.as_fd()])?;
+        self.memories.borrow_mut().push(memory);
+        Ok(())
+    }
+
+    /// Everything was handed over: [`Server::await_ready`].
+    pub fn ask_whether_ready(&self) -> Result<(), Failure> {
+        say(&self.socket, READY).map_err(|error| self.failure(error, "ask the server whether it is ready"))
+    }
+
+    /// Waits until it has read all that it needs to give what was handed over.
+    ///
+    /// # Errors
+    /// When it has ended: the tree must not run.
+    pub fn await_ready(&self) -> Result<(), Failure> {
+        let mut word = [0; 4];
+        let answer = sys::fd::wait_readable(&self.socket)
+            .and_then(|()| sys::socket::receive(&self.socket, &mut word))
+            .map_err(|error| self.failure(error, "wait until the server is ready"))?;
+        if answer.length < word.len() { Err(ended()) } else { self.is_there() }
     }
 
     /// # Errors
     /// When the server has ended: the tree must not run.
     pub fn is_there(&self) -> Result<(), Failure> {
-        match sys::fd::hung_up(&self.socket) {
-            true => {
-                let why = "it has ended; its log says why";
-                Err(Failure::conflict(Object::Named("lazy pages".into()), "rely on its server", why))
-            }
-            false => Ok(()),
-        }
+        if sys::fd::hung_up(&self.socket) { Err(ended()) } else { Ok(()) }
     }
 
-    /// The tree runs.
+    /// The tree runs, and its memory is with the server alone.
+    ///
+    /// # Errors
+    /// When it has ended: the tree has to, too.
     pub fn tell_that_it_runs(&self) -> Result<(), Failure> {
+        say(&self.socket, RUNS).map_err(|error| self.failure(error, "tell the server that the tree runs"))?;
         self.runs.set(true);
-        let told = sys::socket::send(&self.socket, &RUNS.to_ne_bytes(), None);
-        told.map(drop).map_err(|error| {
-            // It may have ended in the last moment.
-            self.is_there().err().unwrap_or_else(|| explain("tell the server that the tree runs")(error))
-        })
+        self.memories.take();
+        Ok(())
     }
+
+    /// What went wrong with it may be that it has ended.
+    fn failure(&self, error: Errno, doing: &'static str) -> Failure {
+        self.is_there().err().unwrap_or_else(|| explain(doing)(error))
+    }
+}
+
+fn ended() -> Failure {
+    let why = "it has ended; its log says why";
+    Failure::conflict(Object::Named("lazy pages".into()), "rely on its server", why)
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         if !self.runs.get() {
             // If it hears nothing, it takes it for lost.
-            let _ = sys::socket::send(&self.socket, &FAILED.to_ne_bytes(), None);
+            let _ = say(&self.socket, FAILED);
         }
     }
 }
@@ -198,18 +246,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
     let mut pages =
         Pages { chain: Chain::open(&dir)?, views: HashMap::new(), maps: HashMap::new(), away, freeing: None };
     let path = options.work_dir.join(SOCKET);
-    let listener =
-        sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
-    sys::socket::bind(&listener, &address(&options.work_dir)).map_err(|error| {
-        let failure = error.on(Object::Path(path.display().to_string()), "make its socket");
-        match error.code {
-            libc::EADDRINUSE => {
-                failure.help(model::Remedy::Advice("another server waits there, or one has died: remove it"))
-            }
-            _ => failure,
-        }
-    })?;
-    sys::socket::listen(&listener, 1).map_err(explain("listen"))?;
+    let listener = listen(&path)?;
     background::say_ready(options.status_fd)?;
     pages.read_ahead(&dir);
     let accepted = pages
@@ -223,8 +260,7 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         tasks: Vec::new(),
         restore: Some(restore),
         pid: None,
-        runs: false,
-        has_failed: false,
+        heard: Heard::Nothing,
         ahead: Ahead::read(&dir),
         recording: None,
         is_alone: true,
@@ -238,13 +274,17 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
             recording.end(&dir);
         }
     }
-    if let Some(recording) = serving.recording.take().filter(|_| serving.runs) {
+    if let Some(recording) = serving.recording.take().filter(|_| serving.heard == Heard::Runs) {
         recording.end(&dir);
     }
-    if !serving.runs {
-        let why =
-            if serving.has_failed { "the restore has failed" } else { "the restore has ended too early" };
-        if let Some(away) = pages.away.filter(|_| serving.has_failed) {
+    if serving.heard != Heard::Runs {
+        let why = match serving.heard {
+            Heard::Failed => "the restore has failed",
+            // A dump that has the memory keeps it, for the same reason.
+            Heard::Ready => "the restore has ended without a word, and its tree may run",
+            _ => "the restore has ended too early",
+        };
+        if let Some(away) = pages.away.filter(|_| serving.heard == Heard::Failed) {
             away.give_back()?;
         }
         return Err(Failure::conflict(Object::Named("lazy pages".into()), "hand them out", why).into());
@@ -261,6 +301,29 @@ pub fn serve(options: &Options) -> Result<(), Failures> {
         }
     }
     Ok(())
+}
+
+/// Makes the socket at which a restore finds the server: bound to one name and linked to the other, once it listens.
+fn listen(path: &Path) -> Result<OwnedFd, Failure> {
+    let bound = path.with_file_name(ANSWERING);
+    let failure = |path: &Path, error: Errno| {
+        let failure = error.on(Object::Path(path.display().to_string()), "make its socket");
+        match error.code {
+            libc::EADDRINUSE | libc::EEXIST => {
+                failure.help(model::Remedy::Advice("another server waits there, or one has died: remove it"))
+            }
+            _ => failure,
+        }
+    };
+    let listener =
+        sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map_err(explain("make its socket"))?;
+    sys::socket::bind(&listener, &address(&bound)).map_err(|error| failure(&bound, error))?;
+    let linked = sys::socket::listen(&listener, 1).map_err(explain("listen")).and_then(|()| {
+        let linked = std::fs::hard_link(&bound, path);
+        linked.map_err(|error| failure(path, sys::memory::io_errno("link", &error)))
+    });
+    let _ = std::fs::remove_file(&bound);
+    linked.map(|()| listener)
 }
 
 /// Frees in the images what a tree that runs has. It runs in any case.
@@ -419,15 +482,23 @@ impl Source for Pages {
     }
 }
 
+/// What a restore has said of its tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    /// It was told that it may let the tree run.
+    Ready,
+    Runs,
+    Failed,
+}
+
 struct Serving {
     tasks: Vec<Task>,
     /// Until it has said all.
     restore: Option<OwnedFd>,
     /// Whose memory comes next.
     pid: Option<i32>,
-    runs: bool,
-    /// It said that it has failed.
-    has_failed: bool,
+    heard: Heard,
     ahead: Ahead,
     recording: Option<Recording>,
     /// Nobody else has ever waited for the content of the only task.
@@ -439,12 +510,18 @@ impl Serving {
         self.restore.is_none() && self.tasks.is_empty()
     }
 
+    /// Does the tree run, as far as is known? It may if the restore has ended where it could have let it run.
+    fn runs(&self) -> bool {
+        self.heard == Heard::Runs || self.heard == Heard::Ready && self.restore.is_none()
+    }
+
     /// Waits for something to do, and does it; what nobody touches comes meanwhile, once the tree runs.
     fn turn(&mut self, pages: &mut Pages) -> Result<(), Failure> {
-        let comes_meanwhile = self.runs && self.recording.is_none();
+        let runs = self.runs();
+        let comes_meanwhile = runs && self.recording.is_none();
         let has_more = self.tasks.iter().any(|task| comes_meanwhile || task.is_late());
         // A little later than it should be, rather than often.
-        let rest = self.recording.as_ref().and_then(Recording::rest).filter(|_| self.runs);
+        let rest = self.recording.as_ref().and_then(Recording::rest).filter(|_| runs);
         let patience_ms = rest.map_or(-1, |rest| rest.as_millis() as i32 + 1);
         let mut waited: Vec<BorrowedFd> = self.tasks.iter().map(|task| task.memory().as_fd()).collect();
         waited.extend(self.restore.as_ref().map(AsFd::as_fd));
@@ -478,14 +555,14 @@ impl Serving {
         for task in &mut self.tasks {
             let given = task.take_given();
             if self.is_alone
-                && self.runs
+                && self.heard == Heard::Runs
                 && let Err(failure) = pages.free(given)
             {
                 log::warn!("the pages stay in the images: {failure}");
                 pages.freeing = None;
             }
         }
-        if self.runs {
+        if runs {
             self.tasks.retain(|task| !task.is_done());
         }
         if self.restore.is_some() && is_ready[before - 1] {
@@ -510,31 +587,38 @@ impl Serving {
         let Some(restore) = &self.restore else { return Ok(()) };
         let mut word = [0u8; 4];
         let room = if self.pid.is_some() { &mut word[..1] } else { &mut word[..] };
-        let mut heard = sys::socket::receive(restore, room).map_err(&explain)?;
-        match (self.pid.take(), heard.length) {
+        let (length, mut rights) = match sys::socket::receive(restore, room) {
+            Ok(heard) => (heard.length, heard.rights),
+            // It has ended without having read our answer.
+            Err(error) if error.code == libc::ECONNRESET => (0, Vec::new()),
+            Err(error) => return Err(explain(error)),
+        };
+        match (self.pid.take(), length) {
             (_, 0) => {
                 // It has said all, or failed: then there is nobody to serve.
                 self.restore = None;
-                if !self.runs {
+                if !self.runs() {
                     self.tasks.clear();
                 }
             }
             (None, 4) => match u32::from_ne_bytes(word) {
+                READY => {
+                    self.heard = Heard::Ready;
+                    // If it has ended, the next look tells.
+                    let _ = say(restore, READY);
+                }
                 RUNS => {
-                    self.runs = true;
+                    self.heard = Heard::Runs;
                     self.recording.iter_mut().for_each(Recording::starts);
                 }
-                FAILED => self.has_failed = true,
+                FAILED => self.heard = Heard::Failed,
                 FREE => pages.freeing = Some(HashMap::new()),
                 RECORD => self.recording = Some(Recording::begin()),
                 pid => self.pid = Some(pid as i32).filter(|pid| *pid > 0),
             },
             (Some(pid), _) => {
-                let fd = heard
-                    .rights
-                    .pop()
-                    .ok_or(Errno { call: "recvmsg", code: libc::EBADMSG })
-                    .map_err(explain)?;
+                let fd =
+                    rights.pop().ok_or(Errno { call: "recvmsg", code: libc::EBADMSG }).map_err(explain)?;
                 let waiting = pages.of(pid)?;
                 self.tasks.push(Task::new(pid, Userfault::ready(fd), waiting));
             }

@@ -138,7 +138,7 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         for (_, fd, kind, entry) in checkpoint.files.opened(&files) {
             kind.arm(entry, fd, &cx)?;
         }
-        server.as_ref().map_or(Ok(()), Server::is_there)
+        server.as_ref().map_or(Ok(()), Server::await_ready)
     })?;
     segments.keep();
     let mut files: Vec<OwnedFd> = files.into_values().collect();
@@ -149,9 +149,6 @@ pub fn run(options: &Options) -> Result<Outcome, Failures> {
         sys::fd::close(files);
         drop(checkpoint);
     });
-    if let Some(server) = &server {
-        server.tell_that_it_runs()?;
-    }
     let stats = RestoreStats { restore_us: started.elapsed().as_micros() as u64, ..stats };
     StatsEntry::from(&stats).write(&options.work_dir);
     options.progress.restored(&stats);

@@ -436,14 +436,22 @@ pub fn timerfd_get(fd: impl AsFd) -> Result<(), Errno> {
 
 /// Is nobody at the other end of this pipe, fifo or socket? Source: poll(2) POLLHUP, POLLERR.
 pub fn hung_up(fd: impl AsFd) -> bool {
-    there(fd, 0).is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) != 0)
+    there(fd, 0, 0).is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) != 0)
 }
 
-/// Which of these events are there, and the end or an error of it. Source: poll(2).
-fn there(fd: impl AsFd, events: i16) -> Result<i16, Errno> {
+/// Waits until there is room to write, the other end is closed, or a signal has come. Source: poll(2).
+pub fn wait_writable(fd: impl AsFd) -> Result<(), Errno> {
+    match there(fd, libc::POLLOUT, -1) {
+        Err(error) if error.code != libc::EINTR => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Which of these events are there, and the end or an error of it; -1 waits for one. Source: poll(2).
+fn there(fd: impl AsFd, events: i16, timeout_ms: i32) -> Result<i16, Errno> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
     // SAFETY: the kernel reads and writes one pollfd on this stack.
-    check("poll", unsafe { libc::poll(&mut poll, 1, 0) }.into()).map(|_| poll.revents)
+    check("poll", unsafe { libc::poll(&mut poll, 1, timeout_ms) }.into()).map(|_| poll.revents)
 }
 
 /// Waits until there is something to read: of a pidfd, that the process has ended. Source: poll(2).
@@ -467,7 +475,7 @@ pub fn poll(fds: &[BorrowedFd], timeout_ms: i32) -> Result<Vec<bool>, Errno> {
 
 /// Is one of these events (POLLIN, ...) there, or the end or an error of it? Source: poll(2).
 pub fn is_ready(fd: impl AsFd, events: i16) -> Result<bool, Errno> {
-    there(fd, events).map(|events| events != 0)
+    there(fd, events, 0).map(|events| events != 0)
 }
 
 /// Makes a hole in a file, whose length stays. Source: fallocate(2) FALLOC_FL_PUNCH_HOLE.

@@ -394,6 +394,20 @@ pub fn send(fd: impl AsFd, bytes: &[u8], to: Option<&[u8]>) -> Result<usize, Err
     check("sendto", count as i64).map(|count| count as usize)
 }
 
+/// Sends bytes of a stream, with descriptors beside the first, and waits where there is no room. Source: sendmsg(2).
+pub fn send_all(fd: impl AsFd, bytes: &[u8], rights: &[BorrowedFd]) -> Result<(), Errno> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let rights = if sent == 0 { rights } else { &[] };
+        match send_with(&fd, &bytes[sent..], None, rights, None) {
+            Ok(count) => sent += count,
+            Err(error) if error.code == libc::EAGAIN => crate::fd::wait_writable(&fd)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// The address of the queue of what a socket of ours has received, a `struct sk_buff_head`.
 fn queue(fd: impl AsFd) -> Option<u64> {
     let inside = inside()?;
@@ -422,4 +436,31 @@ pub fn queued_lengths(fd: impl AsFd) -> Option<Vec<u32>> {
         at = inside.member(at, "sk_buff", "next")?;
     }
     Some(lengths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_waits_for_room_and_comes_after_what_was_there() {
+        let (from, to) = socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0).expect("a pair");
+        let mut before = 0;
+        while send(&from, &[1; 4096], None).is_ok() {
+            before += 1;
+        }
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| send_all(&from, &[2; 8], &[to.as_fd()]));
+            let (mut bytes, mut rights) = (Vec::new(), 0);
+            while bytes.len() < before * 4096 + 8 {
+                crate::fd::wait_readable(&to).expect("poll");
+                let mut buffer = [0; 4096];
+                let got = receive(&to, &mut buffer).expect("receive");
+                bytes.extend(&buffer[..got.length]);
+                rights += got.rights.len();
+            }
+            sender.join().expect("no panic").expect("send");
+            assert_eq!((&bytes[before * 4096..], rights), (&[2; 8][..], 1));
+        });
+    }
 }

@@ -8,6 +8,7 @@ use crate::memory::PAGE;
 use crate::proc::VmFlags;
 use crate::userfault::Userfault;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
 /// Starts of the mappings of a process, in their order, each with the kernel's word of its flags.
@@ -115,7 +116,7 @@ impl Samples {
         let page = PAGE as usize;
         // Behind one that grows down the kernel wants room.
         let step = 512 * page;
-        let len = step * (kinds.len() + advice.len() + 3);
+        let len = step * (kinds.len() + advice.len() + 4);
         let map = |at, len, prot, flags| {
             // SAFETY: a new mapping, or one in the place of a part of our own that nobody uses.
             unsafe { libc::mmap(at, len, prot, flags | libc::MAP_ANONYMOUS, -1, 0) }
@@ -139,6 +140,11 @@ impl Samples {
             map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
             // SAFETY: as above.
             unsafe { libc::mlock2(at, page, libc::MLOCK_ONFAULT) };
+        }
+        // One that could be shared for writing, if the file were open for that.
+        if let (Some(at), Ok(file)) = (places.next(), std::fs::File::open("/proc/self/exe")) {
+            // SAFETY: as above.
+            unsafe { libc::mmap(at, page, READ, libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd(), 0) };
         }
         if let Some(at) = places.next() {
             map(at, page, WRITE, PRIVATE | libc::MAP_FIXED);
@@ -252,6 +258,8 @@ mod tests {
                 "{flag} in {names:x?}"
             );
         }
+        // What may be shared for writing, and what could be if its file were open for that (VM_SHARED, VM_MAYSHARE).
+        assert!([0x8, 0x80].iter().all(|bit| names.0.iter().any(|class| class.bits == *bit)), "{names:x?}");
         let words = || words(each, pid).expect("words of our own");
         let found = words();
         let mut parser = crate::proc::SmapsParser::default();

@@ -15,6 +15,7 @@ pub mod signal;
 pub mod strange;
 pub mod thread;
 pub mod timer;
+pub mod traced;
 pub mod tun;
 pub mod uring;
 
