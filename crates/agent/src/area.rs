@@ -10,10 +10,11 @@ use model::Errno;
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use sys::memory::SharedMap;
 
-const FUTEX_WAITERS: u32 = 1 << 31;
+pub(crate) const FUTEX_WAITERS: u32 = 1 << 31;
 /// How long to sleep before looking whether the other side still lives.
 const LOOK_NS: u64 = 50_000_000;
 /// How often to look at a word before sleeping: most lists are done within a few microseconds.
@@ -23,7 +24,7 @@ const SPINS: u32 = 400;
 #[derive(Debug)]
 pub struct Area {
     watch: Rc<Watch>,
-    map: SharedMap,
+    map: Arc<SharedMap>,
     /// Where it begins in the other process.
     remote: u64,
     top: Cell<usize>,
@@ -42,6 +43,11 @@ impl Slot {
     pub fn address(self) -> u64 {
         self.address
     }
+
+    /// Where it is in the area.
+    pub(crate) fn at(self) -> usize {
+        self.at
+    }
 }
 
 /// A list that an agent is executing.
@@ -57,13 +63,18 @@ impl Area {
     ///
     /// The calling thread is the coordinator: the words carry its id, and `watch` is its own.
     pub fn new(file: impl AsFd, len: usize, remote: u64, watch: Rc<Watch>) -> Result<Area, Errno> {
-        let map = SharedMap::new(file, 0, len)?;
+        let map = Arc::new(SharedMap::new(file, 0, len)?);
         let idle = sys::process::own_tid() as u32 | FUTEX_WAITERS;
         Ok(Area { map, remote, top: Cell::new(0), idle, watch })
     }
 
     pub fn remote(&self) -> u64 {
         self.remote
+    }
+
+    /// The memory itself, which lives on when this does not.
+    pub(crate) fn map(&self) -> Arc<SharedMap> {
+        self.map.clone()
     }
 
     pub fn len(&self) -> usize {

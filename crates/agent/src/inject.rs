@@ -9,9 +9,11 @@ use crate::area::{Area, Run, Slot, Watch};
 use crate::list::{Arg, Failed, Judge, List};
 use crate::remote;
 use model::{Errno, Failure, Object};
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
-use sys::memory::PAGE;
+use std::sync::Arc;
+use sys::memory::{PAGE, SharedMap};
 use sys::ptrace::{self, Running, Stop, Stopped, X86_XSTATE};
 
 /// Code, slots, lists and frames of a batch of threads.
@@ -59,6 +61,17 @@ pub struct Host {
     instruction: u64,
     area: Area,
     start: usize,
+}
+
+/// What [`Host::copy`] made.
+#[derive(Debug)]
+pub struct Copied {
+    pub stopped: Stopped,
+    /// Where its agent waits, if it is let run.
+    pub slot: Slot,
+    /// What it shares with us, and where it has that.
+    pub map: Arc<SharedMap>,
+    pub area: Range<u64>,
 }
 
 fn gone(tid: i32) -> Failure {
@@ -115,7 +128,7 @@ fn call_all(
 }
 
 /// Waits for the first stop of a process that a traced thread made; from then on it does not outlive us.
-fn adopt(pid: i32, options: u64) -> Result<Stopped, Errno> {
+pub(crate) fn adopt(pid: i32, options: u64) -> Result<Stopped, Errno> {
     match Running::made(pid).wait()? {
         Stop::Trap(stopped) | Stop::Group(stopped, _) | Stop::Signal(stopped, _) => {
             stopped.set_options(options | ptrace::EXIT_KILL)?;
@@ -276,9 +289,10 @@ impl Host {
         Ok((self.retrieve(running, context)?, result))
     }
 
-    /// Has the process make a copy of itself, which never runs: it is traced and stopped from its start, and
-    /// ends when whoever traces it does. It has the agent's mapping too, at [`Host::range`], and no thread but
-    /// the one copied. It sends its parent no signal at its end, and no wait(2) without `__WALL` sees it.
+    /// Has the process make a copy of itself with these flags of clone(2); with CLONE_VM it has not a copy of the memory, but
+    /// the same. It is traced and stopped from its start, and ends when whoever traces it does. It has the agent's mapping too,
+    /// at [`Host::range`], and no thread but the one copied. It sends its parent no signal at its end, and no wait(2) without
+    /// `__WALL` sees it.
     ///
     /// # Errors
     /// `EAGAIN` and `ENOMEM` of clone(2) among others; the thread is whole, unless it is gone.
@@ -287,14 +301,16 @@ impl Host {
         thread: Stopped,
         context: &Context,
         options: u64,
-    ) -> Result<(Stopped, Result<Stopped, Failure>), Failure> {
+        flags: i32,
+    ) -> Result<(Stopped, Result<Copied, Failure>), Failure> {
         let (pid, tid) = (self.pid, thread.tid());
         const DOING: &str = "copy the process";
         let explain = |error: Errno| error.on(Object::Thread(tid), DOING).of(pid);
         let copy_slot = self.area.slot(0).map_err(explain)?;
         let mut list = List::new();
-        let none = Arg::Value(0);
-        list.label(DOING).call(libc::SYS_clone, &[none; 5], Judge::Spawn(copy_slot.address()));
+        let mut args = [Arg::Value(0); 5];
+        args[0] = flags.into();
+        list.label(DOING).call(libc::SYS_clone, &args, Judge::Spawn(copy_slot.address()));
         thread.set_options(options | ptrace::TRACE_CLONE).map_err(explain)?;
         let (mut running, run) = self.start(thread, context, list)?;
         let mut copy = None;
@@ -320,14 +336,17 @@ impl Host {
         thread.set_options(options).map_err(explain)?;
         let copy = match (done, copy) {
             (Err(failed), _) => Err(explain(failed.errno())),
-            (Ok(_), Some(copy)) => copy.map_err(explain),
+            (Ok(_), Some(Ok(stopped))) => {
+                Ok(Copied { stopped, slot: copy_slot, map: self.area.map(), area: self.range() })
+            }
+            (Ok(_), Some(Err(error))) => Err(explain(error)),
             (Ok(_), None) => Err(explain(Errno { call: "clone", code: libc::ECHILD })),
         };
         Ok((thread, copy))
     }
 
     /// Where the agent is in the process.
-    pub fn range(&self) -> std::ops::Range<u64> {
+    pub fn range(&self) -> Range<u64> {
         self.area.remote()..self.area.remote() + AREA as u64
     }
 

@@ -8,6 +8,7 @@
 pub mod arch;
 pub mod area;
 pub mod crew;
+pub mod hands;
 pub mod inject;
 pub mod list;
 pub mod puppet;

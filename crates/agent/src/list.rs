@@ -27,6 +27,10 @@ const _: () = assert!(std::mem::offset_of!(Op, judge) == 4 && std::mem::offset_o
 const _: () = assert!(std::mem::offset_of!(Op, args) == 8 && std::mem::offset_of!(Op, expect) == 56);
 const _: () = assert!(std::mem::offset_of!(Op, result) == RESULT_AT as usize);
 
+/// In the place of a call: which pages hold something else than zeros? Arguments are the address of the first, the end of the
+/// last, and where there is a byte for each. The process has to be able to read them.
+pub const SCAN: u32 = 0x7fff_ffff;
+
 pub const JUDGE_ANY: u8 = 0;
 pub const JUDGE_OK: u8 = 1;
 pub const JUDGE_EQUAL: u8 = 2;

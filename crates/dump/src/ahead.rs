@@ -183,7 +183,8 @@ impl Ahead {
                 observe::areas(&memory.maps).into_iter().filter(|area| !area.has_file).collect();
             let source = Source::Process { pid, has_relatives, runs: true };
             let (runs, owner) = (memory.pages.runs, Owner::Task(pid));
-            let job = Job { source, runs, elsewhere: Vec::new(), owner, pages_id: 0, ahead: None };
+            let job =
+                Job { source, runs, elsewhere: Vec::new(), owner, pages_id: 0, ahead: None, hands: None };
             // What was written stays so: when it is too much, there is no need to go on.
             let go_on = || {
                 sys::apart::go_on()?;

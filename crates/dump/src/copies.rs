@@ -12,8 +12,9 @@ use crate::observe::{self, find_instruction, read_maps};
 use crate::past::bytes_to_save;
 use crate::survey::Reading;
 use crate::tracer::{Tracer, let_go};
-use agent::inject::{self, Context, Door, Host};
-use agent::{List, crew};
+use agent::hands::Hands;
+use agent::inject::{self, Context, Copied, Door, Host};
+use agent::{List, Watch, crew};
 use image::VmaEntry;
 use image::pagemap::Run;
 use kinds::vma;
@@ -24,6 +25,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::pagemap::{PRESENT, Query, SWAPPED, has};
 use sys::proc::Vma;
@@ -44,6 +46,34 @@ pub struct Copy {
     pub pid: i32,
     /// Where the agent lies in the copy, which the original does not have.
     pub agent: Range<u64>,
+}
+
+/// A copy, as its tracer holds it.
+#[derive(Debug)]
+pub struct Held {
+    pub of: i32,
+    pub pid: i32,
+    /// Where the original has a `syscall`.
+    instruction: u64,
+    /// What the agent runs in, where the original has it, too, because its memory is the same.
+    shared: Option<Range<u64>>,
+    /// Taken when it is let run.
+    copied: Option<Copied>,
+    /// Threads that it made then.
+    threads: Vec<i32>,
+}
+
+impl Held {
+    /// Lets it run as hands.
+    ///
+    /// # Errors
+    /// What stands in the way; it can still be read.
+    pub fn hands(&mut self, count: usize) -> Result<Hands, Failure> {
+        let explain = |error: Errno| error.on(Object::Task, "have its pages moved").of(self.of);
+        let copied =
+            self.copied.take().ok_or(Errno { call: "ptrace", code: libc::ESRCH }).map_err(explain)?;
+        Hands::make(copied, count, options(), &mut self.threads).map_err(explain)
+    }
 }
 
 /// All copies of a tree. When this is dropped, they have ended and their originals run: these let them go.
@@ -153,7 +183,7 @@ fn copy(tree: &mut Tree, looks: &[Seen]) -> bool {
         Err(failure) => log::info!("the tree stands still while it is saved: {failure}"),
     }
     let members = 0..tree.crew.len();
-    tree.crew.each(members.map(|member| (member, ())), |tracer, ()| end(&mut tracer.copies));
+    tree.crew.each(members.map(|member| (member, ())), |tracer, ()| end(tracer));
     false
 }
 
@@ -200,18 +230,49 @@ pub fn read(copies: &Copies, pid: i32, question: Option<Question>) -> Result<Rea
 }
 
 fn enter(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<Copy, Failure> {
-    let (copied, agent) = tracer.with_agent(pid, instruction, |host, thread, context| {
-        let (thread, copied) = host.copy(thread, context, options())?;
-        Ok((thread, (copied, host.range())))
-    })?;
-    let copied = copied?;
-    let copy = Copy { of: pid, pid: copied.tid(), agent };
+    let copied = tracer
+        .with_agent(pid, instruction, |host, thread, context| host.copy(thread, context, options(), 0))??;
+    let copy = Copy { of: pid, pid: copied.stopped.tid(), agent: copied.area.clone() };
     // When memory is short, it is the copy that has to go.
     if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
         log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
     }
-    tracer.copies.push(copied);
+    tracer.copies.push(Held {
+        of: pid,
+        pid: copy.pid,
+        instruction,
+        shared: None,
+        copied: Some(copied),
+        threads: Vec::new(),
+    });
     Ok(copy)
+}
+
+/// Has a frozen process make another one with the same memory, and descriptors of its own. It is to end before anything of the
+/// first is let go, for the agent stays until then.
+///
+/// # Errors
+/// Those of clone(2) among others.
+pub fn accompany(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<&mut Held, Failure> {
+    let copied = tracer.with_leader(pid, |thread, context| {
+        let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
+        let door = Door { pid, thread, context, instruction };
+        let (host, thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
+        let (thread, copied) = host.copy(thread, context, options(), libc::CLONE_VM)?;
+        match copied {
+            Ok(copied) => Ok((thread, Ok(copied))),
+            Err(failure) => Ok((Host::leave_all(vec![(host, thread, context)]).remove(0)?, Err(failure))),
+        }
+    })?;
+    tracer.copies.push(Held {
+        of: pid,
+        pid: copied.stopped.tid(),
+        instruction,
+        shared: Some(copied.area.clone()),
+        copied: Some(copied),
+        threads: Vec::new(),
+    });
+    Ok(tracer.copies.last_mut().expect("one was just pushed"))
 }
 
 fn userfault(
@@ -238,19 +299,60 @@ fn userfault(
     Ok((thread, fetched.map_err(explain)))
 }
 
-/// Ends copies, and waits for their ends.
-pub fn end(copies: &mut Vec<Stopped>) {
-    for copy in copies.iter() {
-        let _ = sys::process::kill(copy.tid(), libc::SIGKILL);
+/// Ends the copies that a tracer holds, and waits for their ends; so do originals that it still holds.
+pub fn end(tracer: &mut Tracer) {
+    let ended = std::mem::take(&mut tracer.copies);
+    for held in &ended {
+        let _ = sys::process::kill(held.pid, libc::SIGKILL);
     }
-    if copies.len() < crew::size() {
-        sys::process::help_to_end(copies.iter().map(Stopped::tid));
+    if ended.len() < crew::size() {
+        let alone = ended.iter().filter(|held| held.shared.is_none());
+        sys::process::help_to_end(alone.map(|held| held.pid));
     }
-    for copy in copies.drain(..) {
-        while let Ok(Some(status)) = sys::process::wait(copy.tid(), true)
-            && !(libc::WIFEXITED(status) || libc::WIFSIGNALED(status))
-        {}
+    for held in ended {
+        // The end of a leader is told when that of all its threads was.
+        for tid in held.threads.iter().copied().chain([held.pid]) {
+            while let Ok(Some(status)) = sys::process::wait(tid, true)
+                && !(libc::WIFEXITED(status) || libc::WIFSIGNALED(status))
+            {}
+        }
+        if tracer.holds(held.of)
+            && let Err(failure) =
+                tracer.with_leader(held.of, |thread, context| forget(&held, thread, context))
+        {
+            log::warn!("the process has something left of its copy, {}: {failure}", held.pid);
+        }
     }
+}
+
+/// Takes from a stopped original what it has of its copy, which has ended.
+fn forget(
+    held: &Held,
+    thread: Stopped,
+    context: &Context,
+) -> Result<(Stopped, Result<(), Failure>), Failure> {
+    let door = |thread| Door { pid: held.of, thread, context, instruction: held.instruction };
+    let (thread, waited) = wait_for(held.pid, door(thread))?;
+    let Some(agent) = &held.shared else { return Ok((thread, waited)) };
+    const DOING: &str = "unmap the agent";
+    let args = [agent.start, agent.end - agent.start];
+    let (thread, result) = inject::call(door(thread), libc::SYS_munmap, &args, DOING)?;
+    let explain = || Errno { call: "munmap", code: -result as i32 }.on(Object::Task, DOING).of(held.of);
+    Ok((thread, waited.and(if result == 0 { Ok(()) } else { Err(explain()) })))
+}
+
+/// Has a stopped thread wait for a copy of its process that has ended.
+fn wait_for(copy: i32, door: Door) -> Result<(Stopped, Result<(), Failure>), Failure> {
+    const DOING: &str = "have it wait for its copy";
+    let pid = door.pid;
+    let args = [copy as u64, 0, (libc::__WALL | libc::WNOHANG) as u64, 0];
+    let (thread, result) = inject::call(door, libc::SYS_wait4, &args, DOING)?;
+    // The program itself may have waited for whatever child there is.
+    let done = match result {
+        result if result == i64::from(copy) || result == -i64::from(libc::ECHILD) => Ok(()),
+        result => Err(Errno { call: "wait4", code: -result.min(0) as i32 }.on(Object::Task, DOING).of(pid)),
+    };
+    Ok((thread, done))
 }
 
 /// Has the original wait for the copy that has ended.
@@ -280,15 +382,9 @@ fn reap(copy: &Copy) -> Result<(), Failure> {
         Ok(instruction) => instruction,
         Err(failure) => return let_go(thread, &context).map_err(explain).and(Err(failure)),
     };
-    let door = Door { pid, thread, context: &context, instruction };
-    let args = [copy.pid as u64, 0, (libc::__WALL | libc::WNOHANG) as u64, 0];
-    let (thread, result) = inject::call(door, libc::SYS_wait4, &args, "have it wait for its copy")?;
+    let (thread, done) = wait_for(copy.pid, Door { pid, thread, context: &context, instruction })?;
     let_go(thread, &context).map_err(explain)?;
-    // The program itself may have waited for whatever child there is.
-    match result {
-        result if result == i64::from(copy.pid) || result == -i64::from(libc::ECHILD) => Ok(()),
-        result => Err(explain(Errno { call: "wait4", code: -result.min(0) as i32 })),
-    }
+    done
 }
 
 /// Makes the copy of a frozen process whole: puts into it the pages of mappings that are inherited empty.
@@ -296,7 +392,7 @@ fn reap(copy: &Copy) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When the two cannot be compared.
-pub fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> {
+fn complete(copy: &Copy, maps: &[(Vma, VmaEntry)]) -> Result<bool, Failure> {
     if joined(maps) != joined(&maps_of(copy)?) {
         return Ok(false);
     }

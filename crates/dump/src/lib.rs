@@ -6,6 +6,7 @@ mod ahead;
 mod copies;
 mod encode;
 mod freeze;
+mod hands;
 mod identity;
 mod keep;
 mod observe;

@@ -9,7 +9,7 @@ use crate::freeze::{State, Tree, freeze};
 use crate::observe::{self, Common, Depth};
 use crate::past::{Past, bytes_to_save, divide};
 use crate::run::{Saved, Taking, connect, dedup, micros, share};
-use crate::{encode, track};
+use crate::{encode, hands, track};
 use image::Dir;
 use model::hooks::Action;
 use model::{Failure, Failures, Hooks, Object, Options};
@@ -94,14 +94,17 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         let (elsewhere, runs) = divide(std::mem::take(&mut look.memory.pages.runs), past.pages(*pid));
         let memory_of = tree.copies.of(*pid).filter(|_| way == Way::Copied).map_or(*pid, |copy| copy.pid);
         let (pid, parent) = (*pid, look.stat.ppid);
-        saved.push(Saved { pid, parent, memory_of, runs_on, aside: None, ahead: None, runs, elsewhere });
+        let (aside, ahead, hands) = (None, None, None);
+        saved.push(Saved { pid, parent, memory_of, runs_on, aside, ahead, hands, runs, elsewhere });
     }
     if !runs_on {
         share(&mut saved, options)?;
     }
     dir.begin()?;
     past.link(dir)?;
+    hands::give(&mut tree, &mut saved, options, dir);
     taking.memory(saved)?;
+    hands::end(&mut tree);
     taking.finish()?;
     sys::apart::go_on()?;
     let frozen_us = frozen_us.unwrap_or_else(|| micros(frozen));

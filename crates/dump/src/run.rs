@@ -6,8 +6,9 @@ use crate::keep::Keeping;
 use crate::observe::Depth;
 use crate::past::{Past, Runs, divide};
 use crate::survey::{Census, Reading};
-use crate::{copies, encode, observe, secrets, survey, track};
+use crate::{copies, encode, hands, observe, secrets, survey, track};
 use agent::crew;
+use agent::hands::Hands;
 use image::pagemap::Run;
 use image::{Dir, StatsEntry, Writer};
 use kinds::contract::DumpCx;
@@ -204,7 +205,9 @@ fn dump(
     if let Some(keeping) = keeping {
         keeping.keep(&mut saved, &census.processes, &sharing)?;
     }
+    hands::give(&mut tree, &mut saved, options, dir);
     taking.memory(saved)?;
+    hands::end(&mut tree);
     taking.finish()?;
 
     sys::apart::go_on()?;
@@ -312,7 +315,7 @@ impl<'d> Taking<'d> {
 
     fn job(&mut self, source: Source, runs: Runs, owner: Owner) -> Job {
         self.last_id += 1;
-        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, ahead: None }
+        Job { source, runs, elsewhere: Vec::new(), owner, pages_id: self.last_id, ahead: None, hands: None }
     }
 
     fn take(&mut self, jobs: Vec<Job>) -> Result<(), Failure> {
@@ -351,13 +354,13 @@ impl<'d> Taking<'d> {
         self.options.progress.stage("pages");
         let has_relatives = saved.len() > 1;
         let mut jobs = Vec::with_capacity(saved.len());
-        for Saved { pid, memory_of, runs_on, aside, ahead, runs, elsewhere, .. } in saved {
+        for Saved { pid, memory_of, runs_on, aside, ahead, hands, runs, elsewhere, .. } in saved {
             let has_relatives = has_relatives || pid != memory_of;
             let of_process = || Source::Process { pid: memory_of, has_relatives, runs: runs_on };
             let source = aside.map_or_else(of_process, Source::Aside);
             let unchanged = elsewhere.iter().filter(|run| run.same_as.is_none());
             self.unchanged_pages += unchanged.map(|run| run.len() / 4096).sum::<u64>();
-            jobs.push(Job { elsewhere, ahead, ..self.job(source, runs, Owner::Task(pid)) });
+            jobs.push(Job { elsewhere, ahead, hands, ..self.job(source, runs, Owner::Task(pid)) });
         }
         let bytes: u64 = jobs.iter().flat_map(|job| &job.runs).map(|run| run.0.end - run.0.start).sum();
         self.options.progress.pages_total(bytes / 4096);
@@ -458,6 +461,8 @@ pub struct Saved {
     pub aside: Option<Aside>,
     /// What was saved before that.
     pub ahead: Option<Ahead>,
+    /// Who may move it.
+    pub hands: Option<Hands>,
     pub runs: Runs,
     /// What the images before have, or another process.
     pub elsewhere: Vec<Run>,
@@ -471,7 +476,8 @@ impl Saved {
             let (pid, parent, memory_of) = (process.pid, process.pstree.ppid as i32, process.memory_of);
             let (unchanged, runs) = divide(std::mem::take(&mut process.runs), past.pages(pid));
             let (elsewhere, ahead) = past.claim(pid, unchanged);
-            Saved { pid, parent, memory_of, runs_on: false, aside: None, ahead, runs, elsewhere }
+            let (runs_on, aside, hands) = (false, None, None);
+            Saved { pid, parent, memory_of, runs_on, aside, ahead, hands, runs, elsewhere }
         });
         saved.collect()
     }

@@ -1,6 +1,6 @@
 //! Stopped threads, and the one thread of this program that holds them.
 
-use crate::copies::{self, options};
+use crate::copies::{self, Held, options};
 use agent::inject::{Context, Door, Host};
 use agent::{Watch, arch};
 use kinds::task::seccomp;
@@ -34,7 +34,7 @@ pub struct Part {
 pub struct Tracer {
     pub parts: Vec<Part>,
     /// Copies of processes; they end with it.
-    pub copies: Vec<Stopped>,
+    pub copies: Vec<Held>,
 }
 
 /// Which threads of a process are whose: those whose number leaves `index` when divided by `of`.
@@ -90,21 +90,38 @@ impl Tracer {
         instruction: u64,
         work: impl FnOnce(&Host, Stopped, &Context) -> Result<(Stopped, R), Failure>,
     ) -> Result<R, Failure> {
-        let mut part = self.take(pid);
-        let leader = part.threads.iter_mut().find(|thread| thread.tid == pid);
-        let result = leader
-            .ok_or_else(|| Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid))
-            .and_then(|leader| {
-                let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
-                let thread = leader.stopped.take().expect("a frozen thread is stopped");
-                let context = &leader.context;
-                let door = Door { pid, thread, context, instruction };
-                let (host, thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
-                let (thread, result) = work(&host, thread, context)?;
-                leader.stopped = Some(Host::leave_all(vec![(host, thread, context)]).remove(0)?);
-                Ok(result)
-            });
-        self.parts.push(part);
+        self.with_leader(pid, |thread, context| {
+            let watch = Watch::new().map_err(|error| error.on(Object::Tree, "prepare operations"))?;
+            let door = Door { pid, thread, context, instruction };
+            let (host, thread) = Host::enter_all(vec![door], &Rc::new(watch)).remove(0)?;
+            let (thread, result) = work(&host, thread, context)?;
+            Ok((Host::leave_all(vec![(host, thread, context)]).remove(0)?, Ok(result)))
+        })
+    }
+
+    /// Does it hold the leader of a process?
+    pub fn holds(&self, pid: i32) -> bool {
+        let mut threads = self.parts.iter().filter(|part| part.pid == pid).flat_map(|part| &part.threads);
+        threads.any(|thread| thread.tid == pid && thread.stopped.is_some())
+    }
+
+    /// Hands out the leader of a process, if it is held, for `work`, which gives it back with what it came to.
+    ///
+    /// # Errors
+    /// Those of `work`; the inner ones leave the thread whole.
+    pub fn with_leader<R>(
+        &mut self,
+        pid: i32,
+        work: impl FnOnce(Stopped, &Context) -> Result<(Stopped, Result<R, Failure>), Failure>,
+    ) -> Result<R, Failure> {
+        let mut threads =
+            self.parts.iter_mut().filter(|part| part.pid == pid).flat_map(|part| &mut part.threads);
+        let leader = threads.find(|thread| thread.tid == pid);
+        let none = || Failure::conflict(Object::Task, "enter it", "its leader is not held").of(pid);
+        let leader = leader.ok_or_else(none)?;
+        let thread = leader.stopped.take().ok_or_else(none)?;
+        let (thread, result) = work(thread, &leader.context)?;
+        leader.stopped = Some(thread);
         result
     }
 
@@ -354,7 +371,7 @@ impl Tracer {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        copies::end(&mut self.copies);
+        copies::end(self);
         self.let_go();
     }
 }

@@ -35,9 +35,8 @@ impl Ahead {
         go_on: &(dyn Fn() -> Result<(), Failure> + Sync),
     ) -> Result<Ahead, Failure> {
         let name = format!("{}, before it has a name", job.owner.pagemap().replace("pagemap", "pages"));
-        let create = |_: &Job, len: u64, workers: usize| {
-            Target::of(dir.create_nameless()?, name.clone(), len, workers, None)
-        };
+        let create =
+            |job: &Job, workers: usize| Target::of(dir.create_nameless()?, name.clone(), job, workers, None);
         let mut jobs = [job];
         let (mut filled, _) = fill(&jobs, None, &create, go_on, &|_| ())?;
         let (target, place) = filled.remove(0);

@@ -9,6 +9,7 @@ use crate::ahead::Ahead;
 use crate::chain::each_part;
 use crate::compressed::{self, Block};
 use crate::select::How;
+use agent::hands::{self, Hand, Hands};
 use image::Dir;
 use image::pagemap::{PRESENT, Pagemap, PagesFile, Run};
 use model::{Compression, Errno, Failure, Object};
@@ -24,6 +25,8 @@ const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
 /// Bytes from which on it pays to map a file that is filled.
 const GROWING: u64 = 8 << 20;
+/// Of pages of which it is known that they are kept.
+const KEPT: How = How { is_readable: true, keeps_zeros: true, is_clean: false, is_watched: false };
 /// Ranges of one process_vm_readv(2).
 pub(crate) const RANGES: usize = 512;
 
@@ -82,6 +85,7 @@ impl Aside {
     ///
     /// # Errors
     /// The run that was not read.
+    #[allow(clippy::type_complexity)]
     fn parts(&self, runs: &[(Range<u64>, How)]) -> Result<Vec<(Range<u64>, &[u8])>, Range<u64>> {
         let mut parts: Vec<(Range<u64>, &[u8])> = Vec::with_capacity(runs.len());
         for (range, how) in runs {
@@ -130,6 +134,14 @@ pub struct Job {
     pub pages_id: u32,
     /// What was saved before: then the source has what is missing, aside.
     pub ahead: Option<Ahead>,
+    /// Who may move its pages without a buffer.
+    pub hands: Option<Hands>,
+}
+
+impl Job {
+    fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.0.end - run.0.start).sum()
+    }
 }
 
 /// What was done.
@@ -157,36 +169,41 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// `len` bytes will come at most, from so many workers.
+    /// For the pages of a job, from so many workers.
     fn new(
         dir: &Dir,
-        id: u32,
-        len: u64,
+        job: &Job,
         workers: usize,
         compression: Option<Compression>,
     ) -> Result<Target, Failure> {
+        let id = job.pages_id;
         let (name, other) = match compression {
             Some(_) => (compressed::name(id), pages_name(id)),
             None => (pages_name(id), compressed::name(id)),
         };
         dir.remove(&other)?;
         let file = dir.create(&name)?;
-        Target::of(file, name, len, workers, compression)
+        Target::of(file, name, job, workers, compression)
     }
 
     /// `file` is new.
     pub fn of(
         file: File,
         name: String,
-        len: u64,
+        job: &Job,
         workers: usize,
         compression: Option<Compression>,
     ) -> Result<Target, Failure> {
-        let is_worth_it = workers > 1 && len >= GROWING && compression.is_none();
+        let len = job.bytes();
+        let has_many = workers > 1 || job.hands.is_some();
+        let is_worth_it = has_many && len >= GROWING && compression.is_none();
         let growing = is_worth_it.then(|| {
             let len = usize::try_from(len).ok()?;
             sys::fd::truncate(&file, len as u64).ok()?;
-            Growing::new(&file, len).ok()
+            match &job.hands {
+                Some(hands) => Growing::by(hands.userfault().clone(), &file, len).ok(),
+                None => Growing::new(&file, len).ok(),
+            }
         });
         let target = Target { name, file, compression, growing: growing.flatten() };
         if let Some(how) = compression {
@@ -259,9 +276,7 @@ pub fn take(
     compression: Option<Compression>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, Failure> {
-    let create = |job: &Job, len: u64, workers: usize| -> Result<Target, Failure> {
-        Target::new(dir, job.pages_id, len, workers, compression)
-    };
+    let create = |job: &Job, workers: usize| Target::new(dir, job, workers, compression);
     let (filled, mut taken) = fill(&jobs, compression, &create, &sys::apart::go_on, progress)?;
     for (job, (target, place)) in jobs.into_iter().zip(filled) {
         let mut runs = match (job.ahead, &job.source, target) {
@@ -291,8 +306,8 @@ pub fn take(
     Ok(taken)
 }
 
-/// Makes the file of a job, for at most so many bytes from so many workers.
-pub(crate) type Create<'c> = &'c (dyn Fn(&Job, u64, usize) -> Result<Target, Failure> + Sync);
+/// Makes the file of a job, for what so many workers put in it.
+pub(crate) type Create<'c> = &'c (dyn Fn(&Job, usize) -> Result<Target, Failure> + Sync);
 
 /// A file for each job, if it has pages, and what is where in it.
 pub(crate) type Filled = Vec<(Option<Target>, Place)>;
@@ -309,16 +324,15 @@ pub(crate) fn fill(
     let states: Vec<Progress> = jobs.iter().map(|_| Progress::default()).collect();
     let wanted = jobs.iter().enumerate().filter(|(_, job)| job.ahead.is_none());
     let chunks: Mutex<VecDeque<Chunk>> =
-        Mutex::new(wanted.clone().flat_map(|(job, work)| cut(job, &work.runs)).collect());
+        Mutex::new(wanted.clone().flat_map(|(at, job)| cut(at, job)).collect());
     let total = Mutex::new(Taken::default());
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
-    let size = |job: &Job| job.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
-    let workers = match wanted.map(|(_, job)| size(job)).sum::<u64>() {
+    let workers = match wanted.map(|(_, job)| job.bytes()).sum::<u64>() {
         // A thread costs more than reading a little.
         bytes if bytes < 2 * CHUNK as u64 => 1,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let create = |job: &Job| create(job, size(job), workers);
+    let create = |job: &Job| create(job, workers);
     let work = || {
         let mut buffer = Vec::new();
         loop {
@@ -395,7 +409,7 @@ pub fn read_in_order(
                 }
                 continue;
             }
-            for mut chunk in cut(0, runs) {
+            for mut chunk in cut_runs(0, runs, CHUNK) {
                 chunk.runs.iter_mut().for_each(|(_, how)| how.keeps_zeros |= keeps_zeros);
                 let mut buffer = vec![0; CHUNK];
                 let part = sys::apart::go_on().and_then(|()| read_of(job, &chunk.runs, &mut buffer));
@@ -427,8 +441,12 @@ pub fn pages_name(id: u32) -> String {
     format!("pages-{id}.img")
 }
 
-/// Cuts runs into chunks of at most a buffer.
-fn cut(job: usize, runs: &[(Range<u64>, How)]) -> Vec<Chunk> {
+/// Cuts a job into chunks of at most a buffer, or as much as a hand does at once.
+fn cut(at: usize, job: &Job) -> Vec<Chunk> {
+    cut_runs(at, &job.runs, if job.hands.is_some() { hands::PART } else { CHUNK })
+}
+
+fn cut_runs(job: usize, runs: &[(Range<u64>, How)], size: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut room = 0;
     for (range, how) in runs {
@@ -436,7 +454,7 @@ fn cut(job: usize, runs: &[(Range<u64>, How)]) -> Vec<Chunk> {
         while start < range.end {
             if room == 0 || chunks.last().is_none_or(|chunk| chunk.runs.len() == RANGES) {
                 chunks.push(Chunk { job, index: chunks.len(), runs: Vec::new() });
-                room = CHUNK as u64;
+                room = size as u64;
             }
             let part = start..range.end.min(start + room);
             room -= part.end - part.start;
@@ -457,10 +475,15 @@ fn copy(
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, Failure> {
     let needed = length(&chunk.runs);
-    buffer.resize(buffer.len().max(needed), 0);
-    let found = read_of(job, &chunk.runs, buffer)?;
+    let mut hand = job.hands.as_ref().and_then(Hands::free);
+    let by_hand = hand.as_mut().and_then(|hand| find(hand, &chunk.runs).ok());
+    let is_read = by_hand.is_none();
+    let (found, runs) = match by_hand {
+        Some(ranges) => (Cow::Borrowed(&chunk.runs[..]), ranges),
+        None => read_some(job, &chunk.runs, buffer)?,
+    };
     let length = length(&found);
-    let (kept, runs) = drop_zeros(&mut buffer[..length], &found);
+    let kept = runs.iter().map(|range| (range.end - range.start) as usize).sum();
     let done = Taken { written_pages: (kept / PAGE) as u64, zero_pages: ((length - kept) / PAGE) as u64 };
     let packed = match compression.filter(|_| kept > 0) {
         Some(how) => Some(
@@ -482,7 +505,7 @@ fn copy(
     }
     let mut offset = place.offset;
     let mut at = offset;
-    for range in runs {
+    for range in runs.iter().cloned() {
         let length = range.end - range.start;
         match place.runs.last_mut() {
             Some(last) if last.range.end == range.start => last.range.end = range.end,
@@ -522,10 +545,49 @@ fn copy(
     state.moved.notify_all();
 
     if let Some(target) = state.target.get().filter(|_| kept > 0) {
+        let is_put = !is_read
+            && target.growing.as_ref().zip(hand.as_mut()).is_some_and(|(growing, hand)| {
+                let put = hand.put(growing, offset, &runs);
+                put.inspect_err(|error| log::debug!("not by a hand: {error}")).is_ok()
+            });
+        if is_put {
+            return Ok(done);
+        }
+        if !is_read {
+            let runs: Vec<_> = runs.iter().map(|range| (range.clone(), KEPT)).collect();
+            read_some(job, &runs, buffer)?;
+        }
         let bytes = packed.as_deref().unwrap_or(&buffer[..kept]);
         target.put(offset, bytes).map_err(|error| target.explain(&error))?;
     }
     Ok(done)
+}
+
+/// Has a hand look which pages of these runs are to be kept.
+///
+/// # Errors
+/// `EFAULT` where it may not read them all; where it does not answer.
+fn find(hand: &mut Hand, runs: &[(Range<u64>, How)]) -> Result<Vec<Range<u64>>, Errno> {
+    if !runs.iter().all(|(_, how)| how.is_readable) {
+        return Err(Errno { call: "read", code: libc::EFAULT });
+    }
+    let looked: Vec<Range<u64>> =
+        runs.iter().filter(|(_, how)| !how.keeps_zeros).map(|run| run.0.clone()).collect();
+    let found = hand.find(&looked)?;
+    let mut found = found.into_iter();
+    let mut keeps = |how: &How| how.keeps_zeros || found.next() != Some(0);
+    let pages = runs.iter().flat_map(|(range, how)| range.clone().step_by(PAGE).map(move |page| (page, how)));
+    let mut ranges = Vec::new();
+    pages.filter(|(_, how)| keeps(how)).for_each(|(page, _)| push(&mut ranges, page));
+    Ok(ranges)
+}
+
+/// Adds a page to ranges of pages that end before it.
+fn push(ranges: &mut Vec<Range<u64>>, page: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end == page => last.end += PAGE as u64,
+        _ => ranges.push(page..page + PAGE as u64),
+    }
 }
 
 fn explain(range: &Range<u64>, owner: Owner, error: Errno) -> Failure {
@@ -537,16 +599,27 @@ fn not_read(range: &Range<u64>, owner: Owner) -> Failure {
     explain(range, owner, Errno { call: "process_vm_readv", code: libc::EFAULT })
 }
 
+/// Fills `buffer` with runs of a job, without pages of zeros; returns those that were found, and where what is left belongs.
+fn read_some<'r>(
+    job: &Job,
+    runs: &'r [(Range<u64>, How)],
+    buffer: &mut Vec<u8>,
+) -> Result<(Found<'r>, Vec<Range<u64>>), Failure> {
+    buffer.resize(buffer.len().max(length(runs)), 0);
+    let found = read_of(job, runs, buffer)?;
+    let (_, kept) = drop_zeros(&mut buffer[..length(&found)], &found);
+    Ok((found, kept))
+}
+
+/// Runs of those that were asked for, or all.
+type Found<'r> = Cow<'r, [(Range<u64>, How)]>;
+
 fn length(runs: &[(Range<u64>, How)]) -> usize {
     runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum()
 }
 
 /// Fills `buffer` with runs of a job, and returns them: all but what a process that runs has given back since they were found.
-fn read_of<'r>(
-    job: &Job,
-    runs: &'r [(Range<u64>, How)],
-    buffer: &mut [u8],
-) -> Result<Cow<'r, [(Range<u64>, How)]>, Failure> {
+fn read_of<'r>(job: &Job, runs: &'r [(Range<u64>, How)], buffer: &mut [u8]) -> Result<Found<'r>, Failure> {
     let failure = match (read(&job.source, job.owner, runs, buffer), &job.source) {
         (Ok(_), _) => return Ok(Cow::Borrowed(runs)),
         (Err(failure), Source::Process { runs: true, .. }) => failure,
@@ -648,10 +721,7 @@ fn drop_zeros(buffer: &mut [u8], runs: &[(Range<u64>, How)]) -> (usize, Vec<Rang
             buffer.copy_within(at..at + PAGE, kept);
         }
         kept += PAGE;
-        match ranges.last_mut() {
-            Some(last) if last.end == address => last.end += PAGE as u64,
-            _ => ranges.push(address..address + PAGE as u64),
-        }
+        push(&mut ranges, address);
     }
     (kept, ranges)
 }
@@ -683,7 +753,7 @@ mod tests {
     #[test]
     fn chunks_are_no_larger_than_a_buffer_and_lose_nothing() {
         let runs = [(0..(3 * CHUNK as u64 / 2), ANONYMOUS), (1 << 30..(1 << 30) + 4096, ANONYMOUS)];
-        let chunks = cut(0, &runs);
+        let chunks = cut_runs(0, &runs, CHUNK);
         assert_eq!(chunks.len(), 2);
         let size = |chunk: &Chunk| chunk.runs.iter().map(|run| run.0.end - run.0.start).sum::<u64>();
         assert!(chunks.iter().all(|chunk| size(chunk) <= CHUNK as u64));
@@ -719,6 +789,7 @@ mod tests {
                 owner: Owner::Task(1),
                 pages_id: 1,
                 ahead: None,
+                hands: None,
             };
             take(vec![job], &dir, None, &|_| ()).unwrap();
             assert!(std::fs::read(folder.join("pages-1.img")).unwrap() == content, "round {round}");

@@ -248,6 +248,24 @@ pub fn affinity(tid: i32) -> Result<Vec<u8>, Errno> {
     Ok(mask)
 }
 
+/// Has a thread the processors and the share of them that this one has. Source: sched_setaffinity(2), sched_setattr(2).
+///
+/// # Errors
+/// `EPERM` when it is not ours to change.
+pub fn work_as_this(tid: i32) -> Result<(), Errno> {
+    let mask = affinity(0)?;
+    let args = [tid as u64, mask.len() as u64, mask.as_ptr() as u64];
+    // SAFETY: the kernel reads the mask, which lives for the call.
+    unsafe { syscall("sched_setaffinity", libc::SYS_sched_setaffinity, &args) }?;
+    let mut attr = [0u8; 56];
+    let args = [0, attr.as_mut_ptr() as u64, attr.len() as u64, 0];
+    // SAFETY: the kernel writes at most the size given into the array on this stack.
+    unsafe { syscall("sched_getattr", libc::SYS_sched_getattr, &args) }?;
+    let args = [tid as u64, attr.as_ptr() as u64, 0];
+    // SAFETY: the kernel reads the structure, whose first word is its size.
+    unsafe { syscall("sched_setattr", libc::SYS_sched_setattr, &args) }.map(drop)
+}
+
 /// How many processors are online. Asked once. Source: sysconf(3).
 pub fn processors() -> u32 {
     static COUNT: std::sync::OnceLock<u32> = std::sync::OnceLock::new();

@@ -5,6 +5,7 @@ use crate::memory::SharedMap;
 use model::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// For the flags of userfaultfd(2): faults of the kernel on behalf of the process are not stopped, which
 /// needs no privilege. Linux 5.11.
@@ -23,7 +24,7 @@ const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 /// _IOWR(0xaa, 0x00, struct uffdio_register)
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 /// _IOWR(0xaa, 0x03, struct uffdio_copy)
-const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
+pub const UFFDIO_COPY: u64 = 0xc028_aa03;
 
 /// _IOWR(0xaa, 0x04, struct uffdio_zeropage)
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
@@ -70,13 +71,21 @@ struct Register {
     ioctls: u64,
 }
 
+/// The argument of `UFFDIO_COPY`: struct uffdio_copy. `src` is an address in the memory of whoever makes the call.
 #[repr(C)]
-struct Copy {
+#[derive(Debug)]
+pub struct Copy {
     dst: u64,
     src: u64,
     len: u64,
     mode: u64,
     copied: i64,
+}
+
+impl Copy {
+    pub fn words(&self) -> [u64; 5] {
+        [self.dst, self.src, self.len, self.mode, self.copied as u64]
+    }
 }
 
 /// The memory of the process that made the descriptor.
@@ -193,7 +202,8 @@ impl Userfault {
         let mut copy =
             Copy { dst: to, src: from.as_ptr() as u64, len: from.len() as u64, mode: 0, copied: 0 };
         // SAFETY: the kernel reads and writes one struct on this stack, and reads `len` bytes of `from`.
-        let done = unsafe { self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY, (&raw mut copy).cast()) };
+        let done =
+            unsafe { self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY as libc::Ioctl, (&raw mut copy).cast()) };
         match (done, copy.copied) {
             (Ok(()), _) => Ok(from.len()),
             (Err(_), copied) if copied > 0 => Ok(copied as usize),
@@ -269,7 +279,9 @@ impl Userfault {
                 copied: 0,
             };
             // SAFETY: the kernel reads and writes one struct on this stack, and reads `len` bytes of `from`.
-            let result = unsafe { self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY, (&raw mut copy).cast()) };
+            let result = unsafe {
+                self.ioctl("ioctl(UFFDIO_COPY)", UFFDIO_COPY as libc::Ioctl, (&raw mut copy).cast())
+            };
             match result {
                 Ok(()) => return Ok(()),
                 // Interrupted in the middle, or the mappings were just changing.
@@ -292,7 +304,7 @@ impl AsFd for Userfault {
 #[derive(Debug)]
 pub struct Growing {
     map: SharedMap,
-    userfault: Userfault,
+    userfault: Arc<Userfault>,
 }
 
 impl Growing {
@@ -301,10 +313,33 @@ impl Growing {
     /// # Errors
     /// `EINVAL` when the file is not one in memory; as [`Userfault::own`].
     pub fn new(file: impl AsFd, len: usize) -> Result<Growing, Errno> {
+        Growing::by(Arc::new(Userfault::own()?), file, len)
+    }
+
+    /// The same by a userfaultfd of this process, which others have, too.
+    ///
+    /// # Errors
+    /// `EINVAL` when the file is not one in memory.
+    pub fn by(userfault: Arc<Userfault>, file: impl AsFd, len: usize) -> Result<Growing, Errno> {
         let map = SharedMap::new(file, 0, len)?;
-        let userfault = Userfault::own()?;
         userfault.register(map.address(0)..map.address(len))?;
         Ok(Growing { map, userfault })
+    }
+
+    /// What another process that has the userfaultfd asks for, to give the file pages of its own from `at` on.
+    ///
+    /// # Panics
+    /// When they are more than the file has room for.
+    pub fn copy_of(&self, at: u64, run: Range<u64>) -> Copy {
+        let len = run.end - run.start;
+        let dst = self.map.address(at as usize);
+        assert!(len <= self.map.len() as u64 - at, "what is copied has its place in the file");
+        Copy { dst, src: run.start, len, mode: COPY_MODE_DONTWAKE, copied: 0 }
+    }
+
+    /// Others have given it these pages: what is mapped counts as ours.
+    pub fn forget(&self, part: Range<u64>) {
+        self.map.forget(part.start as usize..part.end as usize);
     }
 
     /// Gives the file the pages `bytes` from `at` on.
@@ -314,8 +349,7 @@ impl Growing {
     pub fn put(&self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
         let at = at as usize;
         let copied = self.userfault.copy(self.map.address(at), bytes);
-        // What is mapped counts as ours.
-        self.map.forget(at..at + bytes.len());
+        self.forget(at as u64..(at + bytes.len()) as u64);
         copied
     }
 }

@@ -14,6 +14,7 @@ pub const CASES: &[Case] = &[
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
     case!(relatives_take_no_more_memory_than_before).moves(),
     case!(pages_written_by_the_child_are_its_own).exchange(),
+    case!(large_memory_is_whole_and_nobody_is_left_behind).exchange().moves().killed(),
 ];
 
 fn pages(count: usize) -> usize {
@@ -159,4 +160,27 @@ fn pages_written_by_the_child_are_its_own(t: &Trial) {
     map.check(0..100, 1);
     t.mark("looked");
     child.succeed();
+}
+
+/// Large enough for others to move it; among what is full are pages of zeros, pages that the program may not read, pages that
+/// a child would find empty, and pages that it would not find.
+fn large_memory_is_whole_and_nobody_is_left_behind(t: &Trial) {
+    const COUNT: usize = 12_000;
+    const ZEROS: std::ops::Range<usize> = 3000..3100;
+    const HIDDEN: std::ops::Range<usize> = 5000..5200;
+    let map = Map::private(pages(COUNT));
+    map.fill(0..COUNT, 11);
+    ZEROS.for_each(|page| (0..PAGE).for_each(|at| map.set(pages(page) + at, 0)));
+    map.advise(7000..7100, libc::MADV_WIPEONFORK).expect("madvise");
+    map.advise(8000..8100, libc::MADV_DONTFORK).expect("madvise");
+    map.protect(HIDDEN, libc::PROT_NONE);
+    t.checkpoint();
+    // SAFETY: waits for whatever child there is, and wants no status of it.
+    let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
+    assert_eq!((waited, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ECHILD)));
+    map.protect(HIDDEN, libc::PROT_READ);
+    map.check_zero(ZEROS);
+    for part in [0..ZEROS.start, ZEROS.end..COUNT] {
+        map.check(part, 11);
+    }
 }

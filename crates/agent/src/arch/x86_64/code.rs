@@ -3,7 +3,7 @@
 //! Registers of the agent: r14 its slot, r15 the start of the list, r12 the operation, r13 the end. It
 //! has no stack; rsp is not touched until the way back. A system call changes rax, rcx and r11 alone.
 
-use crate::list::{JUDGE_ANY, JUDGE_EQUAL, JUDGE_SPAWN, OP_SIZE, slot};
+use crate::list::{JUDGE_ANY, JUDGE_EQUAL, JUDGE_SPAWN, OP_SIZE, SCAN, slot};
 use crate::puppet::CloneArgs;
 use std::arch::{asm, global_asm};
 
@@ -115,8 +115,11 @@ global_asm!(
     "mov r9, [r15 + r9]",
     "2:",
     "mov eax, [r12]",
+    "cmp eax, {scan}",
+    "je 22f",
     "syscall",
     // Judge the result.
+    "21:",
     "movzx ebp, byte ptr [r12 + 4]",
     "cmp bpl, {spawn}",
     "jne 2f",
@@ -170,6 +173,30 @@ global_asm!(
     "mov eax, 231", // exit_group
     "syscall",
     "ud2",
+    // No call: which pages hold something? rdi is where they begin, rsi where they end, rdx has a byte for each.
+    "22:",
+    "xor eax, eax",
+    "cmp rdi, rsi",
+    "jae 21b",
+    "lea r10, [rdi + 4096]",
+    "23:",
+    "mov rax, [rdi]",
+    "or rax, [rdi + 8]",
+    "or rax, [rdi + 16]",
+    "or rax, [rdi + 24]",
+    "or rax, [rdi + 32]",
+    "or rax, [rdi + 40]",
+    "or rax, [rdi + 48]",
+    "or rax, [rdi + 56]",
+    "jnz 24f",
+    "add rdi, 64",
+    "cmp rdi, r10",
+    "jb 23b",
+    "24:",
+    "setnz byte ptr [rdx]",
+    "inc rdx",
+    "mov rdi, r10",
+    "jmp 22b",
     "crtools_agent_end:",
     ".popsection",
     config = const (CODE_AT - CONFIG_AT),
@@ -183,6 +210,7 @@ global_asm!(
     any = const JUDGE_ANY,
     equal = const JUDGE_EQUAL,
     spawn = const JUDGE_SPAWN,
+    scan = const SCAN,
     op_size = const OP_SIZE,
 );
 
