@@ -5,6 +5,7 @@ use crate::identity::{At, Classes};
 use crate::tracer::{Part, Thread, Tracer, read_stat};
 use agent::inject::{BATCH, Door, Host};
 use agent::{List, Watch};
+use image::pagemap::Run;
 use image::*;
 use kinds::contract::FdProbe;
 use kinds::fd::uring;
@@ -12,6 +13,7 @@ use kinds::task::numa::Policies;
 use kinds::task::{Answers, Ask, attributes, creds, limits, numa, rseq, sched, seccomp, signals, timers};
 use kinds::vma::{self, mm::Rules};
 use model::{Errno, Failure, Object};
+use pages::chain::split;
 use pages::select::{Area, Question, Selection, select};
 use std::collections::HashMap;
 use std::fs::File;
@@ -264,16 +266,12 @@ impl Memory {
         self.maps.iter_mut().for_each(|(map, _)| map.flags.remove("uw"));
     }
 
-    /// Leaves out what is in mappings without content.
+    /// Leaves out what is in mappings without content. What is in none stays: the process may have unmapped it since.
     pub fn keep_content(&mut self) {
-        let areas = areas(&self.maps);
-        let mut at = 0;
-        self.pages.runs.retain(|(run, _)| {
-            while areas.get(at).is_some_and(|area| area.range.end <= run.start) {
-                at += 1;
-            }
-            areas.get(at).is_some_and(|area| area.range.start <= run.start)
-        });
+        let entries = self.maps.iter().map(|(_, entry)| entry);
+        let without = entries.filter(|entry| vma::content(entry) == vma::Content::None);
+        let without: Vec<Run> = without.map(|entry| Run::in_parent(entry.start..entry.end)).collect();
+        (_, self.pages.runs) = split(&self.pages.runs, |_| true, &without);
     }
 }
 
