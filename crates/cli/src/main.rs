@@ -114,8 +114,15 @@ fn follow(logger: &Logger, command: Command, mut options: Options, warnings: &[S
                 log::logger().flush();
                 status
             };
+            dump::prepare();
             match sys::apart::run(work) {
-                Ok(status) => ExitCode::from(status),
+                Ok(status) => {
+                    // It was killed.
+                    if status > 128 {
+                        dump::mend();
+                    }
+                    ExitCode::from(status)
+                }
                 Err(error) => {
                     log::error!("cannot begin: {error}");
                     ExitCode::FAILURE

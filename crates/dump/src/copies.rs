@@ -7,6 +7,7 @@
 //! more, for one wait4(2): nobody else knows of this child.
 
 use crate::freeze::Tree;
+use crate::left::{self, Left};
 use crate::observe::Look;
 use crate::observe::{self, find_instruction, read_maps};
 use crate::past::bytes_to_save;
@@ -51,12 +52,9 @@ pub struct Copy {
 /// A copy, as its tracer holds it.
 #[derive(Debug)]
 pub struct Held {
-    pub of: i32,
-    pub pid: i32,
+    pub left: Left,
     /// Where the original has a `syscall`.
     instruction: u64,
-    /// What the agent runs in, where the original has it, too, because its memory is the same.
-    shared: Option<Range<u64>>,
     /// Taken when it is let run.
     copied: Option<Copied>,
     /// Threads that it made then.
@@ -69,7 +67,7 @@ impl Held {
     /// # Errors
     /// What stands in the way; it can still be read.
     pub fn hands(&mut self, count: usize) -> Result<Hands, Failure> {
-        let explain = |error: Errno| error.on(Object::Task, "have its pages moved").of(self.of);
+        let explain = |error: Errno| error.on(Object::Task, "have its pages moved").of(self.left.of);
         let copied =
             self.copied.take().ok_or(Errno { call: "ptrace", code: libc::ESRCH }).map_err(explain)?;
         Hands::make(copied, count, options(), &mut self.threads).map_err(explain)
@@ -90,8 +88,11 @@ impl Copies {
 impl Drop for Copies {
     fn drop(&mut self) {
         for copy in self.0.drain(..) {
-            if let Err(failure) = reap(&copy) {
-                log::warn!("a copy of the process, {}, stays as a zombie: {failure}", copy.pid);
+            match take_away(&Left { of: copy.of, pid: copy.pid, shared: None }) {
+                Ok(()) => left::forget(copy.pid),
+                Err(failure) => {
+                    log::warn!("a copy of the process, {}, stays as a zombie: {failure}", copy.pid);
+                }
             }
         }
     }
@@ -237,14 +238,7 @@ fn enter(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<Copy, Failur
     if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000") {
         log::debug!("the copy of {pid} is as dear to the kernel as the process: {error}");
     }
-    tracer.copies.push(Held {
-        of: pid,
-        pid: copy.pid,
-        instruction,
-        shared: None,
-        copied: Some(copied),
-        threads: Vec::new(),
-    });
+    hold(tracer, pid, instruction, copied, None);
     Ok(copy)
 }
 
@@ -264,15 +258,21 @@ pub fn accompany(tracer: &mut Tracer, pid: i32, instruction: u64) -> Result<&mut
             Err(failure) => Ok((Host::leave_all(vec![(host, thread, context)]).remove(0)?, Err(failure))),
         }
     })?;
-    tracer.copies.push(Held {
-        of: pid,
-        pid: copied.stopped.tid(),
-        instruction,
-        shared: Some(copied.area.clone()),
-        copied: Some(copied),
-        threads: Vec::new(),
-    });
-    Ok(tracer.copies.last_mut().expect("one was just pushed"))
+    let shared = Some(copied.area.clone());
+    Ok(hold(tracer, pid, instruction, copied, shared))
+}
+
+fn hold(
+    tracer: &mut Tracer,
+    of: i32,
+    instruction: u64,
+    copied: Copied,
+    shared: Option<Range<u64>>,
+) -> &mut Held {
+    let left = Left { of, pid: copied.stopped.tid(), shared };
+    left::note(&left);
+    tracer.copies.push(Held { left, instruction, copied: Some(copied), threads: Vec::new() });
+    tracer.copies.last_mut().expect("one was just pushed")
 }
 
 fn userfault(
@@ -303,41 +303,43 @@ fn userfault(
 pub fn end(tracer: &mut Tracer) {
     let ended = std::mem::take(&mut tracer.copies);
     for held in &ended {
-        let _ = sys::process::kill(held.pid, libc::SIGKILL);
+        let _ = sys::process::kill(held.left.pid, libc::SIGKILL);
     }
     if ended.len() < crew::size() {
-        let alone = ended.iter().filter(|held| held.shared.is_none());
-        sys::process::help_to_end(alone.map(|held| held.pid));
+        let alone = ended.iter().filter(|held| held.left.shared.is_none());
+        sys::process::help_to_end(alone.map(|held| held.left.pid));
     }
     for held in ended {
         // The end of a leader is told when that of all its threads was.
-        for tid in held.threads.iter().copied().chain([held.pid]) {
+        let Left { of, pid, .. } = held.left;
+        for tid in held.threads.iter().copied().chain([pid]) {
             while let Ok(Some(status)) = sys::process::wait(tid, true)
                 && !(libc::WIFEXITED(status) || libc::WIFSIGNALED(status))
             {}
         }
-        if tracer.holds(held.of)
-            && let Err(failure) =
-                tracer.with_leader(held.of, |thread, context| forget(&held, thread, context))
-        {
-            log::warn!("the process has something left of its copy, {}: {failure}", held.pid);
+        if !tracer.holds(of) {
+            continue;
+        }
+        let cleared = tracer.with_leader(of, |thread, context| {
+            clear(&held.left, Door { pid: of, thread, context, instruction: held.instruction })
+        });
+        match cleared {
+            Ok(()) => left::forget(pid),
+            Err(failure) => log::warn!("the process has something left of its copy, {pid}: {failure}"),
         }
     }
 }
 
 /// Takes from a stopped original what it has of its copy, which has ended.
-fn forget(
-    held: &Held,
-    thread: Stopped,
-    context: &Context,
-) -> Result<(Stopped, Result<(), Failure>), Failure> {
-    let door = |thread| Door { pid: held.of, thread, context, instruction: held.instruction };
-    let (thread, waited) = wait_for(held.pid, door(thread))?;
-    let Some(agent) = &held.shared else { return Ok((thread, waited)) };
+fn clear(left: &Left, door: Door) -> Result<(Stopped, Result<(), Failure>), Failure> {
+    let Door { pid, context, instruction, .. } = door;
+    let (thread, waited) = wait_for(left.pid, door)?;
+    let Some(agent) = &left.shared else { return Ok((thread, waited)) };
     const DOING: &str = "unmap the agent";
     let args = [agent.start, agent.end - agent.start];
-    let (thread, result) = inject::call(door(thread), libc::SYS_munmap, &args, DOING)?;
-    let explain = || Errno { call: "munmap", code: -result as i32 }.on(Object::Task, DOING).of(held.of);
+    let door = Door { pid, thread, context, instruction };
+    let (thread, result) = inject::call(door, libc::SYS_munmap, &args, DOING)?;
+    let explain = || Errno { call: "munmap", code: -result as i32 }.on(Object::Task, DOING).of(pid);
     Ok((thread, waited.and(if result == 0 { Ok(()) } else { Err(explain()) })))
 }
 
@@ -355,10 +357,14 @@ fn wait_for(copy: i32, door: Door) -> Result<(Stopped, Result<(), Failure>), Fai
     Ok((thread, done))
 }
 
-/// Has the original wait for the copy that has ended.
-fn reap(copy: &Copy) -> Result<(), Failure> {
-    let pid = copy.of;
-    let explain = |error: Errno| error.on(Object::Task, "have it wait for its copy").of(pid);
+/// Stops an original for the moment that it takes to take from it what it has of its copy, which has ended.
+///
+/// # Errors
+/// When it does not stop, or cannot be entered.
+pub fn take_away(left: &Left) -> Result<(), Failure> {
+    let pid = left.of;
+    const DOING: &str = "have it wait for its copy";
+    let explain = |error: Errno| error.on(Object::Task, DOING).of(pid);
     let running = match ptrace::seize(pid, options()) {
         Ok(running) => running,
         // Its children went to another.
@@ -369,20 +375,21 @@ fn reap(copy: &Copy) -> Result<(), Failure> {
     let thread = match running.halt_by(Instant::now() + PATIENCE).map_err(explain)? {
         Some(Stop::Trap(thread) | Stop::Group(thread, _)) => thread,
         Some(_) => return Ok(()),
-        None => {
-            return Err(Failure::conflict(Object::Task, "have it wait for its copy", "does not stop").of(pid));
-        }
+        None => return Err(Failure::conflict(Object::Task, DOING, "does not stop").of(pid)),
     };
     let context = match Context::read(&thread) {
         Ok(context) => context,
         Err(error) => return thread.detach().and(Err(error)).map_err(explain),
     };
     // It may have become another program since.
-    let instruction = match read_maps(pid).and_then(|maps| find_instruction(pid, &maps)) {
-        Ok(instruction) => instruction,
+    let found = read_maps(pid).and_then(|maps| Ok((find_instruction(pid, &maps)?, maps)));
+    let (instruction, maps) = match found {
+        Ok(found) => found,
         Err(failure) => return let_go(thread, &context).map_err(explain).and(Err(failure)),
     };
-    let (thread, done) = wait_for(copy.pid, Door { pid, thread, context: &context, instruction })?;
+    let is_there = |agent: &Range<u64>| maps.iter().any(|(map, _)| map.start == agent.start && map.is_shared);
+    let left = Left { shared: left.shared.clone().filter(is_there), ..left.clone() };
+    let (thread, done) = clear(&left, Door { pid, thread, context: &context, instruction })?;
     let_go(thread, &context).map_err(explain)?;
     done
 }

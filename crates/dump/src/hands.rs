@@ -43,7 +43,7 @@ fn is_worth_it(saved: &Saved) -> bool {
 
 /// A copy that there is becomes hands; otherwise there is none, for what stands still need not be copied.
 fn make(tracer: &mut Tracer, pid: i32) -> Result<Hands, Failure> {
-    if let Some(held) = tracer.copies.iter_mut().find(|held| held.of == pid) {
+    if let Some(held) = tracer.copies.iter_mut().find(|held| held.left.of == pid) {
         return held.hands(crew::size());
     }
     let instruction = find_instruction(pid, &read_maps(pid)?)?;

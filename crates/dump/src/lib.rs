@@ -9,6 +9,7 @@ mod freeze;
 mod hands;
 mod identity;
 mod keep;
+mod left;
 mod observe;
 mod past;
 mod pre;
@@ -18,6 +19,7 @@ mod survey;
 mod tracer;
 mod track;
 
+pub use left::{mend, prepare};
 pub use pre::run as pre_dump;
 pub use run::run;
 pub use track::{COMMAND as KEEPER_COMMAND, keeper};
