@@ -82,6 +82,8 @@ pub struct Case {
     pub exchange: bool,
     /// Also with dumps whose tool is killed.
     pub killed: bool,
+    /// So large that others move its memory; also with dumps that are killed meanwhile.
+    pub is_large: bool,
     /// Also restored elsewhere while it is still here: nothing of it can be in one place only.
     pub moves: bool,
     /// Also with images whose vdso is not quite that of this kernel.
@@ -109,6 +111,7 @@ impl Case {
             peer_cannot_in: &[],
             exchange: false,
             killed: false,
+            is_large: false,
             moves: false,
             foreign_vdso: false,
             restless: false,
@@ -194,6 +197,13 @@ impl Case {
         self
     }
 
+    /// So large that others move its memory.
+    #[must_use]
+    pub const fn large(mut self) -> Self {
+        self.is_large = true;
+        self
+    }
+
     /// Also restored elsewhere while it is still here.
     #[must_use]
     pub const fn moves(mut self) -> Self {
@@ -241,6 +251,9 @@ impl Case {
         ];
         if self.killed {
             modes.push(Mode::KilledDump);
+        }
+        if self.is_large {
+            modes.push(Mode::KilledWorker);
         }
         if self.moves {
             modes.extend([Mode::PostCopy, Mode::PackedServer, Mode::Freed]);
@@ -293,6 +306,8 @@ pub enum Mode {
     FailedDump,
     /// Dumps whose tool is killed at many moments: the program never notices.
     KilledDump,
+    /// Dumps whose process, not the command, is killed while others move the pages: nothing is left of it.
+    KilledWorker,
     /// Restored as if another kernel had made the images: its vdso has other code.
     ForeignVdso,
     /// Dumped by the tool, restored by the peer.
@@ -306,7 +321,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Plain,
         Self::Twice,
         Self::Snapshot,
@@ -320,6 +335,7 @@ impl Mode {
         Self::Freed,
         Self::FailedDump,
         Self::KilledDump,
+        Self::KilledWorker,
         Self::ForeignVdso,
         Self::ToPeer,
         Self::FromPeer,
@@ -342,6 +358,7 @@ impl Mode {
             Self::Freed => "freed",
             Self::FailedDump => "failed-dump",
             Self::KilledDump => "killed-dump",
+            Self::KilledWorker => "killed-worker",
             Self::ForeignVdso => "foreign-vdso",
             Self::ToPeer => "to-peer",
             Self::FromPeer => "from-peer",

@@ -367,6 +367,30 @@ impl Round {
         if is_restless { Ok(()) } else { self.compare(&before, "killed dumps") }
     }
 
+    /// A dump that is killed when it has made who moves the pages: only its command can take that away.
+    fn killed_worker(&mut self, is_restless: bool) -> Result<(), String> {
+        let script = self.subject.directory().join("wait.sh");
+        let gate = self.subject.directory().join("gate");
+        let text = format!(
+            "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != pre-dump ] || until [ -e {} ]; do sleep 0.01; done\n",
+            gate.display()
+        );
+        fs::write(&script, text)
+            .and_then(|()| fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)))
+            .map_err(|e| format!("write a script: {e}"))?;
+        let script = script.to_string_lossy().into_owned();
+        let before = Fingerprint::of(self.subject.pid);
+        for more in [&["--leave-running", "--copy-on-write"][..], &["--no-pre-copy"]] {
+            let _ = fs::remove_file(&gate);
+            self.subject.dump_killed_at_its_copies(&[more, &["--action-script", &script]].concat(), &gate)?;
+            self.subject.still_there("after a dump that was killed")?;
+            if !is_restless {
+                self.compare(&before, "a dump that was killed")?;
+            }
+        }
+        Ok(())
+    }
+
     /// The last byte of a vdso is behind its code: with another one it is that of another kernel, and works.
     fn restore_with_a_foreign_vdso(&mut self) -> Result<(), String> {
         let images = self.subject.dump_away()?;
@@ -450,6 +474,7 @@ impl Round {
             Mode::Incremental => self.incremental(is_restless),
             Mode::FailedDump => self.failed_dumps(is_restless),
             Mode::KilledDump => self.killed_dumps(is_restless),
+            Mode::KilledWorker => self.killed_worker(is_restless),
             Mode::ForeignVdso => self.restore_with_a_foreign_vdso(),
             // What follows is done on the other side.
             Mode::PostCopy => {

@@ -15,6 +15,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use crate::reap::{Reaper, others, quiet};
+use crate::sys::traced::{Call, Traced};
 use crate::tool::{LIMIT, Ran, Tool, read_lossy, tail};
 
 /// Where a program under test finds others.
@@ -228,6 +229,45 @@ impl Subject {
                 return Err("a part of the killed tool does not end".into());
             }
             std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// A dump whose process is killed when it has made its copies and is about to use them. The first script waits for
+    /// `gate`.
+    ///
+    /// # Errors
+    /// When it comes to another end than the command of such a dump.
+    pub fn dump_killed_at_its_copies(&mut self, more: &[&str], gate: &Path) -> Result<(), String> {
+        let images = self.step("images")?;
+        let tool = self.tools.dump.clone();
+        let pid = self.pid.to_string();
+        let own = self.own_for_dump();
+        let given = own.iter().map(String::as_str).chain(["-t", pid.as_str()]);
+        let arguments: Vec<&str> = given.chain(more.iter().copied()).collect();
+        let (command, log) = tool
+            .start(&mut self.reaper, &images, "dump", &arguments)
+            .map_err(|e| format!("start {}: {e}", tool.path.display()))?;
+        self.logs.push(log);
+        let children = |pid: i32| -> Vec<i32> {
+            let text = read_lossy(Path::new(&format!("/proc/{pid}/task/{pid}/children")));
+            text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        };
+        let mut worker = 0;
+        // With its script it has begun.
+        crate::case::until("the script of the dump", || {
+            worker = children(command).first().copied().unwrap_or(0);
+            worker != 0 && !children(worker).is_empty()
+        });
+        let traced = Traced::begin(worker)?;
+        std::fs::File::create(gate).map_err(|e| format!("let the script end: {e}"))?;
+        // It has the copies work as it does itself.
+        let is_it = |call: &Call| call[0] == libc::SYS_sched_setaffinity as u64 && call[1] != 0;
+        traced.before(is_it, || {
+            kill(Pid::from_raw(worker), Signal::SIGKILL).map_err(|e| format!("kill the dump: {e}"))
+        })?;
+        match self.see_dump_end(command)? {
+            WaitStatus::Exited(_, 137) => Ok(()),
+            other => Err(format!("the command of a dump that was killed ended with {other:?}")),
         }
     }
 

@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
         .peer_cannot("mappings whose bounds differ in parent and child are not shared"),
     case!(relatives_take_no_more_memory_than_before).moves(),
     case!(pages_written_by_the_child_are_its_own).exchange(),
-    case!(large_memory_is_whole_and_nobody_is_left_behind).exchange().moves().killed(),
+    case!(large_memory_is_whole_and_nobody_is_left_behind).exchange().moves().killed().large(),
 ];
 
 fn pages(count: usize) -> usize {
