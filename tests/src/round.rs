@@ -271,7 +271,8 @@ impl Round {
         }
         let images = self.subject.step("images")?;
         let parent = last.as_deref().map(name).unwrap_or_default();
-        let ran = self.subject.dump(&images, &[&parent[0], &parent[1], "--leave-running", "--track-mem"])?;
+        let given = [&parent[0], &parent[1], "--leave-running", "--track-mem", "--pre-copy"];
+        let ran = self.subject.dump(&images, &given)?;
         if !ran.is_good() {
             return Err(format!("the snapshot failed: {:?}", ran.status));
         }
