@@ -60,8 +60,7 @@ fn outline(root: i32) -> Option<Vec<Outline>> {
     while let Some((pid, parent)) = level.pop() {
         let tids = sys::fd::numbers(&format!("/proc/{pid}/task")).ok()?;
         level.extend(crate::tracer::children(pid, &tids).into_iter().map(|child| (child, pid)));
-        let statm = sys::fd::text(&format!("/proc/{pid}/statm")).ok()?;
-        found.push((pid, parent, sys::proc::parse_private(&statm)?));
+        found.push((pid, parent, copies::private_bytes(pid)?));
         if found.len() + level.len() > FEW {
             return None;
         }

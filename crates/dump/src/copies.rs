@@ -125,6 +125,11 @@ pub enum Way {
     Copied,
 }
 
+/// Bytes that a process has of its own; none when it is gone.
+pub fn private_bytes(pid: i32) -> Option<u64> {
+    sys::proc::parse_private(&sys::fd::text(&format!("/proc/{pid}/statm")).ok()?)
+}
+
 /// By which way does the tree stand still for the shortest time? Copies pay, but not of many small processes.
 pub fn way(options: &Options, tree: &Tree) -> Way {
     if !are_wanted(options) {
@@ -134,11 +139,7 @@ pub fn way(options: &Options, tree: &Tree) -> Way {
         return Way::Copied;
     }
     let count = tree.processes.len();
-    let bytes = |pid: i32| {
-        let statm = sys::fd::text(&format!("/proc/{pid}/statm")).unwrap_or_default();
-        sys::proc::parse_private(&statm).unwrap_or(0)
-    };
-    let total = tree.processes.iter().map(|process| bytes(process.pid)).sum::<u64>();
+    let total = tree.processes.iter().filter_map(|process| private_bytes(process.pid)).sum::<u64>();
     match count {
         1 if total <= SMALL => Way::PutAside,
         _ if count <= FEW || total > count as u64 * WORTH_IT => Way::Copied,

@@ -6,6 +6,7 @@
 use crate::copies;
 use crate::freeze::Tree;
 use crate::observe::{find_instruction, read_maps};
+use crate::past::bytes_to_save;
 use crate::run::Saved;
 use crate::tracer::Tracer;
 use agent::crew;
@@ -20,10 +21,13 @@ const RUN: u64 = 64 << 10;
 
 /// Gives hands to the processes for which they pay.
 pub fn give(tree: &mut Tree, saved: &mut [Saved], options: &Options, dir: &Dir) {
-    if options.page_server || options.compress.is_some() || !is_in_memory(dir) {
+    if options.page_server || options.compress.is_some() {
         return;
     }
     let wanting: Vec<usize> = (0..saved.len()).filter(|at| is_worth_it(&saved[*at])).collect();
+    if wanting.is_empty() || !is_in_memory(dir) {
+        return;
+    }
     let holders = wanting.iter().filter_map(|at| Some((*at, tree.holder(saved[*at].pid)?)));
     let (places, tasks): (Vec<usize>, Vec<_>) =
         holders.map(|(at, holder)| (at, (holder, saved[at].pid))).unzip();
@@ -37,7 +41,7 @@ pub fn give(tree: &mut Tree, saved: &mut [Saved], options: &Options, dir: &Dir) 
 }
 
 fn is_worth_it(saved: &Saved) -> bool {
-    let bytes: u64 = saved.runs.iter().map(|run| run.0.end - run.0.start).sum();
+    let bytes = bytes_to_save(&saved.runs, None);
     !saved.runs_on && saved.aside.is_none() && bytes >= WORTH_IT && bytes / saved.runs.len() as u64 >= RUN
 }
 

@@ -47,12 +47,11 @@ fn words(paper: &SharedMap, note: usize) -> [&AtomicU32; WORDS] {
 fn write(paper: &SharedMap, left: &Left) {
     let mut notes = (0..NOTES).map(|note| words(paper, note));
     // Several threads write: each takes a free one first.
-    let Some([pid, of, rest @ ..]) = notes.find(|words| {
+    let Some([pid, _, rest @ ..]) = notes.find(|words| {
         words[1].compare_exchange(0, left.of as u32, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }) else {
         return;
     };
-    debug_assert_eq!(of.load(Ordering::Relaxed), left.of as u32);
     let agent = left.shared.clone().unwrap_or_default();
     let halves = [agent.start, agent.end].map(|end| [end as u32, (end >> 32) as u32]);
     for (word, half) in rest.into_iter().zip(halves.as_flattened()) {

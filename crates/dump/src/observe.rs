@@ -5,7 +5,6 @@ use crate::identity::{At, Classes};
 use crate::tracer::{Part, Thread, Tracer, read_stat};
 use agent::inject::{BATCH, Door, Host};
 use agent::{List, Watch};
-use image::pagemap::Run;
 use image::*;
 use kinds::contract::FdProbe;
 use kinds::fd::uring;
@@ -18,6 +17,7 @@ use pages::select::{Area, Question, Selection, select};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -270,7 +270,7 @@ impl Memory {
     pub fn keep_content(&mut self) {
         let entries = self.maps.iter().map(|(_, entry)| entry);
         let without = entries.filter(|entry| vma::content(entry) == vma::Content::None);
-        let without: Vec<Run> = without.map(|entry| Run::in_parent(entry.start..entry.end)).collect();
+        let without: Vec<Range<u64>> = without.map(|entry| entry.start..entry.end).collect();
         (_, self.pages.runs) = split(&self.pages.runs, |_| true, &without);
     }
 }

@@ -56,12 +56,12 @@ fn pre_dump(root: i32, options: &Options, dir: &Dir) -> Result<(), Failures> {
         .iter()
         .map(|(pid, look)| (*pid, look.stat.ppid, bytes_to_save(&look.memory.pages.runs, past.pages(*pid))))
         .collect();
-    let runs_on = options.copy_on_write.is_none() && ahead::pays(&outlines, 0, options.share_pages);
     let way = match options.copy_on_write {
         Some(false) => Way::StandsStill,
-        _ if runs_on => Way::RunsOn,
+        None if ahead::pays(&outlines, 0, options.share_pages) => Way::RunsOn,
         _ => copies::make(&mut tree, &seen),
     };
+    let runs_on = way == Way::RunsOn;
     let mut frozen_us = None;
     let let_go = |tree: &mut Tree| {
         tree.let_go();

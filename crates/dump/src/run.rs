@@ -119,12 +119,11 @@ fn dump(
         past.tell(&pids);
         let looks: Vec<Seen> = survey.looks().collect();
         let limit = past.ahead().and_then(|ahead| ahead.limit(&looks));
-        let is_ahead = limit.is_some();
-        let limit = limit.unwrap_or(copies::SMALL);
-        let is_little = has_pages && copies::is_little(&looks, limit, |pid| past.pages(pid));
+        let is_little =
+            has_pages && copies::is_little(&looks, limit.unwrap_or(copies::SMALL), |pid| past.pages(pid));
         way = match way {
             Way::Copied if is_little && options.copy_on_write != Some(true) => Way::PutAside,
-            Way::StandsStill if is_little && is_ahead => Way::PutAside,
+            Way::StandsStill if is_little && limit.is_some() => Way::PutAside,
             Way::Copied => copies::make(&mut tree, &looks),
             way => way,
         };
@@ -196,10 +195,10 @@ fn dump(
         sharing = share(&mut saved, options)?;
         if way == Way::PutAside {
             put_aside(&mut saved)?;
-        }
-        if way == Way::PutAside && copies::are_wanted(options) {
-            drop(tty::write(&mut census.cx)?);
-            frozen_us = Some(let_go(&mut tree));
+            if copies::are_wanted(options) {
+                drop(tty::write(&mut census.cx)?);
+                frozen_us = Some(let_go(&mut tree));
+            }
         }
     }
     if let Some(keeping) = keeping {

@@ -1,7 +1,7 @@
 //! Pages that are saved while their process runs on. What it changes meanwhile is read when it stands still, and put in its
 //! place when it runs again: a pages file is in the order of addresses, without gaps.
 
-use crate::chain::each_part;
+use crate::chain::{each_part, split};
 use crate::take::{Job, Target, fill};
 use image::Dir;
 use image::pagemap::{PRESENT, PagesFile, Run};
@@ -41,18 +41,8 @@ impl Ahead {
         let (mut filled, _) = fill(&jobs, None, &create, go_on, &|_| ())?;
         let (target, place) = filled.remove(0);
         let runs = std::mem::take(&mut jobs[0].runs);
-        let missing: Vec<Run> = place.missing.iter().cloned().map(Run::in_parent).collect();
-        let mut read = Vec::with_capacity(runs.len());
-        each_part(
-            &runs,
-            |_| true,
-            &missing,
-            |range, _, is_missing| {
-                if !is_missing {
-                    read.push(range);
-                }
-            },
-        );
+        let (_, read) = split(&runs, |_| true, &place.missing);
+        let read = read.into_iter().map(|(range, _)| range).collect();
         let file = match target {
             Some(target) => {
                 target.end(&place)?;

@@ -361,11 +361,34 @@ fn resolve(name: &str, mut runs: Vec<Run>, place: Option<u32>, parent: &[Run]) -
 /// Ranges, each with something said of it.
 pub type Told<T> = Vec<(Range<u64>, T)>;
 
+/// Something with a range of pages.
+pub trait Spans {
+    fn span(&self) -> &Range<u64>;
+}
+
+impl Spans for Range<u64> {
+    fn span(&self) -> &Range<u64> {
+        self
+    }
+}
+
+impl<T> Spans for (Range<u64>, T) {
+    fn span(&self) -> &Range<u64> {
+        &self.0
+    }
+}
+
+impl Spans for Run {
+    fn span(&self) -> &Range<u64> {
+        &self.range
+    }
+}
+
 /// Splits sorted `runs` into what is in `known` too, which is sorted, and the rest.
 pub fn split<T: Copy>(
     runs: &[(Range<u64>, T)],
     is_candidate: impl Fn(T) -> bool,
-    known: &[Run],
+    known: &[impl Spans],
 ) -> (Vec<Range<u64>>, Told<T>) {
     let (mut both, mut rest) = (Vec::new(), Vec::with_capacity(runs.len()));
     each_part(runs, is_candidate, known, |range, how, is_known| match is_known {
@@ -379,7 +402,7 @@ pub fn split<T: Copy>(
 pub fn each_part<T: Copy>(
     runs: &[(Range<u64>, T)],
     is_candidate: impl Fn(T) -> bool,
-    known: &[Run],
+    known: &[impl Spans],
     mut found: impl FnMut(Range<u64>, T, bool),
 ) {
     let mut at = 0;
@@ -390,12 +413,12 @@ pub fn each_part<T: Copy>(
         }
         let mut start = range.start;
         while start < range.end {
-            while known.get(at).is_some_and(|run| run.range.end <= start) {
+            while known.get(at).is_some_and(|one| one.span().end <= start) {
                 at += 1;
             }
-            let next = known.get(at).map_or(u64::MAX, |run| run.range.start);
+            let next = known.get(at).map_or(u64::MAX, |one| one.span().start);
             let is_known = next <= start;
-            let end = if is_known { known[at].range.end } else { next }.min(range.end);
+            let end = if is_known { known[at].span().end } else { next }.min(range.end);
             found(start..end, *how, is_known);
             start = end;
         }

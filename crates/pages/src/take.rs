@@ -6,7 +6,7 @@
 //! place in the file before it writes; the writing itself is parallel again.
 
 use crate::ahead::Ahead;
-use crate::chain::each_part;
+use crate::chain::split;
 use crate::compressed::{self, Block};
 use crate::select::How;
 use agent::hands::{self, Hand, Hands};
@@ -60,8 +60,9 @@ impl Aside {
     pub fn read(pid: i32, has_relatives: bool, runs: &[(Range<u64>, How)]) -> Result<Aside, Failure> {
         let mut len = 0;
         let place = |(range, _): &(Range<u64>, How)| {
+            let at = len;
             len += (range.end - range.start) as usize;
-            (range.clone(), len - (range.end - range.start) as usize)
+            (range.clone(), at)
         };
         let ranges: Vec<(Range<u64>, usize)> = runs.iter().map(place).collect();
         let mut bytes = vec![0; len];
@@ -140,7 +141,7 @@ pub struct Job {
 
 impl Job {
     fn bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.0.end - run.0.start).sum()
+        length(&self.runs) as u64
     }
 }
 
@@ -281,6 +282,7 @@ pub fn take(
     for (job, (target, place)) in jobs.into_iter().zip(filled) {
         let mut runs = match (job.ahead, &job.source, target) {
             (Some(ahead), Source::Aside(aside), _) => {
+                dir.remove(&compressed::name(job.pages_id))?;
                 let fresh = aside.parts(&job.runs).map_err(|range| not_read(&range, job.owner))?;
                 let runs = ahead.complete(dir, &pages_name(job.pages_id), &fresh)?;
                 taken.written_pages += runs.iter().map(|run| run.len() / PAGE as u64).sum::<u64>();
@@ -527,17 +529,8 @@ fn copy(
         place.packed += u64::from(length);
     }
     if length < needed {
-        let found: Vec<Run> = found.iter().map(|run| Run::in_parent(run.0.clone())).collect();
-        each_part(
-            &chunk.runs,
-            |_| true,
-            &found,
-            |range, _, is_found| {
-                if !is_found {
-                    place.missing.push(range);
-                }
-            },
-        );
+        let (_, missing) = split(&chunk.runs, |_| true, &found);
+        place.missing.extend(missing.into_iter().map(|(range, _)| range));
     }
     place.offset = at;
     place.index = place.index.saturating_add(1);
@@ -650,7 +643,7 @@ fn read(
     runs: &[(Range<u64>, How)],
     buffer: &mut [u8],
 ) -> Result<usize, Failure> {
-    let total: usize = runs.iter().map(|run| (run.0.end - run.0.start) as usize).sum();
+    let total = length(runs);
     let explain = |range: &Range<u64>, error: Errno| explain(range, owner, error);
     match source {
         Source::Process { pid, has_relatives: false, .. } if runs.iter().all(|run| run.1.is_readable) => {
